@@ -1,0 +1,38 @@
+# Two commands matter: `make reproduce` and `make test`. Both create .venv when it is missing.
+VENV ?= .venv
+PROFILE ?= demo
+# The newest Python this kit is tested on that this machine has.
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) >/dev/null 2>&1 && python$(v) -c '' 2>/dev/null && echo python$(v))) python3)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help reproduce test lab lint
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make reproduce   run 01 to 07 headlessly (PROFILE=smoke|demo|benchmark|paper; default demo), print the tables"
+	@echo "make test        unit and integration tests, then nbval on the notebooks"
+	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make lint        ruff on code, nbstripout on notebooks"
+	@echo "ARGS='…' adds options to reproduce, for instance ARGS='--from 05 --set stage3.steps=100'"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, found %d.%d; set PYTHON=/path/to/python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,npu]'
+	@touch $(STAMP)
+
+reproduce: $(STAMP)
+	$(BIN)/paperlib reproduce --profile $(PROFILE) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+	PAPERLIB_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks/01_data.ipynb
+
+lint: $(STAMP)
+	$(BIN)/ruff check paperlib tests notebooks
+	$(BIN)/nbstripout --verify --keep-count notebooks/*.ipynb

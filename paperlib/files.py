@@ -1,0 +1,119 @@
+"""Files that are never half written: atomic writes, hashes, locks and the places paperlib looks in."""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paperlib.errors import UserError
+
+
+def _explain(error: OSError, path: Path) -> UserError:
+    """Turn an operating-system error about `path` into a sentence with a remedy."""
+    reason = error.strerror or str(error)
+    return UserError(f"cannot write {path}: {reason}. Free some space or choose a writable folder with --out.")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to write to; rename it to `path` when the block ends without error.
+
+    The data is flushed to disk before the rename, so after a crash `path` is either the old file or the new one.
+
+    Raises:
+        UserError: the folder cannot be created or written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        Path(name).chmod(0o644)
+    except OSError as error:
+        raise _explain(error, path) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write `text` as UTF-8, atomically. Returns the path."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: object) -> Path:
+    """Write `value` as indented JSON with a final newline, atomically. Returns the path."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir() -> Path:
+    """Folder for downloads, decoded pixels and teacher outputs: `PAPERLIB_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("PAPERLIB_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "paperlib"
+
+
+def _folder_from(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    if not Path(value).is_dir():
+        raise UserError(f"{variable}={value} is not a folder. Unset it or point it to an existing folder.")
+    return Path(value)
+
+
+def assets_dir() -> Path | None:
+    """Folder of downloaded weights named by `PAPERLIB_ASSETS`, or None when unset."""
+    return _folder_from("PAPERLIB_ASSETS")
+
+
+def data_dir() -> Path | None:
+    """Folder of image sets named by `PAPERLIB_DATA`, or None when unset."""
+    return _folder_from("PAPERLIB_DATA")
+
+
+@contextmanager
+def file_lock(path: str | Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` for the block; the operating system frees it when the process dies.
+
+    Raises:
+        UserError: another living process holds the lock; its process id is named.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _explain(error, path) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            message = f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another --out."
+            raise UserError(message) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,89 @@
+"""The four profiles as data. `paper` is the published schedule (paper sections 3–5), nothing changed.
+
+The smaller ones run the same code on less: they show that the method works, never the paper's numbers. Each stage says
+what its source reports (`expect`).
+"""
+
+from typing import Any
+
+STAGE2_LOSS = {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03}
+# λ(t) of the published command line that names the Mamba teacher in stage 3.
+STAGE3_LOSS = {
+    "charbonnier": 1.0, "dct": 0.015, "kd": 0.010, "kd_mid": 0.005, "kd_low": 0.01, "kd_p1": 0.25, "kd_p2": 0.60}
+
+PAPER: dict[str, Any] = {
+    "data": {"source": "div2k"},
+    "teacher": {"kind": "published", "outputs": "on_the_fly"},
+    "stage1": {
+        "steps": 30_000, "batch": 16, "patch": 128, "lr": 1e-3, "warmup": 0.10, "decay": "cosine",
+        "loss": {"l1": 1.0},
+        "expect": "30.2618 dB / 0.8624 on DIV2K validation, best epoch 588 of 600 (authors' log); 18 GPU hours in all"},
+    "stage2": {
+        "steps": 10_000, "batch": 16, "patch": 160, "lr": 1.5e-5, "decay": "halve", "halve_every": 2000,
+        "loss": STAGE2_LOSS, "expect": "30.28 dB / 0.863 (Table B); 30.2765 / 0.8628 (authors' log, epoch 198)"},
+    "stage3": {
+        "steps": 7_500, "batch": 16, "patch": 144, "lr": 2e-6, "decay": "halve", "halve_every": 2000,
+        "loss": STAGE3_LOSS, "expect": "30.13 dB / 0.858 fake-quant; 30.0003 / 0.856 as dynamic INT8 TFLite"},
+    "ablation": {
+        "stage1_steps": 30_000, "stage3_steps": 7_500,
+        "switches": ("teacher_none", "teacher_student", "dct_off", "confidence_off")},
+}
+
+SMOKE: dict[str, Any] = {
+    "data": {"source": "embedded", "train_crop": 144, "valid_crop": 96, "max_train": 4, "max_valid": 2},
+    "student": {"init": "bilinear"},
+    "teacher": {"kind": "small", "small_dim": 8, "small_layers": 1, "small_steps": 2, "small_batch": 2,
+                "small_patch": 16},
+    "stage1": {"steps": 6, "batch": 2, "patch": 16, "lr": 1e-4, "warmup": 0.1, "ema_warmup": True, "validate_every": 3,
+               "checkpoint_every": 3, "recalibrate_batches": 2, "loss": {"l1": 1.0}, "expect": "no meaningful score"},
+    "stage2": {"steps": 4, "batch": 2, "patch": 16, "lr": 1e-5, "decay": "halve", "ema_warmup": True,
+               "validate_every": 2, "checkpoint_every": 2, "recalibrate_batches": 2, "loss": STAGE2_LOSS,
+               "expect": "no meaningful score"},
+    "stage3": {"steps": 5, "batch": 2, "patch": 16, "lr": 1e-6, "decay": "halve", "ema_warmup": True,
+               "validate_every": 5, "checkpoint_every": 5, "loss": STAGE3_LOSS, "expect": "no meaningful score"},
+    "quant": {"calibration_images": 2},
+    "export": {"height": 32, "width": 48, "overlap": 16},
+    "ablation": {"archs": ("mobileone", "repdw", "abpn"), "stage1_steps": 2, "stage3_steps": 2},
+}
+
+DEMO: dict[str, Any] = {
+    "data": {"source": "embedded", "valid_crop": 384, "sampling": "area"},
+    "student": {"init": "bilinear"},
+    "teacher": {"kind": "auto", "small_dim": 24, "small_layers": 2, "small_steps": 250, "small_batch": 4,
+                "small_patch": 32},
+    "stage1": {"steps": 900, "batch": 8, "patch": 40, "lr": 1e-3, "warmup": 0.10, "decay": "cosine",
+               "ema": 0.99, "ema_warmup": True, "validate_every": 150, "checkpoint_every": 50,
+               "recalibrate_batches": 32, "loss": {"l1": 1.0},
+               "expect": "about 1 dB above bicubic after minutes; the paper trains 30,000 steps of 16 × 128²"},
+    "stage2": {"steps": 300, "batch": 8, "patch": 48, "lr": 1e-4, "decay": "halve", "halve_every": 100,
+               "ema": 0.99, "ema_warmup": True, "validate_every": 100, "checkpoint_every": 50,
+               "recalibrate_batches": 32, "loss": STAGE2_LOSS, "expect": "a small gain over stage 1, as in the paper"},
+    "stage3": {"steps": 400, "batch": 8, "patch": 48, "lr": 2e-5, "decay": "halve", "halve_every": 130,
+               "ema": 0.99, "ema_warmup": True, "validate_every": 100, "checkpoint_every": 50, "loss": STAGE3_LOSS,
+               "expect": "a loss of some hundredths of a dB against float"},
+    "quant": {"calibration_images": 8, "quantiser": "tflite"},
+    "export": {"height": 128, "width": 128, "overlap": 16},
+    "ablation": {"stage1_steps": 150, "stage3_steps": 60, "switches": ("teacher_none",)},
+}
+
+BENCHMARK: dict[str, Any] = {
+    "data": {"source": "folders", "train": ("bsds400", "t91", "cid22"), "valid": ("clic_val",),
+             "tests": ("benchmark/Set5", "benchmark/Set14", "benchmark/B100"), "sampling": "area"},
+    "student": {"init": "bilinear"},
+    "teacher": {"kind": "published", "outputs": "cached"},
+    "stage1": {"steps": 40_000, "batch": 16, "patch": 42, "lr": 1e-3, "warmup": 0.02, "decay": "cosine",
+               "form": "collapsed", "validate_every": 2000, "checkpoint_every": 500, "loss": {"l1": 1.0},
+               "expect": "FP32 Y on Set5 ≥ 33.2 dB; the authors' weights give 33.54 after 18 GPU hours on DIV2K"},
+    "stage2": {"steps": 10_000, "batch": 16, "patch": 48, "lr": 2e-4, "decay": "cosine", "form": "collapsed",
+               "validate_every": 2000, "checkpoint_every": 500, "loss": STAGE2_LOSS,
+               "expect": "the authors' own stage 2 gained 0.015 dB over stage 1"},
+    "stage3": {"steps": 5_000, "batch": 16, "patch": 48, "lr": 2e-5, "decay": "cosine",
+               "validate_every": 1000, "checkpoint_every": 500, "loss": STAGE3_LOSS,
+               "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
+    "quant": {"quantiser": "tflite"},
+    "ablation": {"stage1_steps": 2_000, "stage3_steps": 500, "seeds": (1234, 1235),
+                 "switches": ("teacher_none", "teacher_student")},
+}
+
+PROFILE_VALUES: dict[str, dict[str, Any]] = {
+    "smoke": SMOKE, "demo": DEMO, "benchmark": BENCHMARK, "paper": PAPER}

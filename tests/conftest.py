@@ -1,0 +1,40 @@
+"""Fixtures: where optional downloaded files lie; tests that need them skip, saying so, when they are absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is unset: no downloaded files to test against")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Folder of published weights (PAPERLIB_ASSETS)."""
+    return _folder("PAPERLIB_ASSETS")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of image sets (PAPERLIB_DATA)."""
+    return _folder("PAPERLIB_DATA")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of reference tensors, beside PAPERLIB_ASSETS."""
+    folder = _folder("PAPERLIB_ASSETS").parent / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: no reference tensors to test against")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
