@@ -248,8 +248,20 @@ def load_settings(profile: str | None = None, overrides: str | dict[str, Any] | 
     profile = profile or os.environ.get("PAPERLIB_PROFILE") or "smoke"
     if profile not in PROFILES:
         raise UserError(f"unknown profile {profile!r}. Nearest: {_nearest(profile, list(PROFILES))}.")
-    tree = Settings(profile=profile, **PROFILE_VALUES[profile]).model_dump()
-    for field, value in parse_overrides(overrides).items():
+    return override(Settings(profile=profile, **PROFILE_VALUES[profile]), parse_overrides(overrides))
+
+
+def override(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """Settings with single fields changed, validated as a whole.
+
+    Args:
+        changes: dotted field names and values, for instance {"stage3.loss.kd": 0}.
+
+    Raises:
+        UserError: an unknown field (the nearest names are given), or a value of the wrong kind or range.
+    """
+    tree = settings.model_dump()
+    for field, value in changes.items():
         _insert(tree, field, value)
     try:
         return Settings.model_validate(tree)

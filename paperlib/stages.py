@@ -18,9 +18,8 @@ from paperlib.baselines import build_model, fuse_model, load_model
 from paperlib.config import Settings, StageSettings, settings_hash
 from paperlib.data import Pair, PixelStore, open_store, test_sets, validation_pairs
 from paperlib.distill import OnTheFlyTeacher, TeacherSource, find_teacher, outputs_key, teacher_outputs
-from paperlib.evaluate import StudentUpscaler, score_pairs
+from paperlib.evaluate import StudentUpscaler
 from paperlib.files import sha256_file
-from paperlib.losses import confidence
 from paperlib.metrics import psnr_rgb
 from paperlib.patches import TrainSet
 from paperlib.quantise import freeze_observers, prepare_qat, save_qat

@@ -1,0 +1,116 @@
+"""Training patches: aligned random crops with flips and turns, each a pure function of (seed, name, index) (section 4).
+
+Nothing is kept between steps, so a training resumes from its step number alone, and several processes that share a
+batch draw exactly the samples that one process would.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paperlib.config import DataSettings
+from paperlib.errors import UserError
+from paperlib.resize import SCALE
+from paperlib.store import PixelStore
+
+
+@dataclass
+class Batch:
+    """Patches of one step."""
+
+    lr: Tensor
+    """uint8 (B, 3, p, p)."""
+    hr: Tensor
+    """uint8 (B, 3, 3p, 3p)."""
+    teacher: Tensor | None = None
+    """uint8 (B, 3, 3p, 3p), the teacher's output for the same crops, or None."""
+    samples: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(photograph, top, left, turn) in LR pixels; turn 0..7 counts quarter turns, from 4 on after a flip."""
+
+
+def _augment(patch: np.ndarray, turn: int) -> np.ndarray:
+    """One of the eight symmetries of a square patch (p, p, 3)."""
+    patch = patch[:, ::-1] if turn >= 4 else patch
+    return np.rot90(patch, turn % 4)
+
+
+def _stack(patches: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack([np.ascontiguousarray(patch.transpose(2, 0, 1)) for patch in patches]))
+
+
+class TrainSet:
+    """Draws training patches from a `PixelStore`.
+
+    Args:
+        store: decoded training photographs.
+        settings: `sampling` "image" shows every photograph once per pass, "area" in proportion to its pixels.
+        seed, name: what the draw depends on besides the index; two trainings with other names see other patches.
+        patch: LR pixels a side; smaller photographs are left out (`left_out` counts them).
+
+    Raises:
+        UserError: no photograph is large enough.
+    """
+
+    def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int) -> None:
+        self.store, self.settings, self.patch = store, settings, patch
+        sides = np.array([min(store.lr(index).shape[:2]) for index in range(len(store))])
+        self.usable = np.flatnonzero(sides >= patch)
+        self.left_out = len(sides) - len(self.usable)
+        if not len(self.usable):
+            raise UserError(f"no training photograph has {patch} LR pixels a side. The largest patch possible here is "
+                            f"{sides.max()}: lower the stage's patch, or add larger photographs.")
+        self.key = int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
+        area = np.array([store.lr(int(index)).shape[0] * store.lr(int(index)).shape[1] for index in self.usable])
+        self._shares = np.cumsum(area / area.sum())
+        self._order = lru_cache(maxsize=4)(self._permutation)
+
+    def _generator(self, stream: int, index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, stream, index]))
+
+    def _permutation(self, number: int) -> np.ndarray:
+        """Order of the photographs in pass `number`."""
+        return self._generator(1, number).permutation(self.usable)
+
+    def sample(self, index: int) -> tuple[int, int, int, int]:
+        """(photograph, top, left, turn) of the sample with this index, counted from the start of the training."""
+        random = self._generator(0, index)
+        if self.settings.sampling == "image":
+            turn_of, place = divmod(index, len(self.usable))
+            photograph = int(self._order(turn_of)[place])
+        else:
+            chosen = np.searchsorted(self._shares, random.random(), side="right")
+            photograph = int(self.usable[min(int(chosen), len(self.usable) - 1)])
+        height, width = self.store.lr(photograph).shape[:2]
+        top, left = random.integers(height - self.patch + 1), random.integers(width - self.patch + 1)
+        return photograph, int(top), int(left), int(random.integers(8))
+
+    def batch(self, step: int, batch: int, rank: int = 0, world: int = 1, teacher: str | None = None) -> Batch:
+        """The patches of a step.
+
+        Args:
+            batch: samples in the step over all processes; a multiple of `world`.
+            rank, world: which process this is, and how many share the batch.
+            teacher: key of cached teacher outputs to crop along.
+
+        Raises:
+            UserError: the batch cannot be shared evenly, or the teacher's outputs are not there.
+        """
+        if batch % world:
+            raise UserError(f"a batch of {batch} cannot be shared by {world} processes. Choose a multiple of {world}.")
+        outputs = self.store.companion(teacher) if teacher else None
+        share, p = batch // world, self.patch
+        start = step * batch + rank * share
+        samples = [self.sample(index) for index in range(start, start + share)]
+        lr, hr, extra = [], [], []
+        for photograph, top, left, turn in samples:
+            rows, columns = slice(top, top + p), slice(left, left + p)
+            large = (slice(SCALE * top, SCALE * (top + p)), slice(SCALE * left, SCALE * (left + p)))
+            lr.append(_augment(self.store.lr(photograph)[rows, columns], turn))
+            hr.append(_augment(self.store.hr(photograph)[large], turn))
+            if outputs is not None:
+                extra.append(_augment(outputs[photograph][large], turn))
+        return Batch(_stack(lr), _stack(hr), _stack(extra) if extra else None, samples)

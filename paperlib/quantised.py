@@ -1,0 +1,142 @@
+"""A graph together with its INT8 grids: what quantisation-aware training hands to the export (paper section 5).
+
+Every activation lies on a grid value = scale·(q − zero_point) with int8 q; every kernel on a symmetric grid, one scale
+for the whole kernel (`paper`, QNNPACK) or one per output channel (`tflite`); biases are int32 on the grid
+input scale × weight scale. `run_quantised` executes this in float: the reference that a TFLite file must match.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paperlib.graph import SHARES_GRID, Graph, Node, run_graph
+
+QMIN, QMAX = -128, 127
+QW = 127
+"""Largest |int8| of a weight in TFLite."""
+EPS = 2.0**-23
+"""Smallest activation scale; keeps a constant map computable."""
+WEIGHT_EPS = 1e-5
+"""Smallest weight scale: in a (nearly) dead channel the bias, on steps of input scale × this, must still fit int32."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An int8 grid: value = scale·(q − zero_point), q in −128..127."""
+
+    scale: float
+    zero_point: int
+
+    @property
+    def low(self) -> float:
+        """Smallest value on the grid."""
+        return self.scale * (QMIN - self.zero_point)
+
+    @property
+    def high(self) -> float:
+        """Largest value on the grid."""
+        return self.scale * (QMAX - self.zero_point)
+
+    def fake(self, x: Tensor) -> Tensor:
+        """x rounded to the grid (half to even) and clipped to it; straight-through gradient inside the range."""
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, QMIN, QMAX)
+
+
+IMAGE_GRID = Grid(1.0, QMIN)
+"""8-bit pixels 0..255, exactly."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisedGraph:
+    """A graph with learnt float weights, the grid of every activation and the scale(s) of every kernel."""
+
+    graph: Graph
+    grids: dict[str, Grid]
+    """Per node that owns a grid (see `grid_owners`)."""
+    weight_scales: dict[str, Tensor]
+    """Per node with weights: (1,) per tensor or (O,) per output channel; float32."""
+    quantiser: str
+    """"paper" or "tflite"."""
+
+    def grid(self, name: str) -> Grid:
+        """The grid on which node `name`'s output lies."""
+        return self.grids[grid_owners(self.graph)[name]]
+
+
+def grid_owners(graph: Graph) -> dict[str, str]:
+    """For every node, the node whose grid its output lies on.
+
+    Operators that only move values (TFLite: CONCATENATION, DEPTH_TO_SPACE, …) share one grid with all their inputs; the
+    first node of such a group in the order of execution owns it.
+    """
+    owner = {node.name: node.name for node in graph.nodes}
+
+    def root(name: str) -> str:
+        while owner[name] != name:
+            name = owner[name]
+        return name
+
+    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op in SHARES_GRID:
+            members = sorted({root(name) for name in (node.name, *node.inputs)}, key=order.__getitem__)
+            for member in members:
+                owner[member] = members[0]
+    return {name: root(name) for name in owner}
+
+
+def channel_scales(weight: Tensor) -> Tensor:
+    """TFLite's weight scales: largest |w| of each output channel / 127, (O,), without gradient."""
+    peak = weight.detach().abs().flatten(1).amax(1)
+    return torch.clamp(peak / QW, min=WEIGHT_EPS)
+
+
+def fake_quant_weight(weight: Tensor, scale: Tensor) -> Tensor:
+    """A kernel rounded to its symmetric int8 grid in −127..127; straight-through gradient inside the range.
+
+    Args:
+        weight: (O, …); scale: (1,) for the whole kernel or (O,) per output channel.
+    """
+    if scale.numel() == 1:
+        return torch.fake_quantize_per_tensor_affine(weight, float(scale), 0, QMIN, QW)
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, QMIN, QW)
+
+
+def fake_quant_bias(bias: Tensor, step: Tensor) -> Tensor:
+    """A bias rounded to int32 steps of input scale × weight scale ((1,) or (O,)); straight-through gradient."""
+    rounded = torch.round(bias.detach() / step) * step
+    return bias + (rounded - bias.detach())
+
+
+def quantised_weights(qgraph: QuantisedGraph, node: Node) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a node as the INT8 file holds them, in float."""
+    if node.weight is None:
+        return None, None
+    scale = qgraph.weight_scales[node.name]
+    weight = fake_quant_weight(node.weight, scale)
+    if node.bias is None:
+        return weight, None
+    return weight, fake_quant_bias(node.bias, scale * qgraph.grid(node.inputs[0]).scale)
+
+
+@torch.no_grad()
+def run_quantised(
+    qgraph: QuantisedGraph, x_255: Tensor, *, weights: bool = True, activations: bool = True,
+) -> Tensor:
+    """The fake-quant forward: (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in 0..255.
+
+    Args:
+        weights, activations: switch one half off to see what the other costs (drop decomposition).
+    """
+    owners = grid_owners(qgraph.graph)
+
+    def after(node: Node, out: Tensor) -> Tensor:
+        # a tensor that only moved is on its grid already; the last clip may leave it
+        on_grid = node.op in SHARES_GRID and node.op != "clamp"
+        return out if on_grid or not activations else qgraph.grids[owners[node.name]].fake(out)
+
+    compute = (lambda node: quantised_weights(qgraph, node)) if weights else None
+    return F.hardtanh(run_graph(qgraph.graph, x_255, weights=compute, after=after), 0.0, 255.0)

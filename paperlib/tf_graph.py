@@ -1,0 +1,145 @@
+"""The deployment graph rebuilt in TensorFlow, NHWC, for the TFLite converter (paper section 5).
+
+The learnt grids enter as `fake_quant` operators, which the converter takes as given; no calibration happens. The head's
+output channels are permuted once, from PixelShuffle's order (colour, sub-pixel) to DEPTH_TO_SPACE's (sub-pixel, colour).
+TensorFlow is imported only when something is built.
+"""
+
+import os
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from paperlib.graph import SHARES_GRID, Graph, Node
+from paperlib.quantised import QW, QuantisedGraph, quantised_weights
+from paperlib.student import SCALE
+
+
+@cache
+def tensorflow() -> Any:
+    """The tensorflow module, imported on first use, with its start-up chatter (not its errors) silenced."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
+    return tf
+
+
+def tile_order(values: Tensor) -> Tensor:
+    """Values per output channel (27, …) from PixelShuffle's order (colour, sub-pixel) to (sub-pixel, colour)."""
+    return values.reshape(-1, SCALE**2, *values.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+
+def shuffled_convolutions(graph: Graph) -> set[str]:
+    """Names of the convolutions whose output channels must be in DEPTH_TO_SPACE's order.
+
+    A `repeat` added to one of them then repeats the whole image (r, g, b, r, g, b, …) instead of each channel.
+    """
+    names: set[str] = set()
+    waiting = [node.inputs[0] for node in graph.nodes if node.op == "depth_to_space"]
+    while waiting:
+        node = graph[waiting.pop()]
+        if node.op == "conv":
+            names.add(node.name)
+        elif node.op == "add":
+            waiting.extend(node.inputs)
+        elif node.op != "repeat":
+            raise ValueError(f"cannot reorder the channels of {node.op} {node.name}")
+    return names
+
+
+class FloatBuilder:
+    """Computes a graph with TensorFlow operators: (1, H, W, 3) in 0..255 → (1, 3H, 3W, 3) in 0..255, float32."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.shuffled = graph, shuffled_convolutions(graph)
+
+    def __call__(self, x: Any) -> Any:
+        tensors: dict[str, Any] = {}
+        for node in self.graph.nodes:
+            out = x if node.op == "input" else self.emit(node, [tensors[name] for name in node.inputs])
+            tensors[node.name] = self.mark(node, out)
+        return tensors[self.graph.nodes[-1].name]
+
+    def layout(self, node: Node, weight: Tensor, bias: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Kernel (k, k, I/groups, O) and bias (O,) as TensorFlow wants them; PReLU: slopes (1, 1, C) and None."""
+        if node.op == "prelu":
+            return weight.numpy().reshape(1, 1, -1), None
+        if node.name in self.shuffled:
+            weight, bias = tile_order(weight), tile_order(bias)
+        return weight.permute(2, 3, 1, 0).contiguous().numpy(), bias.numpy()
+
+    def weights(self, node: Node) -> tuple[Any, np.ndarray | None]:
+        """Kernel and bias of a node, in `layout`."""
+        return self.layout(node, node.weight, node.bias)
+
+    def mark(self, node: Node, out: Any) -> Any:
+        """Hook: what follows a node's output."""
+        return out
+
+    def clamp(self, x: Any) -> Any:
+        """The last clip to 0..255."""
+        tf = tensorflow()
+        return tf.minimum(tf.nn.relu(x), 255.0)
+
+    def emit(self, node: Node, inputs: list[Any]) -> Any:
+        """The TensorFlow operators of one node."""
+        tf = tensorflow()
+        if node.op in ("conv", "prelu"):
+            weight, bias = self.weights(node)
+        match node.op:
+            case "conv" if node.groups > 1:
+                kernel = weight.transpose((0, 1, 3, 2))  # (k, k, C, 1)
+                out = tf.nn.bias_add(tf.nn.depthwise_conv2d(inputs[0], kernel, (1, 1, 1, 1), "SAME"), bias)
+            case "conv":
+                out = tf.nn.bias_add(tf.nn.conv2d(inputs[0], weight, 1, "SAME"), bias)
+            case "prelu":  # the form, slopes (1, 1, C) included, that the converter knows as PRELU
+                out = tf.nn.relu(inputs[0]) + -weight * tf.nn.relu(-inputs[0])
+            case "add":
+                out = inputs[0] + inputs[1]
+            case "concat":
+                out = tf.concat(inputs, -1)
+            case "repeat":
+                out = tf.concat([inputs[0]] * SCALE**2, -1)
+            case "depth_to_space":
+                out = tf.nn.depth_to_space(inputs[0], SCALE)
+            case "clamp":
+                out = self.clamp(inputs[0])
+        return tf.nn.relu(out) if node.relu else out
+
+
+class Int8Builder(FloatBuilder):
+    """The same with the learnt grids as `fake_quant` operators on the image, every activation and every kernel.
+
+    Kernels are handed over already rounded. Depthwise kernels and PReLU slopes carry no fake_quant (it has no axis for
+    them): the converter then takes max |w| / 127, which is their scale. No clamp: the output grid saturates.
+    """
+
+    def __init__(self, qgraph: QuantisedGraph) -> None:
+        super().__init__(qgraph.graph)
+        self.qgraph = qgraph
+
+    def weights(self, node: Node) -> tuple[Any, np.ndarray | None]:
+        fake = tensorflow().quantization
+        weight, bias = self.layout(node, *quantised_weights(self.qgraph, node))
+        scale = self.qgraph.weight_scales[node.name]
+        if node.op == "prelu" or (node.groups > 1 and scale.numel() > 1):
+            return weight, bias
+        if scale.numel() == 1:
+            # −128 is TFLite's business only where the `paper` quantiser chose it
+            lowest = min(-QW, round(float(weight.min() / scale)))
+            low, high = lowest * float(scale), QW * float(scale)
+            return fake.fake_quant_with_min_max_args(weight, low, high, narrow_range=lowest == -QW), bias
+        high = QW * (tile_order(scale) if node.name in self.shuffled else scale).numpy()
+        return fake.fake_quant_with_min_max_vars_per_channel(weight, -high, high, narrow_range=True), bias
+
+    def mark(self, node: Node, out: Any) -> Any:
+        if node.op in SHARES_GRID:
+            return out
+        grid = self.qgraph.grid(node.name)
+        return tensorflow().quantization.fake_quant_with_min_max_args(out, grid.low, grid.high)
+
+    def clamp(self, x: Any) -> Any:
+        return x

@@ -1,0 +1,59 @@
+"""Any image through a network of fixed input size: reflect-padding, overlapping tiles (paper section 5)."""
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+
+from paperlib.student import SCALE
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """First pixels of the tiles that cover `length` pixels; neighbours share at least `overlap`.
+
+    Raises:
+        ValueError: the overlap is not smaller than the tile.
+    """
+    if overlap >= tile:
+        raise ValueError(f"overlap {overlap} is not smaller than the tile {tile}")
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def _kept(places: list[int], index: int, tile: int, length: int) -> tuple[int, int]:
+    """The part of a tile that goes into the result: neighbours meet in the middle of what they share."""
+    here = places[index]
+    first = 0 if index == 0 else (places[index - 1] + tile + here) // 2
+    last = length if index == len(places) - 1 else (here + tile + places[index + 1]) // 2
+    return first, last
+
+
+def run_tiled(
+    run: Callable[[np.ndarray], np.ndarray], lr: np.ndarray, height: int, width: int, overlap: int,
+) -> np.ndarray:
+    """Upscale an image of any size with a network of fixed input size.
+
+    An image smaller than the tile is padded at the bottom and right by reflection (repeated where it is small; an axis
+    of one pixel repeats that pixel), and the result is cropped.
+
+    Args:
+        run: (height, width, 3) → (3·height, 3·width, 3), same type.
+        lr: (h, w, 3).
+
+    Returns:
+        (3h, 3w, 3).
+    """
+    h, w = lr.shape[:2]
+    rows, columns = starts(h, height, overlap), starts(w, width, overlap)
+    padded = np.pad(lr, ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0)), mode="reflect")
+    sr: np.ndarray | None = None
+    for (i, y), (j, x) in product(enumerate(rows), enumerate(columns)):
+        tile = run(padded[y : y + height, x : x + width])
+        if sr is None:
+            sr = np.empty((h * SCALE, w * SCALE, 3), tile.dtype)
+        top, bottom = _kept(rows, i, height, h)
+        left, right = _kept(columns, j, width, w)
+        sr[top * SCALE : bottom * SCALE, left * SCALE : right * SCALE] = tile[
+            (top - y) * SCALE : (bottom - y) * SCALE, (left - x) * SCALE : (right - x) * SCALE]
+    return sr
