@@ -31,7 +31,8 @@ def _convert(
     """Trace `build` for (1, height, width, 3) (None: any size), convert, and write the file atomically."""
     tf = tensorflow()
     module = tf.Module()
-    traced = tf.function(build).get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
+    module.build = tf.function(build, autograph=False)
+    traced = module.build.get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
     if configure:
         configure(converter)
@@ -44,7 +45,6 @@ def _convert(
 def _int8(converter: Any) -> None:
     tf = tensorflow()
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
 
 
@@ -81,6 +81,7 @@ def export_ptq(
     """
     def configure(converter: Any) -> None:
         _int8(converter)
+        converter.target_spec.supported_ops = [tensorflow().lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = lambda: ([_sample(image, height, width)] for image in images)
 
     return _convert(FloatBuilder(graph), path, height, width, configure)

@@ -1,13 +1,15 @@
-"""Both quantisers behind one door: prepare, freeze, read, save, load (paper section 4)."""
+"""Both quantisers behind one door: prepare, freeze, read out, save, load (paper section 4)."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from paperlib.baselines import build_model
+from paperlib.baselines import build_model, fuse_model
 from paperlib.calibrate import calibrate, image_batch
 from paperlib.config import QuantSettings, StudentSettings
 from paperlib.equalise import equalise
@@ -17,6 +19,67 @@ from paperlib.graph import deployment_graph
 from paperlib.quant_fx import PaperQat, calibrate_paper, freeze_paper, paper_graph
 from paperlib.quant_tflite import TfliteQat, freeze_tflite, tflite_graph
 from paperlib.quantised import QuantisedGraph
-from paperlib.student import load_weights, read_checkpoint, write_checkpoint
+from paperlib.student import load_weights, read_checkpoint
 
-Qat = PaperQat | TfliteQat
+
+def prepare_qat(fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor]) -> nn.Module:
+    """A fused model under fake-quantisation, calibrated, ready for the ordinary `fit`; the input is not changed.
+
+    Args:
+        fused: student or baseline; folded first where it still has branches.
+        settings: which quantiser, and whether channels are equalised first (`tflite` only).
+        images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
+
+    Returns:
+        (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W), in training mode.
+    """
+    fused = fuse_model(fused, clamp=True)
+    if settings.quantiser == "paper":
+        paper = PaperQat(fused)
+        calibrate_paper(paper, [image_batch(image) for image in images])
+        return paper.train()
+    graph = deployment_graph(fused)
+    if settings.equalise:
+        graph = equalise(graph, images)
+    return TfliteQat(fused, calibrate(graph, images), graph).train()
+
+
+def freeze_observers(model: nn.Module) -> None:
+    """Freeze every activation grid of a model from `prepare_qat`, in place; training then only moves weights."""
+    if isinstance(model, PaperQat):
+        freeze_paper(model)
+    else:
+        freeze_tflite(model)
+
+
+def quantised_graph(model: nn.Module) -> QuantisedGraph:
+    """Graph, weights and grids of a model from `prepare_qat`, as the export wants them."""
+    return paper_graph(model) if isinstance(model, PaperQat) else tflite_graph(model)
+
+
+def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
+    """Write a model under quantisation as .safetensors with architecture, quantiser and grids in its metadata."""
+    qgraph = quantised_graph(model)
+    grids = {name: [grid.scale, grid.zero_point] for name, grid in sorted(qgraph.grids.items())}
+    about = {"architecture": model.settings.model_dump(), "form": "qat", "clamp": True,
+             "quantiser": model.quantiser, "grids": grids, **metadata}
+    # FX lets several names share one observer; safetensors wants each tensor for itself.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"paperlib": json.dumps(about)})
+    return Path(path)
+
+
+def load_qat(path: str | Path) -> nn.Module:
+    """A model saved by `save_qat`, in evaluation mode.
+
+    Raises:
+        UserError: missing or damaged file, not a quantised checkpoint, or weights that do not fit.
+    """
+    tensors, about = read_checkpoint(path)
+    if about["form"] != "qat":
+        raise UserError(f"{path} is in form {about['form']!r}, not quantised. Name a qat.safetensors of a run.")
+    fused = build_model(StudentSettings.model_validate(about["architecture"]), "fused", clamp=True)
+    model = PaperQat(fused) if about["quantiser"] == "paper" else TfliteQat(fused, {})
+    load_weights(model, tensors, path)
+    return model.eval()

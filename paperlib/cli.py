@@ -1,0 +1,268 @@
+"""The command line: `paperlib COMMAND`. Parses, calls one function of the package, prints, and turns errors into exit
+codes: 0 done, 1 some inputs failed, 2 bad input (one line on stderr), 130 interrupted.
+
+Each command imports what it needs when it runs, so that `paperlib --help` answers at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from paperlib import __version__
+from paperlib.config import PROFILES
+from paperlib.errors import UserError
+
+MODELS = "bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or .tflite file"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`s: one line, no usage text before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See `{self.prog} --help`.")
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 up, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_count.__name__ = "whole number from 1 up"  # argparse: "invalid whole number from 1 up value: '0'"
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`--set` arguments as overrides: "stage1.steps=500" → {"stage1.steps": 500}; values are JSON, else plain text.
+
+    Raises:
+        UserError: an argument without "=".
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals or not field:
+            raise UserError(f"--set {assignment}: expected field=value, for instance --set stage1.steps=500.")
+        try:
+            overrides[field] = json.loads(text)
+        except json.JSONDecodeError:
+            overrides[field] = text
+    return overrides
+
+
+def _writable(folder: Path) -> None:
+    """Make a folder and check that it takes files, before hours of work go into it.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}. Choose another folder.") from error
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    if path:
+        from paperlib.files import write_json
+
+        write_json(path, value)
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Any]:
+    """A bar on stderr, only in a terminal; gives the function to call with (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, disable=None, leave=False) as bar:
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _results(out: Path | None, profile: str | None) -> Path:
+    from paperlib.records import root
+
+    return out or root() / "results" / _profile(profile)
+
+
+def _profile(profile: str | None) -> str:
+    return profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from paperlib.run import reproduce
+
+    return reproduce(_profile(args.profile), args.out, args.first.zfill(2), args.last.zfill(2),
+                     parse_assignments(args.assignments), args.force)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from paperlib.data import Pairs, read_pairs
+    from paperlib.evaluate import evaluate, load_upscaler, score_lines
+
+    if args.json:
+        _writable(args.json.parent)
+    pairs = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images])
+    upscaler = load_upscaler(args.model)
+    with _progress("image") as progress:
+        result = evaluate(upscaler, pairs, progress)
+    if result["failed"] and len(pairs) == 1:
+        raise UserError(result["failed"][0])
+    print(f"{result['model']} on {args.hr}\n{score_lines(result)}")
+    _write_json(args.json, result)
+    for line in (*result["notes"], *result["failed"]):
+        print(line, file=sys.stderr)
+    return 1 if result["failed"] else 0
+
+
+def _upscale(args: argparse.Namespace) -> int:
+    from paperlib.evaluate import load_upscaler
+    from paperlib.upscale import default_model, find_inputs, upscale_files
+
+    _writable(args.out)
+    files, missing = find_inputs(args.inputs)
+    model = args.model or default_model()
+    print(f"model: {model}")
+    with _progress("picture") as progress:
+        failed = missing + upscale_files(files, args.out, load_upscaler(model), print, progress)
+    if failed and len(failed) == len(args.inputs) == 1:
+        raise UserError(failed[0])
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from paperlib.config import load_settings
+    from paperlib.export import export_all
+    from paperlib.quantise import load_qat
+
+    settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
+    model = load_qat(args.checkpoint)
+    _writable(args.out)
+    report = export_all(model, args.out, settings)
+    for name, file in report["files"].items():
+        print(f"{args.out / name}: {file['bytes'] / 1e3:.0f} kB, {len(file['float_tensors'])} float tensors")
+    parity = report["parity"]
+    print(f"against fake-quant: {parity['within_1_lsb']:.4%} of values within 1 step, at most {parity['max_lsb']:.0f}")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from paperlib.audit import verify
+
+    if args.json:
+        _writable(args.json.parent)
+    result = verify()
+    _write_json(args.json, result)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from paperlib.bench import run_benchmarks
+
+    if args.json:
+        _writable(args.json.parent)
+    result = run_benchmarks(args.only)
+    print(json.dumps(result, indent=2))
+    _write_json(args.json, result)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from paperlib import div2k
+
+    return div2k.status() if args.action == "status" else div2k.prepare()
+
+
+def _table(args: argparse.Namespace) -> int:
+    from paperlib.tables import format_tables
+
+    print(format_tables(_results(args.out, args.profile), args.format), end="")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(prog="paperlib", description="Reproduce the paper, use and measure its models.")
+    parser.add_argument("--version", action="version", version=f"paperlib {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("reproduce", _reproduce, "Run the notebooks in order; skip what is current, resume what was stopped.")
+    command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
+    command.add_argument("--out", type=Path, help="folder for the results; default: results/<profile>")
+    command.add_argument("--from", dest="first", default="01", metavar="NN", help="first notebook, 01 to 07")
+    command.add_argument("--until", dest="last", default="07", metavar="NN", help="last notebook")
+    command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+                         help="override settings, for instance stage1.steps=500")
+    command.add_argument("--force", action="store_true", help="run notebooks again that are current")
+
+    command = add("evaluate", _evaluate, "PSNR and SSIM of a model on a folder of images.")
+    command.add_argument("model", metavar="MODEL", help=MODELS)
+    command.add_argument("--hr", type=Path, required=True, metavar="DIR", help="folder of HR images")
+    command.add_argument("--lr", type=Path, metavar="DIR", help="folder of LR images; default: MATLAB bicubic ÷3")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write per-image values, protocol and provenance")
+    command.add_argument("--max-images", type=_count, metavar="N", help="only the first N images")
+
+    command = add("upscale", _upscale, "Enlarge pictures ×3.")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or glob")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the enlarged pictures")
+    command.add_argument("--model", metavar="MODEL", help=f"{MODELS}; default: the trained INT8 student")
+
+    command = add("export", _export, "INT8 and float TFLite files from a quantised checkpoint.")
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="qat.safetensors of a run")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
+    command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
+
+    command = add("verify", _verify, "Measure the authors' published files again: reported, their own report, ours.")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
+
+    command = add("bench", _bench, "Benchmarks, each a ratio inside one run.")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
+    command.add_argument("--only", metavar="NAME", help="one benchmark")
+
+    command = add("data", _data, "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
+    command.add_argument("action", choices=("status", "prepare"))
+
+    command = add("table", _table, "Print the tables of a run.")
+    command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; default: results/<profile>")
+    command.add_argument("--format", choices=("text", "markdown", "latex"), default="text")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. A traceback for bad input is shown only with PAPERLIB_DEBUG=1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter would bury the one line that matters
+    try:
+        args = build_parser().parse_args(argv)
+        return args.run(args)
+    except UserError as error:
+        if os.environ.get("PAPERLIB_DEBUG") == "1":
+            raise
+        print(f"paperlib: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\npaperlib: interrupted. Finished work is kept; the same command continues.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
