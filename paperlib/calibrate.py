@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paperlib.graph import Graph, Node, run_graph
-from paperlib.quantised import EPS, IMAGE_GRID, QMAX, QMIN, Grid, grid_owners
+from paperlib.quantised import EPS, IMAGE_GRID, QMAX, QMIN, Grid, grid_owners, image_batch
 
 SAMPLES = 8192
 """Values kept of each tensor and image for the search; minimum and maximum are of all values."""
@@ -24,13 +24,6 @@ def grid_of_range(low: float, high: float) -> Grid:
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / (QMAX - QMIN), EPS)
     return Grid(scale, int(np.clip(round(QMIN - low / scale), QMIN, QMAX)))
-
-
-def image_batch(image: np.ndarray | Tensor) -> Tensor:
-    """uint8 (h, w, 3), or already (B, 3, h, w) in 0..255, as float (B, 3, h, w)."""
-    if isinstance(image, Tensor):
-        return image.float()
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
 
 
 def best_grid(values: Tensor, low: float, high: float) -> Grid:

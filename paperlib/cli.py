@@ -129,16 +129,15 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _upscale(args: argparse.Namespace) -> int:
     from paperlib.evaluate import load_upscaler
-    from paperlib.upscale import default_model, find_inputs, upscale_files
+    from paperlib.upscale import default_model, upscale_files
 
     _writable(args.out)
-    files, missing = find_inputs(args.inputs)
-    model = args.model or default_model()
-    print(f"model: {model}")
+    upscaler = load_upscaler(args.model or default_model())
     with _progress("picture") as progress:
-        failed = missing + upscale_files(files, args.out, load_upscaler(model), print, progress)
-    if failed and len(failed) == len(args.inputs) == 1:
+        done, failed = upscale_files(args.inputs, args.out, upscaler, print, progress)
+    if not done and len(failed) == 1:
         raise UserError(failed[0])
+    print(f"{len(done)} enlarged with {upscaler.name}, {len(failed)} failed")
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paperlib.calibrate import image_batch
 from paperlib.graph import Graph, Node, run_graph
+from paperlib.quantised import image_batch
 
 LIMIT = 8.0
 """Largest factor and its inverse."""

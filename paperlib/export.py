@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from paperlib.calibrate import image_batch
 from paperlib.config import ExportSettings
 from paperlib.files import atomic_path, write_json
 from paperlib.graph import Graph, macs_per_lr_pixel, parameters
 from paperlib.npu import estimate_if_available
 from paperlib.quantise import quantised_graph
-from paperlib.quantised import QuantisedGraph, run_quantised
+from paperlib.quantised import QuantisedGraph, image_batch, run_quantised
 from paperlib.tf_graph import FloatBuilder, Int8Builder, tensorflow
 from paperlib.tflite import TFLiteModel
 from paperlib.tflite_inspect import inspect_tflite

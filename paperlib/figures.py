@@ -121,14 +121,42 @@ def error_map(one: np.ndarray, other: np.ndarray, title: str, limit: float = 6.0
 
 
 def layer_bars(rows: Sequence[Mapping[str, Any]], value: str, title: str, label: str = "") -> Figure:
-    """One bar a layer; rows are {"layer", `value`}."""
-    rows = [row for row in rows if row.get(value) is not None]
+    """One bar a layer; rows are {"name", `value`}; undefined and infinite values are left out."""
+    rows = [row for row in rows if row.get(value) is not None and np.isfinite(row[value])]
     figure = _figure(8, 2.8)
     axes = _axes(figure, 1, 1)[0, 0]
-    axes.bar([row["layer"] for row in rows], [row[value] for row in rows])
+    axes.bar([row["name"] for row in rows], [row[value] for row in rows])
     axes.tick_params(axis="x", rotation=60)
     axes.set(ylabel=label or value, title=title)
     return figure
+
+
+def layer_ranges(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Activations of each layer: every channel's range (dots), the INT8 grid (bar); below, largest |weight| per channel.
+
+    rows: from `paperlib.diagnose.layer_ranges` with a quantised graph.
+    """
+    figure = _figure(9, 5)
+    (activations,), (weights,) = _axes(figure, 2, 1, sharex=True)
+    for place, row in enumerate(rows):
+        activations.bar(place, row["grid_high"] - row["grid_low"], 0.7, row["grid_low"], color="C5", alpha=0.5)
+        for ends, colour in (("channel_low", "C0"), ("channel_high", "C1")):
+            activations.plot([place] * len(row[ends]), row[ends], ".", color=colour, markersize=3)
+        if row["weight_peak"]:
+            weights.plot([place] * len(row["weight_peak"]), row["weight_peak"], ".", color="C2", markersize=4)
+    weights.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=60)
+    activations.set(ylabel="activation", title=title or "Range of every channel, and the INT8 grid (bar) they share")
+    weights.set(ylabel="largest |weight|", yscale="log", title="Largest weight of every output channel")
+    return figure
+
+
+def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """PSNR of each network of Tables B and C, float and INT8, from measured rows on the validation photographs."""
+    groups: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["table"] in ("B", "C") and row["metric"] == "psnr" and row["dataset"] == "validation":
+            groups.setdefault(row["row"], {})[row["precision"]] = row["value"]
+    return bars(groups, "PSNR RGB (dB)", "Short, equal schedules: float and INT8 TFLite")
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], label: str, title: str) -> Figure:

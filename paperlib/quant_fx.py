@@ -5,6 +5,7 @@ symmetric int8. Grids for everything FX puts one on, the image and PixelShuffle 
 """
 
 import operator
+import warnings
 from pathlib import Path
 
 import torch
@@ -54,7 +55,10 @@ class PaperQat(nn.Module):
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()
         self.settings, self.form, self.clamp = fused.settings, "qat", True
-        self.fx = prepare_qat_fx(fuse_model(fused, clamp=True).train(), _qconfig_mapping(), (torch.zeros(1, 3, 8, 8),))
+        model = fuse_model(fused, clamp=True).train()
+        with warnings.catch_warnings():  # torch.ao announces its removal at every call; torch is pinned below that
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.fx = prepare_qat_fx(model, _qconfig_mapping(), (torch.zeros(1, 3, 8, 8),))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fx(x)
@@ -90,7 +94,7 @@ def _observed_node(model: PaperQat, observed: FxNode, adds: list[FxNode], graph:
         if observed.op == "call_module":
             target = str(observed.target)
             if isinstance(model.fx.get_submodule(target), nn.Conv2d | nn.PReLU):
-                return target.removesuffix(".conv") if target not in {n.name for n in graph.nodes} else target
+                return target
         observed = observed.args[0]
 
 

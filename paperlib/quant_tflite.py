@@ -72,7 +72,7 @@ class ActivationGrid(nn.Module):
     @property
     def grid(self) -> Grid:
         """The grid as plain numbers."""
-        return Grid(float(self.scale), int(self.zero_point))
+        return Grid(float(self.scale.detach()), int(self.zero_point))
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.scale

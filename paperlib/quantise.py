@@ -10,15 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib.baselines import build_model, fuse_model
-from paperlib.calibrate import calibrate, image_batch
+from paperlib.calibrate import calibrate
 from paperlib.config import QuantSettings, StudentSettings
 from paperlib.equalise import equalise
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
 from paperlib.graph import deployment_graph
-from paperlib.quant_fx import PaperQat, calibrate_paper, freeze_paper, paper_graph
+from paperlib.quant_fx import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
 from paperlib.quant_tflite import TfliteQat, freeze_tflite, tflite_graph
-from paperlib.quantised import QuantisedGraph
+from paperlib.quantised import QuantisedGraph, image_batch
 from paperlib.student import load_weights, read_checkpoint
 
 
@@ -83,3 +83,14 @@ def load_qat(path: str | Path) -> nn.Module:
     model = PaperQat(fused) if about["quantiser"] == "paper" else TfliteQat(fused, {})
     load_weights(model, tensors, path)
     return model.eval()
+
+
+def read_quantised(path: str | Path) -> QuantisedGraph:
+    """The quantised graph of a checkpoint: a `qat.safetensors` of this kit, or the authors' `ckpt_best_s3_qat.pt`.
+
+    Raises:
+        UserError: missing or damaged file, or one that is not quantised.
+    """
+    if Path(path).suffix == ".pt":
+        return read_published_qat(path)
+    return quantised_graph(load_qat(path))

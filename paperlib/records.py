@@ -1,12 +1,15 @@
 """A run's folder and its records: every number with commit, settings, seed, versions and input hashes beside it.
 
-`results/<profile>/` holds tables, records, figures, executed notebooks, checkpoints (git-ignored) and `report.html`.
+`results/<profile>/` holds tables, records, figures, executed notebooks, checkpoints (git-ignored) and `report.html`;
+what is measured follows the paper's section 7.
 """
 
 import json
 import math
 import platform
+import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from IPython.display import Image
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from paperlib.checkpoint import flatten
@@ -27,12 +32,15 @@ from paperlib.files import atomic_path, sha256_file, write_json
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
 PACKAGES = ("paperlib", "torch", "torchvision", "tensorflow", "ai-edge-litert", "timm", "numpy", "accelerate",
             "mamba-ssm", "scikit-image")
+STYLE = Path(__file__).with_name("paper.mplstyle")
 
 
 def root() -> Path:
-    """The clone that holds the package, or the current folder where paperlib is installed without one."""
-    clone = Path(__file__).parents[1]
-    return clone if (clone / "pyproject.toml").is_file() else Path.cwd()
+    """The clone in use: the one that holds the package, else the one around the current folder, else that folder."""
+    for folder in (Path(__file__).parents[1], Path.cwd(), *Path.cwd().parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    return Path.cwd()
 
 
 def measured_row(table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
@@ -40,8 +48,14 @@ def measured_row(table: str, row: str, precision: str, metric: str, value: float
     """One measured number for a record.
 
     Args:
-        value: the number, or one per seed (then its mean and standard deviation are kept too).
-        dataset: the image set it was measured on.
+        table: the paper's table (A, B, C, D, abstract), or a name of ours for numbers that no table of the paper has.
+        row: the model, as in `reported.csv`.
+        precision: fp32, int8 or fake-quant.
+        metric: psnr, ssim, or a further one.
+        value: the number, or one per seed (then their mean and sample standard deviation are kept too); None where
+            it could not be measured.
+        dataset: the image set it was measured on; the tables read "validation".
+        more: anything that belongs beside the number, such as `note`, or `steps` of the training behind it.
     """
     line = {"table": table, "row": row, "precision": precision, "metric": metric, "dataset": dataset}
     if isinstance(value, Sequence):
@@ -66,7 +80,7 @@ def _commit() -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, device and threads of this process."""
+    """Commit, versions, device and threads of this process; a package that is not installed has version None."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -78,15 +92,37 @@ def provenance() -> dict[str, Any]:
                         "threads": torch.get_num_threads(), "platform": platform.platform()}
 
 
+def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Files as path and SHA-256 (paths inside `out` relative to it, so that they can be checked later), hashes as is.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    described: dict[str, Any] = {}
+    for label, value in inputs.items():
+        if isinstance(value, Path):
+            if not value.is_file():
+                raise UserError(f"the record's input {label!r} is not a file: {value}. Run the step that writes it.")
+            place = value.relative_to(out) if value.is_relative_to(out) else value
+            described[label] = {"file": str(place), "sha256": sha256_file(value)}
+        else:
+            described[label] = value
+    return described
+
+
 class Run:
-    """A profile's settings and the folder of its results."""
+    """A profile's settings and the folder of its results; records count their duration from when it was made."""
 
     def __init__(self, settings: Settings, out: Path) -> None:
         self.settings, self.out = settings, out
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
     def folder(self, name: str) -> Path:
-        """A subfolder of the results, made if missing."""
+        """A subfolder of the results, made if missing.
+
+        Raises:
+            UserError: it cannot be made.
+        """
         path = self.out / name
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -94,12 +130,26 @@ class Run:
             raise UserError(f"cannot write {path}: {error.strerror}. Choose a writable folder with --out.") from error
         return path
 
+    def check_writable(self) -> None:
+        """Write and remove a file in the results folder, before hours of work go into it.
+
+        Raises:
+            UserError: the folder takes no files.
+        """
+        folder = self.folder("records")
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}. Choose a writable folder with --out."
+                            ) from error
+
     def checkpoint(self, stage: str) -> Path:
         """Folder of a stage's training state and weights."""
         return self.folder(f"checkpoints/{stage}")
 
     def describe(self, *sections: str) -> pd.DataFrame:
-        """The settings as a table, all or only the named sections."""
+        """The settings as a table: the named sections, or profile, seed, folder and data where none is named."""
         flat = flatten("", self.settings.model_dump(mode="json"))
         chosen = {key: value for key, value in flat.items() if not sections or key.split(".")[0] in sections}
         if not sections:
@@ -107,43 +157,56 @@ class Run:
                       "results": str(self.out)} | {key: v for key, v in chosen.items() if key.startswith("data.")}
         return pd.DataFrame({"setting": chosen.keys(), "value": [str(value) for value in chosen.values()]})
 
-    def figure(self, name: str, figure: Figure) -> Figure:
-        """Save a figure as figures/<name>.png and give it back for display."""
-        with atomic_path(self.folder("figures") / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png")
-        return figure
+    def figure(self, name: str, figure: Figure) -> Image:
+        """Save a figure as figures/<name>.png and give that very picture for display, at half its pixel size."""
+        path = self.folder("figures") / f"{name}.png"
+        with style.context(STYLE), atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
+        return Image(filename=path, width=round(figure.get_figwidth() * 100), alt=name.replace("_", " "))
 
     def record(self, name: str, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any] | None = None,
                **extra: Any) -> Path:
         """Write records/<name>.json: the measured rows with everything needed to believe them.
 
         Args:
-            inputs: label → file (its SHA-256 is recorded) or a hash.
-            extra: anything else worth keeping (histories, layer statistics), JSON-able; nan becomes null.
+            name: NN_name of the notebook.
+            rows: see `measured_row`.
+            inputs: label → Path of a file (its SHA-256 is recorded), or a hash.
+            extra: anything else worth keeping (histories, layer statistics), JSON-able; undefined numbers become null.
+
+        Raises:
+            UserError: an input file is missing, or the folder cannot be written.
         """
-        hashed = {label: sha256_file(value) if isinstance(value, Path) else value
-                  for label, value in (inputs or {}).items()}
         content = provenance() | {
             "name": name, "profile": self.settings.profile, "note": self.settings.note, "seed": self.settings.seed,
             "settings": self.settings.model_dump(mode="json"), "started": self._started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._clock, 1), "inputs": hashed, "rows": list(rows)} | extra
-        return write_json(self.folder("records") / f"{name}.json", _plain(content))
+            "seconds": round(time.monotonic() - self._clock, 1),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "inputs": _inputs(inputs or {}, self.out), "rows": list(rows)}
+        if taken := content.keys() & extra.keys():
+            raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
+        return write_json(self.folder("records") / f"{name}.json", _plain(content | extra))
 
     def read_record(self, name: str) -> dict[str, Any]:
         """A record of this run.
 
         Raises:
-            UserError: there is none; the message says which notebook writes it.
+            UserError: there is none (the message says which notebook writes it), or it is damaged.
         """
         path = self.out / "records" / f"{name}.json"
         if not path.is_file():
-            raise UserError(f"no record at {path}. Run notebook {name} first.")
-        return json.loads(path.read_text(encoding="utf-8"))
+            raise UserError(f"no record at {path}. Run notebook {name} with profile {self.settings.profile} first.")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}). Run notebook {name} again.") from error
+        if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
+            raise UserError(f"{path} is no record: it has no rows. Run notebook {name} again.")
+        return record
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """All records of this run by name."""
-        return {path.stem: json.loads(path.read_text(encoding="utf-8"))
-                for path in sorted((self.out / "records").glob("*.json"))}
+        """All records of this run by name, in the notebooks' order."""
+        return {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
 
 
 def _plain(value: Any) -> Any:
@@ -156,8 +219,8 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if hasattr(value, "item"):
-        return _plain(value.item())
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
     return str(value) if isinstance(value, Path) else value
 
 
@@ -174,5 +237,5 @@ def open_run(profile: str | None = None, out: str | Path | None = None, override
     """
     settings = load_settings(profile, overrides)
     run = Run(settings, Path(out).expanduser().absolute() if out else root() / "results" / settings.profile)
-    run.folder("records")
+    run.check_writable()
     return run

@@ -1,216 +1,191 @@
-"""Running the notebooks headlessly in order (papermill): skip what is current, resume, and report.
+"""The notebooks 01 to 07 headlessly in order: skip what is current, resume, then tables and report (paper section 7).
 
-A notebook is current when its record is there and nothing that it depends on has changed: its own cells, the settings,
-paperlib's sources, the training pixels, and the records of the notebooks before it.
+A notebook is current when its record is there, unchanged, and nothing that it depends on has changed: its own cells,
+the settings, paperlib's sources, the photographs and weights that go in, and whatever the notebooks before it depend on.
 """
 
 import json
-import os
-import signal
+import shlex
 import sys
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-import psutil
-from papermill.exceptions import PapermillExecutionError
-
-from paperlib.config import load_settings
+from paperlib.data import named_folder, split_sources
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, file_lock, sha256_file, write_json
+from paperlib.files import assets_dir, file_lock, sha256_file, write_json
+from paperlib.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
 from paperlib.records import Run, open_run, root
+from paperlib.report import export_notebooks, write_report
+from paperlib.summary import write_summary
+from paperlib.tables import format_tables, write_tables
 
-PARAMETERS = ("profile", "out", "overrides")
-KERNEL_ENVIRONMENT = {
-    # glibc otherwise maps and unmaps large activations at every step, which costs more than computing them.
-    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "500000000",
-    "TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_MININTERVAL": "30", "PAPERLIB_PROGRESS": "plain",
-}
+SHARES = {"01": 2, "02": 26, "03": 14, "04": 12, "05": 18, "06": 8, "07": 20}
+"""Rough shares of the time in %, for the first estimate; later runs go by what they took before."""
 
 
-def find_notebooks(folder: Path, first: str = "01", last: str = "07") -> list[Path]:
-    """The numbered notebooks from `first` to `last` (two digits), each with exactly the three known parameters.
+def input_files(run: Run) -> list[Path]:
+    """The files outside the run that its results depend on: photographs, test sets, downloaded weights.
 
     Raises:
-        UserError: none in that range, or one without a proper `parameters` cell.
+        UserError: a folder of photographs is missing.
     """
-    paths = [path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if first <= path.name[:2] <= last]
-    if not paths:
-        raise UserError(f"no notebook from {first} to {last} in {folder}. Numbers go from 01 to 07; run from a clone.")
+    settings = run.settings.data
+    sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
+    files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
+    folders = [named_folder(name) for name in settings.tests] + [folder for folder in [assets_dir()] if folder]
+    return files + sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
+    """What each notebook's result depends on, as a hash; each one's contains those of the notebooks before it."""
+    package = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in input_files(run)]
+    value, found = json.dumps([package, files, run.settings.model_dump(mode="json")]), {}
     for path in paths:
-        cells = nbformat.read(path, as_version=4).cells
-        tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-        names = [line.split("=")[0].strip() for source in tagged for line in source.splitlines() if "=" in line]
-        if len(tagged) != 1 or tuple(names) != PARAMETERS:
-            raise UserError(f"{path} must have one cell tagged 'parameters' that sets {', '.join(PARAMETERS)}; it sets "
-                            f"{', '.join(names) or 'nothing'} in {len(tagged)}. Restore the notebook.")
-    return paths
+        value = found[path.stem] = sha256((value + notebook_hash(path)).encode()).hexdigest()
+    return found
 
 
-def _sources_hash(folder: Path, pattern: str) -> str:
-    return sha256("".join(sha256_file(path) for path in sorted(folder.glob(pattern))).encode()).hexdigest()
+def _intact(run: Run, name: str) -> bool:
+    """Whether the files of the run that a record names are there as they were."""
+    inputs = [entry for entry in run.read_record(name).get("inputs", {}).values() if isinstance(entry, dict)]
+    return all((run.out / entry["file"]).is_file() and sha256_file(run.out / entry["file"]) == entry["sha256"]
+               for entry in inputs)
 
 
-def notebook_hash(path: Path) -> str:
-    """Hash of a notebook's cells; outputs and execution counts do not matter."""
-    cells = nbformat.read(path, as_version=4).cells
-    return sha256(json.dumps([[cell.cell_type, cell.source] for cell in cells]).encode()).hexdigest()
+def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) -> bool:
+    """Whether a notebook need not run: same fingerprint, record untouched, and the weights it names still there."""
+    record, known = run.out / "records" / f"{name}.json", state.get(name)
+    return (known is not None and known["fingerprint"] == fingerprint and record.is_file()
+            and known["record"] == sha256_file(record) and _intact(run, name))
 
 
-def fingerprint(path: Path, run: Run, before: str) -> str:
-    """What a notebook's result depends on; `before` is the fingerprint of the notebook before it."""
-    package = _sources_hash(Path(__file__).parent, "*.py")
-    folders = json.dumps({name: os.environ.get(name) for name in ("PAPERLIB_ASSETS", "PAPERLIB_DATA")})
-    settings = run.settings.model_dump_json()
-    return sha256("\n".join([notebook_hash(path), package, settings, folders, before]).encode()).hexdigest()
+def time_left(names: Sequence[str], index: int, elapsed: float, state: Mapping[str, Any]) -> float | None:
+    """Estimated seconds from the start of `names[index]` to the end; None while there is nothing to go by.
+
+    Args:
+        names: the notebooks that run, in order; those before `index` took `elapsed` seconds.
+        state: what earlier runs took, by notebook.
+    """
+    known = [state.get(name, {}).get("seconds") for name in names[index:]]
+    if None not in known:
+        return sum(known)
+    done, left = (sum(SHARES.get(name[:2], 10) for name in part) for part in (names[:index], names[index:]))
+    return elapsed * left / done if done >= 10 else None
 
 
-@contextmanager
-def _environment(extra: Mapping[str, str]):
-    old = {name: os.environ.get(name) for name in extra}
-    os.environ.update(extra)
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def command_line(run: Run, name: str, overrides: Mapping[str, Any] | None) -> str:
+    """The command that continues a run at a notebook."""
+    words = ["paperlib", "reproduce", "--profile", run.settings.profile, "--from", name[:2]]
+    if run.out != root() / "results" / run.settings.profile:
+        words += ["--out", str(run.out)]
+    if overrides:
+        words += ["--set", *(f"{field}={value if isinstance(value, str) else json.dumps(value)}"
+                             for field, value in overrides.items())]
+    return shlex.join(words)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
     try:
-        yield
-    finally:
-        for name, value in old.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it; every notebook then runs again.") from error
 
 
-def _kernel_folder(out: Path) -> Path:
-    """A kernel specification that starts this very Python, so that no other installation can answer."""
-    folder = out / ".jupyter"
-    spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            "display_name": "Python 3", "language": "python"}
-    write_json(folder / "kernels" / "python3" / "kernel.json", spec)
-    return folder
-
-
-class _PeakMemory:
-    """Largest resident memory of this process's children, sampled twice a second while the block runs."""
-
-    def __enter__(self) -> "_PeakMemory":
-        self.bytes, self._stop = 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.5):
-            total = 0
-            for child in psutil.Process().children(recursive=True):
-                try:
-                    total += child.memory_info().rss
-                except psutil.Error:  # it ended between being listed and being asked
-                    continue
-            self.bytes = max(self.bytes, total)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-class _TrainingLines:
-    """A text stream that passes on a kernel's training progress lines, indented, and drops everything else."""
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines():
-            if " left" in line and "step " in line:
-                print(f"    {line}", flush=True)
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-
-def _execute(path: Path, run: Run, parameters: dict[str, str]) -> int:
-    """Run one notebook; returns the kernel's peak memory in bytes. The executed copy stays also when it fails."""
-    target = run.folder("notebooks") / path.name
-    with _PeakMemory() as peak, atomic_path(target) as temporary:
-        try:
-            papermill.execute_notebook(
-                str(path), str(temporary), parameters, kernel_name="python3", progress_bar=False,
-                stdout_file=_TrainingLines(), cwd=str(path.parent))
-        except PapermillExecutionError:
-            temporary.replace(target)
-            raise
-    return peak.bytes
+def _select(paths: list[Path], first: str, last: str) -> list[str]:
+    names = [path.stem for path in paths]
+    numbers = [name[:2] for name in names]
+    for number in (first, last):
+        if number not in numbers:
+            raise UserError(f"no notebook {number!r}. There are {', '.join(numbers)}.")
+    if first > last:
+        raise UserError(f"nothing lies between --from {first} and --until {last}. Exchange them.")
+    return [name for name in names if first <= name[:2] <= last]
 
 
 def reproduce(
     profile: str | None = None, out: str | Path | None = None, first: str = "01", last: str = "07",
     overrides: dict[str, Any] | None = None, force: bool = False, folder: Path | None = None,
 ) -> int:
-    """Run the notebooks from `first` to `last`, then write tables, summary and report.
+    """Run the notebooks from `first` to `last`, then write tables, summary and report and print the tables.
 
     Args:
+        profile: smoke, demo, benchmark or paper; None: the variable PAPERLIB_PROFILE, else smoke.
+        out: folder for the results; None: results/<profile> in the clone.
+        first, last: numbers of notebooks, two digits.
+        overrides: dotted settings and values.
         force: run notebooks again that are current. Finished trainings are still not repeated; delete their folder
             under checkpoints/ for that.
-        folder: where the notebooks lie; default: the clone's.
+        folder: where the notebooks lie; None: the clone's.
 
     Returns:
         0 if every notebook ran or was current, else 1.
 
     Raises:
-        UserError: unknown profile, setting or notebook number; unusable folder; another run in the same folder.
+        UserError: unknown profile, setting or notebook number; missing photographs; a folder that cannot be written,
+            or in which another run is going on.
     """
-    load_settings(profile, overrides)
     run = open_run(profile, out, overrides)
-    paths = find_notebooks(folder or root() / "notebooks", first, last)
-    everything = find_notebooks(folder or root() / "notebooks", "01", last)
-    parameters = {"profile": run.settings.profile, "out": str(run.out), "overrides": json.dumps(overrides or {})}
-    state_path = run.out / ".state.json"
-    with file_lock(run.out / ".lock"), _environment(
-            KERNEL_ENVIRONMENT | {"JUPYTER_PATH": str(_kernel_folder(run.out))}):
-        state = json.loads(state_path.read_text()) if state_path.is_file() else {}
-        began, before = time.monotonic(), ""
-        for path in everything:
-            before = fingerprint(path, run, before)
-            if path not in paths:
+    paths = {path.stem: path for path in find_notebooks(folder or root() / "notebooks")}
+    chosen = _select(list(paths.values()), first, last)
+    with file_lock(run.out / ".lock"), kernel_environment():
+        prints = fingerprints(list(paths.values()), run)
+        state_path = run.out / ".state.json"
+        state = _read_state(state_path)
+        due = [name for name in chosen if force or not is_current(run, name, prints[name], state)]
+        began = time.monotonic()
+        for name in chosen:
+            label = f"[{chosen.index(name) + 1}/{len(chosen)}] {name}"
+            if name not in due:
+                print(f"{label}: up to date", flush=True)
                 continue
-            name, record = path.stem, run.out / "records" / f"{path.stem}.json"
-            known = state.get(name, {})
-            if not force and record.is_file() and known == {
-                    "fingerprint": before, "record": sha256_file(record), "seconds": known.get("seconds")}:
-                print(f"{name}: up to date", flush=True)
-                continue
-            print(f"{name}: running ({run.settings.note})", flush=True)
-            clock = time.monotonic()
+            elapsed = time.monotonic() - began
+            left = time_left(due, due.index(name), elapsed, state)
+            print(f"{label}: running, {_minutes(elapsed)} so far, "
+                  f"{'time left not known yet' if left is None else f'about {_minutes(left)} left'}", flush=True)
             try:
-                peak = _execute(path, run, parameters)
-            except PapermillExecutionError as error:
-                print(f"{name}: failed: {error.ename}: {error.evalue}\n"
-                      f"  executed copy: {run.out / 'notebooks' / path.name}\n"
-                      "  put it right and run the same command again: finished work is kept", file=sys.stderr)
+                state[name] = _one(paths[name], run, overrides, prints[name])
+            except NotebookError as error:
+                print(f"{label}: failed: {error}\n      executed copy: {run.out / 'notebooks' / paths[name].name}\n"
+                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
                 return 1
-            seconds = time.monotonic() - clock
-            if not record.is_file():
-                raise UserError(f"{name} ran but wrote no {record}. Restore the notebook's last cells.")
-            state[name] = {"fingerprint": before, "record": sha256_file(record), "seconds": round(seconds, 1)}
+            except KeyboardInterrupt:
+                print(f"\n{label}: interrupted; finished work is kept.\n"
+                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
+                raise
             write_json(state_path, state)
-            print(f"{name}: done in {seconds:.0f} s, {time.monotonic() - began:.0f} s so far, peak memory "
-                  f"{peak / 1e9:.1f} GB", flush=True)
-        _finish(run)
+            print(f"{label}: done in {_minutes(state[name]['seconds'])}, peak memory "
+                  f"{state[name]['peak_bytes'] / 1e9:.1f} GB", flush=True)
+        write_results(run, state)
     return 0
 
 
-def _finish(run: Run) -> None:
-    from paperlib.report import write_report
-    from paperlib.summary import write_summary
-    from paperlib.tables import format_tables, write_tables
+def _one(path: Path, run: Run, overrides: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
+    """Run one notebook; returns what the state remembers of it."""
+    clock = time.monotonic()
+    parameters = {"profile": run.settings.profile, "out": str(run.out), "overrides": json.dumps(overrides or {})}
+    record = run.out / "records" / f"{path.stem}.json"
+    before = record.stat().st_mtime_ns if record.is_file() else None
+    peak = execute(path, run.folder("notebooks") / path.name, parameters)
+    if not record.is_file() or record.stat().st_mtime_ns == before:
+        raise NotebookError(f"it ran but wrote no {record}; restore its last cells")
+    return {"fingerprint": fingerprint, "record": sha256_file(record), "seconds": round(time.monotonic() - clock, 1),
+            "peak_bytes": peak}
 
+
+def write_results(run: Run, state: Mapping[str, Any]) -> None:
+    """Tables, summary and report from whatever records there are; prints the tables and where everything lies."""
+    run.record("00_reproduce", [], notebooks={name: {key: value[key] for key in ("seconds", "peak_bytes")}
+                                              for name, value in sorted(state.items())})
     write_tables(run)
     summary = write_summary(run)
+    export_notebooks(run)
     page = write_report(run)
-    print(f"\n{format_tables(run.out)}\nSummary: {summary}\nReport: {page}")
-
-
-def interrupt_children() -> None:
-    """Ask the kernels that this process started to stop."""
-    for child in psutil.Process().children(recursive=True):
-        child.send_signal(signal.SIGINT)
+    print(f"\n{format_tables(run.out)}\n{run.settings.note}\nSummary: {summary}\nReport:  {page}", flush=True)

@@ -49,13 +49,17 @@ class Targets:
     compute: Callable[[Tensor], Tensor] | None = None
 
 
+def mean_psnr(pairs: Sequence[Pair], upscale: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Mean PSNR in dB (RGB, no crop, clipped float output) of an upscaler over pairs."""
+    return float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))
+
+
 def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]]:
     """A validation score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output), measured on the fused form."""
 
     def score(model: nn.Module) -> dict[str, float]:
         deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
-        upscale = StudentUpscaler(deployed, "validation")
-        return {"psnr_rgb": float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))}
+        return {"psnr_rgb": mean_psnr(pairs, StudentUpscaler(deployed, "validation"))}
 
     return score
 

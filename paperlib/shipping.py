@@ -1,0 +1,96 @@
+"""The shipped files of a run and what they score (paper section 5): learnt grids kept, and post-training beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from paperlib.evaluate import StudentUpscaler
+from paperlib.export import export_all, export_ptq, parity
+from paperlib.files import write_json
+from paperlib.measure import Data, measure
+from paperlib.quantise import load_qat, quantised_graph
+from paperlib.quantised import QuantisedGraph
+from paperlib.records import Run
+from paperlib.stages import calibration
+from paperlib.student import load_student
+from paperlib.tflite import TFLiteModel
+from paperlib.tflite_inspect import inspect_tflite
+
+NAMES = {"dynamic": "student_dynamic_int8.tflite", "fixed": "student_fixed_int8.tflite",
+         "float": "student_float.tflite", "ptq": "student_ptq_int8.tflite"}
+
+
+@dataclass
+class Shipped:
+    """The exported files of a run, by kind: dynamic, fixed, float, and ptq (the authors' way)."""
+
+    run: Run
+    folder: Path
+    report: dict[str, Any]
+    """What export.json says: grids, operators, sizes, hashes, parity, NPU estimate."""
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files by kind."""
+        return {kind: self.folder / name for kind, name in NAMES.items()}
+
+    @property
+    def qgraph(self) -> QuantisedGraph:
+        """Graph and grids that the INT8 files were made from."""
+        return quantised_graph(load_qat(self.run.checkpoint("stage3") / "qat.safetensors"))
+
+    def upscaler(self, kind: str) -> TFLiteModel:
+        """One of the files as an upscaler."""
+        export = self.run.settings.export
+        return TFLiteModel(self.paths[kind], export.threads, export.overlap)
+
+    def inspect(self, kind: str) -> dict[str, Any]:
+        """What is inside a file (see `paperlib.tflite_inspect`)."""
+        return inspect_tflite(self.paths[kind], self.run.settings.export.height, self.run.settings.export.width)
+
+    def summary(self) -> pd.DataFrame:
+        """One line a file: size, operators, tensors in float."""
+        lines = []
+        for kind, path in self.paths.items():
+            inside = self.inspect(kind)
+            lines.append({"file": path.name, "kB": round(path.stat().st_size / 1e3, 1),
+                          "operators": sum(inside["counts"].values()), "float tensors": len(inside["float_tensors"])})
+        return pd.DataFrame(lines)
+
+    def operators(self) -> pd.DataFrame:
+        """How often each operator occurs in each file."""
+        counts = {path.name: self.inspect(kind)["counts"] for kind, path in self.paths.items()}
+        return pd.DataFrame(counts).fillna(0).astype(int)
+
+    def parity(self, data: Data) -> pd.DataFrame:
+        """Each INT8 file against the fake-quantised graph on the validation photographs, in output steps."""
+        images = [pair.lr for pair in data.valid[:4]]
+        lines = [{"file": NAMES[kind]} | parity(self.qgraph, self.upscaler(kind), images)
+                 for kind in ("dynamic", "fixed")]
+        return pd.DataFrame(lines)
+
+    def measure(self, data: Data) -> list[dict[str, Any]]:
+        """Rows of Table B and the abstract, and of `export`: float, fake-quant and the authors' way, same weights."""
+        dynamic, fixed = self.upscaler("dynamic"), self.upscaler("fixed")
+        rows = measure(data, dynamic, "B", "student_deploy", "int8")
+        rows += [row | {"table": "abstract", "row": "student_dynamic_tflite"} for row in rows]
+        rows += measure(data, fixed, "abstract", "student_fixed_tflite", "int8")
+        fused = load_student(self.run.checkpoint("stage3") / "fused.safetensors")
+        qat = load_qat(self.run.checkpoint("stage3") / "qat.safetensors")
+        rows += measure(data, StudentUpscaler(fused, "fused"), "export", "float_before_qat", "fp32")
+        rows += measure(data, self.upscaler("float"), "export", "float_after_qat", "fp32")
+        rows += measure(data, StudentUpscaler(qat, "QAT"), "export", "fakequant", "fake-quant")
+        rows += [row | {"table": "export", "row": "tflite_dynamic"} for row in rows if row["row"] == "student_deploy"]
+        return rows + measure(data, self.upscaler("ptq"), "export", "tflite_post_training", "int8")
+
+
+def ship(run: Run, data: Data) -> Shipped:
+    """Export stage 3's student of a run into `checkpoints/export/`: dynamic, fixed, float, and post-training INT8."""
+    folder = run.checkpoint("export")
+    qat = load_qat(run.checkpoint("stage3") / "qat.safetensors")
+    report = export_all(qat, folder, run.settings.export, [pair.lr for pair in data.valid[:2]])
+    export_ptq(quantised_graph(qat).graph, calibration(data, run.settings), folder / NAMES["ptq"])
+    write_json(folder / "export.json", report)
+    return Shipped(run, folder, report)

@@ -1,0 +1,80 @@
+"""`tables/summary.md`: a run in one page of Markdown, for readers who open nothing else (paper section 7)."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from paperlib.files import write_text
+from paperlib.records import NOTEBOOKS, Run
+from paperlib.tables import TABLES, fitted_constant, frame, markdown, reported, table_rows
+from paperlib.verdicts import Row, Verdict, tolerance
+
+MEANING = {
+    Verdict.REPRODUCED: "measured with the paper's data and schedule, inside the tolerance",
+    Verdict.MISSED: "measured with the paper's data and schedule, outside the tolerance",
+    Verdict.HOLDS: "a smaller experiment; the paper's comparisons point the same way",
+    Verdict.FAILS: "a smaller experiment; at least one of the paper's comparisons points the other way",
+    Verdict.RECOMPUTED: "arithmetic on reported values",
+    Verdict.NOT_PUBLIC: "needs the challenge's test images or its device",
+    Verdict.NOT_RUN: "nothing measured, or nothing to compare with",
+}
+
+
+def teacher_used(records: dict[str, dict[str, Any]]) -> str:
+    """Which teacher the records name, in words; several where they differ."""
+    named = list(dict.fromkeys(record["teacher"] for record in records.values() if record.get("teacher")))
+    return "; ".join(named) or "no record names one"
+
+
+def verdict_counts(rows: list[Row]) -> dict[Verdict, int]:
+    """How many rows have each verdict, in the order of the vocabulary, without those that none has."""
+    counts = Counter(row.verdict for row in rows)
+    return {verdict: counts[verdict] for verdict in Verdict if counts[verdict]}
+
+
+def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[str]:
+    lines = []
+    for name in NOTEBOOKS:
+        record = records.get(name)
+        if record is None:
+            lines.append(f"- {name}: not run")
+            continue
+        commit = (record["commit"] or "no commit")[:12] + (", with changes" if record["dirty"] else "")
+        lines.append(f"- [{name}](../records/{name}.json): {record['seconds']:.0f} s, {commit}, seed {record['seed']}, "
+                     f"torch {record['versions']['torch']}, {record['device']}, {record['threads']} threads")
+    return lines
+
+
+def _tolerances() -> str:
+    keys = [key for key in reported() if key[0] != "A" or key[3] == "score"]
+    reasons: dict[tuple[float, str], list[str]] = {}
+    for key in keys:
+        reasons.setdefault((key[3], *tolerance(key)), []).append(f"{key[0]} {key[1]} {key[2]}")
+    return "\n".join(f"- {metric} ±{limit}: {reason} ({', '.join(rows)})"
+                     for (metric, limit, reason), rows in reasons.items())
+
+
+def write_summary(run: Run) -> Path:
+    """Write tables/summary.md from whatever records there are; returns its path.
+
+    Raises:
+        UserError: a record is damaged, or the folder cannot be written.
+    """
+    records = run.records()
+    rows = {name: table_rows(run, [name]) for name in TABLES}
+    counts = verdict_counts([row for part in rows.values() for row in part])
+    parts = [
+        f"# Results, profile {run.settings.profile}",
+        f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {teacher_used(records)}.",
+        "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
+        "Reported are the paper's numbers on DIV2K validation; measured are ours on this profile's validation "
+        f"photographs. The pictures are in [report.html](../report.html). Score = 2^(2·PSNR)/(C·t) with one "
+        f"C = {fitted_constant():.4g} for all five rows.",
+    ]
+    for name, lines in rows.items():
+        title = f"Table {name}" if len(name) == 1 else name.capitalize()
+        body = markdown(frame(lines).drop(columns=["table", "tolerance"])) if lines else "Not run."
+        parts.append(f"## {title}: {TABLES[name]}\n\n{body}")
+    parts.append("## Tolerances\n\nWhat `reproduced` allows in the paper profile, and why.\n\n" + _tolerances())
+    parts.append("## Records\n\n" + "\n".join(_provenance(run, records)))
+    return write_text(run.folder("tables") / "summary.md", "\n\n".join(parts) + "\n")

@@ -1,0 +1,202 @@
+"""Enlarging pictures ×3 with any model: whole folders, any size, tiled without seams (paper section 5).
+
+A pixel of the result depends on few LR pixels around it (10 for the published student). Tiles that overlap by twice
+that give what the whole picture would give, in the memory of one tile.
+"""
+
+import glob
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from paperlib.baselines import build_model
+from paperlib.data import Progress
+from paperlib.errors import UserError
+from paperlib.evaluate import Bicubic, StudentUpscaler, Upscaler
+from paperlib.graph import deployment_graph
+from paperlib.images import find_images
+from paperlib.pictures import Picture, check_writable, read_picture, write_picture
+from paperlib.resize import SCALE
+from paperlib.tflite import TFLiteModel, open_interpreter
+from paperlib.tiles import run_tiled
+
+SHIPPED = Path(__file__).parent / "weights" / "student_dynamic_int8.tflite"
+MARK = "_x3"
+"""Added to a file's name, so that a result never replaces its input."""
+TILE_INT8, TILE_FLOAT = 1280, 256
+"""LR pixels a side of a tile: INT8 takes a 720p frame at once; float maps of 32 channels should stay small."""
+LOCAL = frozenset((
+    "ADD", "CAST", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK", "PAD",
+    "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE"))
+"""TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
+
+
+def reach(upscaler: Upscaler) -> int | None:
+    """How many LR pixels away a pixel can still change the result; None where that is unknown or unbounded.
+
+    The sum of k//2 over all k×k convolutions, which is exact for a chain and never too small.
+    """
+    if isinstance(upscaler, Bicubic):
+        return 3
+    if isinstance(upscaler, TFLiteModel):
+        return _tflite_reach(upscaler.path)
+    settings = getattr(upscaler.model, "settings", None) if isinstance(upscaler, StudentUpscaler) else None
+    if settings is None:
+        return None
+    nodes = deployment_graph(build_model(settings, "fused")).nodes
+    return sum(node.weight.shape[-1] // 2 for node in nodes if node.op == "conv")
+
+
+def _tflite_reach(path: Path) -> int | None:
+    """`reach` of a TFLite file; None where it has an operator that is not known to be local."""
+    interpreter = open_interpreter(path, xnnpack=False)
+    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
+    total = 0
+    for operator in interpreter._get_ops_details():
+        name = operator["op_name"]
+        if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            total += max(int(size) // 2 for size in shapes[operator["inputs"][1]][1:3])
+        elif name not in LOCAL:
+            return None
+    return total
+
+
+def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
+    """The upscaler with its output rounded to 8 bits: uint8 (h, w, 3) → uint8 (3h, 3w, 3).
+
+    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture.
+    """
+    if isinstance(upscaler, TFLiteModel) and upscaler.output["dtype"] != np.float32:
+        codes = np.arange(256, dtype=np.uint8).view(upscaler.output["dtype"])
+        table = np.rint(upscaler.dequantise(codes)).astype(np.uint8)
+        return lambda lr: table[upscaler.raw(lr).view(np.uint8)]
+    return lambda lr: np.rint(upscaler(lr)).astype(np.uint8)
+
+
+def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) -> np.ndarray:
+    """Enlarge pixels of any size, tile by tile, equal to the whole picture at once.
+
+    INT8 files give the same bits; float networks differ by the rounding of their sums. A file with fixed input works
+    in its own tiles. The teacher, whose every pixel depends on all others, takes the picture whole.
+
+    Args:
+        lr: uint8 (h, w, 3).
+        tile: LR pixels a side; default by precision.
+
+    Returns:
+        uint8 (3h, 3w, 3).
+    """
+    run, radius = byte_runner(upscaler), reach(upscaler)
+    if radius is None:
+        return run(lr)
+    fixed = getattr(upscaler, "fixed", None)
+    if fixed and min(fixed) > 2 * radius:
+        return run_tiled(run, lr, *fixed, overlap=2 * radius)
+    if fixed:
+        return run(lr)
+    int8 = isinstance(upscaler, TFLiteModel) and upscaler.input["dtype"] != np.float32
+    side = max(tile or (TILE_INT8 if int8 else TILE_FLOAT), 2 * radius + 1)
+    if max(lr.shape[:2]) <= side or min(lr.shape[:2]) <= 2 * radius:  # small, or a strip that needs little memory
+        return run(lr)
+    height, width = (min(side, size) for size in lr.shape[:2])
+    return run_tiled(run, lr, height, width, overlap=2 * radius)
+
+
+def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
+    """Enlarge a picture; colour by the model, alpha by bicubic, grey as RGB and back."""
+    alpha = picture.alpha
+    if alpha is not None:
+        size = (alpha.shape[1] * SCALE, alpha.shape[0] * SCALE)
+        alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
+    return Picture(upscale_pixels(upscaler, picture.rgb), alpha, picture.grey, picture.icc, picture.notes)
+
+
+def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Files named directly, by folder (the pictures in it), or by a glob pattern; and a message for each that is none.
+
+    A folder's `a_x3.png` beside `a.png` is a result, not an input.
+    """
+    files: dict[Path, None] = {}
+    problems = []
+    for given in map(str, inputs):
+        path = Path(given).expanduser()
+        try:
+            if path.is_dir():
+                found = find_images(path)
+                results = {file.with_stem(file.stem + MARK) for file in found}
+                found = [file for file in found if file not in results]
+            elif path.exists():
+                found = [path]
+            else:
+                matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (takes absolute ones)
+                found = [match for match in matches if match.is_file()]
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if not found:
+            problems.append(f"no picture at {given}. Name a file, a folder or a pattern such as 'photos/*.jpg'.")
+        files.update(dict.fromkeys(found))
+    return list(files), problems
+
+
+def upscale_files(
+    inputs: Sequence[str | Path], out: str | Path, upscaler: Upscaler,
+    log: Callable[[str], None] | None = None, progress: Progress | None = None,
+) -> tuple[list[Path], list[str]]:
+    """Enlarge pictures ×3 into a folder, as `<name>_x3` in their own format; goes on after one that fails.
+
+    Args:
+        inputs: files, folders, glob patterns.
+        out: folder for the results; may be the inputs' own.
+        log: called with one line for each finished picture.
+        progress: called with (done, total) after each picture.
+
+    Returns:
+        The files written, and a message for each input that could not be enlarged.
+    """
+    files, failed = find_inputs(inputs)
+    sources, done = {file.resolve() for file in files}, []
+    for index, path in enumerate(files):
+        target = Path(out) / f"{path.stem}{MARK}{path.suffix}"
+        try:
+            clock = time.monotonic()
+            if target.resolve() in sources or target in done:
+                raise UserError(f"{path}: {target} is another input or its result. Choose another --out.")
+            picture = read_picture(path)
+            height, width = (side * SCALE for side in picture.rgb.shape[:2])
+            check_writable(target, height, width)
+            done.append(write_picture(target, upscale_picture(upscaler, picture)))
+            if log:
+                notes = "".join(f"; {note}" for note in picture.notes)
+                log(f"{path} → {target} ({width}×{height}, {time.monotonic() - clock:.1f} s{notes})")
+        except UserError as error:
+            failed.append(str(error))
+        if progress:
+            progress(index + 1, len(files))
+    return done, failed
+
+
+def default_model(results: Path | None = None) -> Path:
+    """The trained INT8 student in the box, else the newest INT8 student of a run, else its newest checkpoint.
+
+    Args:
+        results: folder of run folders; default: results/ of the clone.
+
+    Raises:
+        UserError: neither exists.
+    """
+    from paperlib.records import root  # needs pandas and matplotlib, upscaling with a named model does not
+
+    if SHIPPED.is_file():
+        return SHIPPED
+    results = results or root() / "results"
+    for pattern in (f"*/**/{SHIPPED.name}", "*/checkpoints/stage[123]/qat.safetensors",
+                    "*/checkpoints/stage[123]/student.safetensors"):
+        found = [path for path in results.glob(pattern) if "ablation" not in path.parts]
+        if found:
+            return max(found, key=lambda path: path.stat().st_mtime)
+    raise UserError(f"no trained student at {SHIPPED} or under {results}. Train one with `paperlib reproduce`, or name "
+                    "one with --model.")

@@ -1,0 +1,197 @@
+"""Enlarging pictures: no seams, every kind of file, nothing overwritten."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import chelsea, coffee
+
+from paperlib.config import QuantSettings, StudentSettings
+from paperlib.errors import UserError
+from paperlib.evaluate import StudentUpscaler, Upscaler, load_upscaler
+from paperlib.export import export_tflite
+from paperlib.pictures import Picture
+from paperlib.quantise import prepare_qat, quantised_graph
+from paperlib.student import Student, fuse, save_student
+from paperlib.tflite import TFLiteModel
+from paperlib.tiles import run_tiled
+from paperlib.upscale import (
+    byte_runner, default_model, find_inputs, reach, upscale_files, upscale_picture, upscale_pixels)
+
+BICUBIC = load_upscaler("bicubic")
+
+
+def some_student(arch: str = "mobileone", blocks: int = 2) -> Student:
+    """A student that starts bilinear and answers to every pixel in reach."""
+    student = Student(StudentSettings(arch=arch, channels=8, blocks=blocks, init="bilinear"))
+    with torch.no_grad():
+        student.head.weight.add_(torch.randn_like(student.head.weight) * 0.2)
+    return fuse(student)
+
+
+@pytest.fixture(scope="module")
+def int8_file(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    qat = prepare_qat(some_student(), QuantSettings(quantiser="tflite"), [coffee()[:60, :60]])
+    return export_tflite(quantised_graph(qat), tmp_path_factory.mktemp("int8") / "student.tflite")
+
+
+def save(image: np.ndarray, path: Path, **options) -> Path:
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("arch", ["mobileone", "repdw"])
+def test_reach_is_how_far_a_pixel_is_felt(arch):
+    student = some_student(arch, blocks=3)
+    radius = reach(StudentUpscaler(student, arch))
+    assert radius == 1 + 3 + 1
+    x = torch.rand(1, 3, 25, 25, requires_grad=True)
+    student(x * 255)[..., 36:39, 36:39].sum().backward()
+    felt = x.grad[0].abs().sum(0) > 0
+    inside = torch.zeros(25, 25, dtype=torch.bool)
+    inside[12 - radius:13 + radius, 12 - radius:13 + radius] = True
+    assert not felt[~inside].any()
+    assert felt[12 - radius:13 + radius, 12 - radius].any()
+
+
+def test_published_files_reach_ten_pixels(assets):
+    for name in ("ckpt_best_s2_deploy.pt", "model.tflite", "model_none.tflite"):
+        assert reach(load_upscaler(assets / "aio_mai" / name)) == 10
+
+
+def test_tiles_leave_no_seam_in_float():
+    lr, upscaler = coffee()[:61, :90], StudentUpscaler(some_student(), "student")
+    whole = upscaler(lr)
+    radius = reach(upscaler)
+    np.testing.assert_allclose(run_tiled(upscaler, lr, 20, 17, 2 * radius), whole, atol=1e-3)
+    assert np.abs(run_tiled(upscaler, lr, 20, 17, 2 * radius - 4) - whole).max() > 0.1
+    tiled = upscale_pixels(upscaler, lr, tile=16)
+    assert tiled.dtype == np.uint8
+    assert np.abs(tiled - whole).max() <= 0.501
+
+
+def test_tiles_leave_no_seam_in_int8(int8_file):
+    lr, upscaler = coffee()[:61, :90], TFLiteModel(int8_file, threads=1)
+    assert reach(upscaler) == 4
+    whole = np.rint(upscaler(lr)).astype(np.uint8)
+    assert len(np.unique(whole)) > 50
+    np.testing.assert_array_equal(byte_runner(upscaler)(lr), whole)
+    for tile in (9, 24, 70):
+        np.testing.assert_array_equal(upscale_pixels(upscaler, lr, tile=tile), whole)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 40), (40, 5), (9, 100)])
+def test_any_size(int8_file, shape):
+    lr = chelsea()[:shape[0], :shape[1]]
+    for upscaler in (BICUBIC, StudentUpscaler(some_student(), "student"), TFLiteModel(int8_file, threads=1)):
+        sr = upscale_pixels(upscaler, lr, tile=16)
+        assert sr.shape == (3 * shape[0], 3 * shape[1], 3)
+        assert np.abs(sr - upscaler(lr)).max() <= 0.501
+
+
+class Negative:
+    """An upscaler of which nothing is known: repeats pixels, inverted."""
+
+    name, about = "negative", {}
+
+    def __init__(self) -> None:
+        self.sizes = []
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        self.sizes.append(lr.shape[:2])
+        return np.kron(255 - lr, np.ones((3, 3, 1), np.uint8)).astype(np.float32)
+
+
+def test_a_model_of_unknown_reach_sees_the_whole_picture():
+    upscaler: Upscaler = Negative()
+    upscale_pixels(upscaler, coffee()[:50, :60], tile=16)
+    assert upscaler.sizes == [(50, 60)]
+
+
+def test_alpha_is_enlarged_by_itself_and_grey_stays_grey():
+    grey = np.repeat(coffee()[:20, :30, :1], 3, axis=2)
+    alpha = np.full((20, 30), 200, np.uint8)
+    alpha[:, 15:] = 0
+    result = upscale_picture(Negative(), Picture(grey, alpha, grey=True, icc=b"profile"))
+    np.testing.assert_array_equal(result.rgb[::3, ::3], 255 - grey)
+    assert (result.alpha[:, :39] == 200).all()
+    assert (result.alpha[:, 51:] == 0).all()
+    assert result.grey
+    assert result.icc == b"profile"
+
+
+def test_good_pictures_are_done_and_bad_ones_listed(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    good = save(coffee()[:20, :30], folder / "a.png")
+    (folder / "b.png").write_bytes(good.read_bytes()[:300])
+    save(chelsea()[:2, :2], folder / "c.webp", lossless=True)
+    lines, seen = [], []
+    done, failed = upscale_files([folder, tmp_path / "none.png"], out, BICUBIC, lines.append,
+                                 lambda i, n: seen.append((i, n)))
+    assert done == [out / "a_x3.png", out / "c_x3.webp"]
+    assert len(failed) == 2
+    assert "none.png" in failed[0]
+    assert "b.png" in failed[1]
+    assert len(lines) == 2
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    np.testing.assert_array_equal(np.asarray(Image.open(done[0])), np.rint(BICUBIC(coffee()[:20, :30])))
+    assert Image.open(done[1]).size == (6, 6)
+    assert sorted(path.name for path in out.iterdir()) == ["a_x3.png", "c_x3.webp"]
+
+
+def test_inputs_are_never_overwritten(tmp_path):
+    first, second = save(coffee()[:9, :9], tmp_path / "a.png"), save(chelsea()[:9, :9], tmp_path / "a_x3.png")
+    before = [path.read_bytes() for path in (first, second)]
+    done, failed = upscale_files([first, second], tmp_path, BICUBIC)
+    assert done == [tmp_path / "a_x3_x3.png"]
+    assert "another input" in failed[0]
+    assert [path.read_bytes() for path in (first, second)] == before
+    (tmp_path / "other").mkdir()
+    save(coffee()[:9, :9], tmp_path / "other" / "a.png")
+    done, failed = upscale_files([first, tmp_path / "other" / "a.png"], tmp_path / "out", BICUBIC)
+    assert len(done) == len(failed) == 1
+
+
+def test_inputs_are_files_folders_and_patterns(tmp_path):
+    (tmp_path / "sub").mkdir()
+    names = ["a.png", "a_x3.png", "b[1].png", "sub/c.jpg"]
+    paths = [save(coffee()[:6, :6], tmp_path / name) for name in names]
+    assert find_inputs([tmp_path]) == ([paths[0], paths[2]], [])
+    assert find_inputs([paths[1], tmp_path / "b[1].png"])[0] == paths[1:3]
+    assert find_inputs([f"{tmp_path}/**/*.jpg", str(tmp_path / "sub"), str(tmp_path / "sub" / "*.jpg")])[0] == [paths[3]]
+    (tmp_path / "empty").mkdir()
+    files, problems = find_inputs([tmp_path / "empty", f"{tmp_path}/*.gif"])
+    assert files == []
+    assert "holds no image" in problems[0]
+    assert "no picture at" in problems[1]
+
+
+def test_an_unwritable_folder_is_told_for_each_picture(tmp_path):
+    picture = save(coffee()[:6, :6], tmp_path / "a.png")
+    done, failed = upscale_files([picture], tmp_path / "a.png" / "out", BICUBIC)
+    assert done == []
+    assert failed[0].startswith("cannot write")
+
+
+def test_default_model_is_the_newest_students_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("paperlib.upscale.SHIPPED", tmp_path / "box" / "student_dynamic_int8.tflite")
+    with pytest.raises(UserError, match="no trained student"):
+        default_model(tmp_path)
+    early = save_student(some_student(), tmp_path / "demo" / "checkpoints" / "stage1" / "student.safetensors")
+    late = save_student(some_student(), tmp_path / "demo" / "checkpoints" / "stage2" / "student.safetensors")
+    os.utime(early, (1, 1))
+    assert default_model(tmp_path) == late
+    for index, folder in enumerate(("old", "new", "new/checkpoints/ablation/repdw")):
+        (tmp_path / folder).mkdir(parents=True)
+        path = tmp_path / folder / "student_dynamic_int8.tflite"
+        path.touch()
+        os.utime(path, (index, index))
+    assert default_model(tmp_path) == tmp_path / "new" / "student_dynamic_int8.tflite"
+    (tmp_path / "box").mkdir()
+    (tmp_path / "box" / "student_dynamic_int8.tflite").touch()
+    assert default_model(tmp_path) == tmp_path / "box" / "student_dynamic_int8.tflite"
