@@ -146,10 +146,11 @@ def _upscale(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from paperlib.config import load_settings
     from paperlib.export import export_all
+    from paperlib.quant_fx import read_published_qat
     from paperlib.quantise import load_qat
 
     settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
-    model = load_qat(args.checkpoint)
+    model = (read_published_qat if args.checkpoint.suffix == ".pt" else load_qat)(args.checkpoint)
     _writable(args.out)
     report = export_all(model, args.out, settings)
     for name, file in report["files"].items():
@@ -160,12 +161,16 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    import pandas as pd
+
     from paperlib.audit import verify
 
     if args.json:
         _writable(args.json.parent)
     result = verify()
     _write_json(args.json, result)
+    for title, part in (("From the authors' log and report", "recomputed"), ("Their files, measured here", "measured")):
+        print(f"{title}\n{pd.DataFrame(result[part]).to_string(index=False, na_rep='')}\n")
     return 0
 
 
@@ -226,7 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--model", metavar="MODEL", help=f"{MODELS}; default: the trained INT8 student")
 
     command = add("export", _export, "INT8 and float TFLite files from a quantised checkpoint.")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="qat.safetensors of a run")
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="qat.safetensors of a run, or the authors' *_qat.pt")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
@@ -253,14 +258,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter would bury the one line that matters
     try:
         args = build_parser().parse_args(argv)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1":
             raise
         print(f"paperlib: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\npaperlib: interrupted. Finished work is kept; the same command continues.", file=sys.stderr)
+        print("\npaperlib: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

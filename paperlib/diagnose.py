@@ -52,7 +52,7 @@ def layer_ranges(graph: Graph | QuantisedGraph, images: Sequence[np.ndarray]) ->
         run_graph(plain, image_batch(image), after=after)
     rows = []
     for node in plain.nodes:
-        peak = None if node.weight is None else node.weight.abs().flatten(1).amax(1) if node.op == "conv" else node.weight
+        peak = None if node.weight is None else node.weight.reshape(node.weight.shape[0], -1).abs().amax(1)
         row = {"name": node.name, "op": node.op, "low": float(low[node.name].min()),
                "high": float(high[node.name].max()), "channel_low": low[node.name].tolist(),
                "channel_high": high[node.name].tolist(), "weight_peak": None if peak is None else peak.tolist()}

@@ -62,6 +62,8 @@ def export_tflite(
         ValueError: `upsample="rows"` with a dynamic size.
         UserError: the file cannot be written.
     """
+    if upsample == "rows" and (height is None or width is None):
+        raise ValueError("upsample='rows' needs a fixed height and width")
     return _convert(Int8Builder(qgraph, upsample), path, height, width, _int8)
 
 

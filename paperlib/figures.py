@@ -1,33 +1,33 @@
-"""The figures of notebooks and report; every function returns a matplotlib Figure in one style, axes labelled."""
+"""The figures of notebooks and report: each function returns a matplotlib Figure, in one style, axes with units.
+
+What they show follows the paper: crops and error maps (section 6), confidence (section 3), curves (section 4).
+"""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from paperlib.metrics import psnr_rgb
+from paperlib.records import STYLE
 from paperlib.resize import SCALE
 
-STYLE = Path(__file__).with_name("paper.mplstyle")
+MARKERS = "osD^vPX"
+"""A marker a group, so that colour is never the only difference."""
+LOSS_TERMS = ("loss", "l1", "charbonnier", "dct", "kd")
 
 
-def _figure(width: float, height: float) -> Figure:
-    with style.context(STYLE):
-        return Figure(figsize=(width, height))
-
-
-def _axes(figure: Figure, rows: int, columns: int, **options: Any) -> np.ndarray:
-    with style.context(STYLE):
-        return figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def _show(axes: Any, image: np.ndarray, title: str) -> None:
-    axes.imshow(np.clip(np.round(image), 0, 255).astype(np.uint8))
-    axes.set_title(title, loc="center")
+def _picture(axes: Axes, image_255: np.ndarray, title: str) -> None:
+    """Draw pixels (H, W, 3) without an axis, the title centred above."""
+    axes.imshow(np.clip(np.round(image_255), 0, 255).astype(np.uint8))
+    axes.set_title(title, loc="center", fontsize=10)
     axes.set_axis_off()
 
 
@@ -45,148 +45,211 @@ def busiest(hr: np.ndarray, size: int) -> tuple[int, int]:
     return int(rows[best[0]]), int(columns[best[1]])
 
 
-def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, size: int = 120) -> Figure:
-    """The most detailed part of a photograph: LR, each result with its PSNR over the whole image, and HR.
+@style.context(STYLE)
+def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, size: int = 120,
+          box: tuple[int, int] | None = None) -> Figure:
+    """One part of a photograph: LR, each result with its PSNR over the whole image, and HR.
 
     Args:
-        lr: uint8 (h, w, 3). results: name → (3h, 3w, 3) in 0..255. hr: uint8 (3h, 3w, 3).
+        lr: uint8 (h, w, 3).
+        results: name → (3h, 3w, 3) in 0..255.
+        hr: uint8 (3h, 3w, 3).
         size: side of the part shown, HR pixels.
+        box: its top and left in HR pixels; None shows the most detailed part.
     """
     size = min(size, *hr.shape[:2]) // SCALE * SCALE
-    top, left = busiest(hr, size)
+    top, left = (edge // SCALE * SCALE for edge in (box or busiest(hr, size)))
     part = (slice(top, top + size), slice(left, left + size))
     small = (slice(top // SCALE, (top + size) // SCALE), slice(left // SCALE, (left + size) // SCALE))
-    panels = [(lr[small], "LR")]
+    panels = [(lr[small], f"LR\n{lr.shape[1]} × {lr.shape[0]} px")]
     panels += [(sr[part], f"{name}\n{psnr_rgb(sr, hr):.2f} dB") for name, sr in results.items()]
-    panels.append((hr[part], "HR"))
-    figure = _figure(2.4 * len(panels), 2.8)
-    for axes, (image, title) in zip(_axes(figure, 1, len(panels))[0], panels, strict=True):
-        _show(axes, image, title)
+    panels.append((hr[part], f"HR\n{hr.shape[1]} × {hr.shape[0]} px"))
+    figure = Figure(figsize=(2.3 * len(panels), 2.8))
+    for axes, (image, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _picture(axes, image, title)
     return figure
 
 
+@style.context(STYLE)
 def patch_grid(lr: Tensor, hr: Tensor, count: int = 6) -> Figure:
     """The first patches of a batch, LR (B, 3, p, p) above HR (B, 3, 3p, 3p), uint8."""
     count = min(count, len(lr))
-    figure = _figure(1.5 * count, 3.1)
-    grid = _axes(figure, 2, count)
-    for index in range(count):
-        _show(grid[0, index], lr[index].permute(1, 2, 0).numpy(), "LR" if index == 0 else "")
-        _show(grid[1, index], hr[index].permute(1, 2, 0).numpy(), "HR" if index == 0 else "")
+    figure = Figure(figsize=(1.5 * count, 3.4))
+    grid = figure.subplots(2, count, squeeze=False)
+    for row, (name, batch) in enumerate((("LR", lr), ("HR", hr))):
+        for index in range(count):
+            title = f"{name}, {batch.shape[-1]} × {batch.shape[-2]} px" if index == 0 else ""
+            _picture(grid[row, index], batch[index].permute(1, 2, 0).numpy(), title)
     return figure
 
 
+@style.context(STYLE)
 def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
-    """Loss (left) and validation PSNR (right) over the steps of a training."""
-    figure = _figure(8, 2.8)
-    (loss, score), steps = _axes(figure, 1, 2)[0], [row["step"] for row in history]
-    skip = {"step", "lr", "seconds", "psnr_rgb"}
-    for name in [key for key in history[0] if key not in skip]:
-        loss.plot(steps, [row[name] for row in history], marker=".", label=name)
-    loss.set(xlabel="step", ylabel="mean since the last point", yscale="log", title=f"{title}: training loss")
+    """Loss and its terms (left) and validation PSNR (right) over the steps of a training.
+
+    Args:
+        history: rows of `paperlib.train.Fit.history`: step, psnr_rgb (dB), loss and its terms (images in 0..1).
+    """
+    figure, steps = Figure(figsize=(9, 3)), [row["step"] for row in history]
+    loss, score = figure.subplots(1, 2)
+    for index, name in enumerate(term for term in LOSS_TERMS if term in history[0]):
+        values = [row[name] for row in history]
+        loss.plot(steps, values, marker=MARKERS[index], markersize=4, label=f"{name} {values[-1]:.3g}")
+    loss.set(xlabel="training step", ylabel="loss (images in 0…1)", yscale="log", title=f"{title}: training loss")
     loss.legend()
-    score.plot(steps, [row["psnr_rgb"] for row in history], marker=".")
-    score.set(xlabel="step", ylabel="PSNR RGB (dB)", title=f"{title}: validation, EMA weights")
+    best = max(range(len(history)), key=lambda index: history[index]["psnr_rgb"])
+    values = [row["psnr_rgb"] for row in history]
+    score.plot(steps, values, marker="o", markersize=4)
+    score.plot(steps[best], values[best], marker="*", markersize=12, color="C1")
+    score.annotate(f"best {values[best]:.2f} dB", (steps[best], values[best]), xytext=(-6, -14),
+                   textcoords="offset points", ha="right", fontsize=9)
+    score.ticklabel_format(useOffset=False)
+    score.set(xlabel="training step", ylabel="PSNR RGB (dB)", title=f"{title}: validation, EMA weights")
     return figure
 
 
+@style.context(STYLE)
 def confidence(weights: np.ndarray, hr: np.ndarray) -> Figure:
-    """The photograph, the map w(p) of distillation weights (H, W), and their histogram."""
-    figure = _figure(10, 3)
-    photograph, where, counts = _axes(figure, 1, 3)[0]
-    _show(photograph, hr, "photograph")
+    """The photograph, the map w(p) of distillation weights (H, W) in 0..1, and their histogram."""
+    figure = Figure(figsize=(10, 3))
+    photograph, where, counts = figure.subplots(1, 3)
+    _picture(photograph, hr, "photograph")
     drawn = where.imshow(weights, cmap="viridis", vmin=0, vmax=1)
     where.set_axis_off()
-    where.set_title("weight w(p)", loc="center")
+    where.set_title("distillation weight w(p)", loc="center", fontsize=10)
     figure.colorbar(drawn, ax=where, shrink=0.8)
     counts.hist(weights.ravel(), bins=40, range=(0, 1), weights=np.full(weights.size, 100 / weights.size))
-    counts.set(xlabel="weight w(p)", ylabel="pixels (%)", title="histogram")
+    counts.set(xlabel="weight w(p)", ylabel="pixels (%)", title=f"mean {weights.mean():.2f}")
     return figure
 
 
-def error_map(one: np.ndarray, other: np.ndarray, title: str, limit: float = 6.0) -> Figure:
-    """Signed difference of two images (H, W, 3) in grey levels, mean over the channels, and its histogram."""
+@style.context(STYLE)
+def error_map(one: np.ndarray, other: np.ndarray, title: str, limit: float | None = None) -> Figure:
+    """Signed difference of two images (H, W, 3) in grey levels of 255, mean over the channels, and its histogram.
+
+    Args:
+        limit: end of the colour scale; None takes what 99.5 % of the pixels stay below, at least 1.
+    """
     difference = (one.astype(np.float64) - other.astype(np.float64)).mean(2)
-    figure = _figure(9, 3.4)
-    where, counts = _axes(figure, 1, 2)[0]
+    limit = limit or max(1.0, float(np.quantile(np.abs(difference), 0.995)))
+    figure = Figure(figsize=(9, 3.4))
+    where, counts = figure.subplots(1, 2)
     drawn = where.imshow(difference, cmap="RdBu_r", vmin=-limit, vmax=limit)
     where.set_axis_off()
     where.set_title(title)
-    figure.colorbar(drawn, ax=where, label="grey levels", shrink=0.8)
-    counts.hist(difference.ravel(), bins=60, range=(-limit, limit),
+    figure.colorbar(drawn, ax=where, label="grey levels of 255", shrink=0.8, extend="both")
+    counts.hist(np.clip(difference, -limit, limit).ravel(), bins=61, range=(-limit, limit),
                 weights=np.full(difference.size, 100 / difference.size))
-    rms = np.sqrt((difference**2).mean())
-    counts.set(xlabel="difference (grey levels)", ylabel="pixels (%)", title=f"rms {rms:.2f} grey levels")
+    counts.set(xlabel="difference (grey levels of 255)", ylabel="pixels (%)",
+               title=f"root mean square {np.sqrt((difference**2).mean()):.2f}")
     return figure
 
 
+UNITS = {"sqnr_db": "signal to quantisation noise (dB)", "high": "largest activation (grey levels)",
+         "low": "smallest activation (grey levels)", "step": "step of the grid (grey levels)",
+         "clipped": "share of values outside the grid"}
+"""Axis labels of what `paperlib.diagnose` measures for each layer."""
+
+
+@style.context(STYLE)
 def layer_bars(rows: Sequence[Mapping[str, Any]], value: str, title: str, label: str = "") -> Figure:
-    """One bar a layer; rows are {"name", `value`}; undefined and infinite values are left out."""
-    rows = [row for row in rows if row.get(value) is not None and np.isfinite(row[value])]
-    figure = _figure(8, 2.8)
-    axes = _axes(figure, 1, 1)[0, 0]
-    axes.bar([row["name"] for row in rows], [row[value] for row in rows])
-    axes.tick_params(axis="x", rotation=60)
-    axes.set(ylabel=label or value, title=title)
-    return figure
+    """One bar a layer, in the network's order.
 
-
-def layer_ranges(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Activations of each layer: every channel's range (dots), the INT8 grid (bar); below, largest |weight| per channel.
-
-    rows: from `paperlib.diagnose.layer_ranges` with a quantised graph.
+    Args:
+        rows: {"name", `value`} as `paperlib.diagnose` gives them; without a finite number a layer has no bar.
+        label: of the vertical axis, with its unit; default: `UNITS`.
     """
-    figure = _figure(9, 5)
-    (activations,), (weights,) = _axes(figure, 2, 1, sharex=True)
-    for place, row in enumerate(rows):
-        activations.bar(place, row["grid_high"] - row["grid_low"], 0.7, row["grid_low"], color="C5", alpha=0.5)
-        for ends, colour in (("channel_low", "C0"), ("channel_high", "C1")):
-            activations.plot([place] * len(row[ends]), row[ends], ".", color=colour, markersize=3)
-        if row["weight_peak"]:
-            weights.plot([place] * len(row["weight_peak"]), row["weight_peak"], ".", color="C2", markersize=4)
-    weights.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=60)
-    activations.set(ylabel="activation", title=title or "Range of every channel, and the INT8 grid (bar) they share")
-    weights.set(ylabel="largest |weight|", yscale="log", title="Largest weight of every output channel")
+    heights = [np.nan if row.get(value) is None or not np.isfinite(row[value]) else row[value] for row in rows]
+    figure = Figure(figsize=(max(6, 0.65 * len(rows)), 3))
+    axes = figure.subplots()
+    drawn = axes.bar(np.arange(len(rows)), heights)
+    axes.bar_label(drawn, ["" if np.isnan(height) else f"{height:.3g}" for height in heights], fontsize=8, padding=1)
+    axes.grid(visible=False, axis="x")
+    axes.set_xticks(np.arange(len(rows)), [row["name"] for row in rows], rotation=40, ha="right")
+    axes.set(xlabel="layer", ylabel=label or UNITS.get(value, value), title=title)
     return figure
 
 
-def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """PSNR of each network of Tables B and C, float and INT8, from measured rows on the validation photographs."""
-    groups: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row["table"] in ("B", "C") and row["metric"] == "psnr" and row["dataset"] == "validation":
-            groups.setdefault(row["row"], {})[row["precision"]] = row["value"]
-    return bars(groups, "PSNR RGB (dB)", "Short, equal schedules: float and INT8 TFLite")
+@style.context(STYLE)
+def bars(groups: Mapping[str, Mapping[str, float]], label: str, title: str, errors: Mapping | None = None) -> Figure:
+    """Grouped bars: {group: {series: value}}; the axis starts just below the smallest value and says so.
 
-
-def bars(groups: Mapping[str, Mapping[str, float]], label: str, title: str) -> Figure:
-    """Grouped bars: {group: {series: value}}; the axis starts just below the smallest value."""
+    Args:
+        label: of the vertical axis, with its unit.
+        errors: standard deviations in the same shape, drawn where they are given.
+    """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    figure = _figure(max(5, 1.4 * len(groups)), 3)
-    axes = _axes(figure, 1, 1)[0, 0]
-    width = 0.8 / len(series)
+    figure = Figure(figsize=(max(5, 0.8 * len(groups) * len(series)), 3.4))
+    axes, width = figure.subplots(), 0.8 / len(series)
     for index, name in enumerate(series):
         heights = [group.get(name, np.nan) for group in groups.values()]
-        drawn = axes.bar(np.arange(len(groups)) + index * width, heights, width, label=name)
-        axes.bar_label(drawn, fmt="%.2f", fontsize=8)
+        spread = [((errors or {}).get(group) or {}).get(name) or np.nan for group in groups]
+        drawn = axes.bar(np.arange(len(groups)) + index * width, heights, width * 0.95, label=name, yerr=spread,
+                         capsize=3)
+        axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
     values = [value for group in groups.values() for value in group.values()]
     margin = 0.15 * (max(values) - min(values)) or 0.1
     axes.set_ylim(min(values) - margin, max(values) + margin)
     axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, list(groups))
-    axes.set(ylabel=label, title=title)
-    axes.legend(ncols=len(series), loc="upper left", bbox_to_anchor=(0, -0.12))
+    axes.grid(visible=False, axis="x")
+    axes.set(ylabel=f"{label}\n(axis does not start at 0)", title=title)
+    figure.legend(ncols=len(series), loc="outside lower center")
     return figure
 
 
+def drops(rows: Sequence[Mapping[str, Any]], table: str = "C", dataset: str = "validation") -> Figure:
+    """PSNR of a table's models in FP32 and INT8, from measured rows of a record."""
+    chosen = [row for row in rows if row["table"] == table and row["metric"] == "psnr" and row["dataset"] == dataset
+              and row["value"] is not None]
+    groups: dict[str, dict[str, float]] = {}
+    spreads: dict[str, dict[str, float]] = {}
+    for row in sorted(chosen, key=lambda row: row["precision"]):
+        groups.setdefault(row["row"], {})[row["precision"].upper()] = row["value"]
+        spreads.setdefault(row["row"], {})[row["precision"].upper()] = row.get("sd")
+    return bars(groups, "PSNR RGB (dB)", "What INT8 costs each network", spreads)
+
+
+@style.context(STYLE)
 def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, ylabel: str, title: str) -> Figure:
-    """Quality against cost; points are {"name", "group", x, y}. The x axis is logarithmic."""
-    figure = _figure(7, 4.2)
-    axes = _axes(figure, 1, 1)[0, 0]
-    for group in dict.fromkeys(point["group"] for point in points):
+    """Quality against cost, the cost on a logarithmic axis.
+
+    Args:
+        points: {"name", "group", `x`, `y`}; a group has one colour and marker.
+    """
+    figure = Figure(figsize=(8, 4.6))
+    axes = figure.subplots()
+    for index, group in enumerate(dict.fromkeys(point["group"] for point in points)):
         chosen = [point for point in points if point["group"] == group]
-        axes.scatter([point[x] for point in chosen], [point[y] for point in chosen], label=group)
-        for point in chosen:
-            axes.annotate(point["name"], (point[x], point[y]), xytext=(4, 3), textcoords="offset points", fontsize=8)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
-    axes.legend()
+        axes.scatter([point[x] for point in chosen], [point[y] for point in chosen], label=group, s=36,
+                     marker=MARKERS[index % len(MARKERS)])
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.tick_params(axis="x", which="minor", labelsize=8)
+    axes.legend(loc="lower right")
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    _name_points(axes, [(point[x], point[y], point["name"]) for point in points])
     return figure
+
+
+PLACES = (("left", "center", 7, 0), ("left", "bottom", 4, 4), ("left", "top", 4, -4), ("right", "center", -7, 0),
+          ("right", "bottom", -4, 4), ("right", "top", -4, -4))
+"""Where a name may stand beside its point: alignments, and the offset in points."""
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside points, each where it covers the fewest points and other names."""
+    axes.figure.draw_without_rendering()
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform([at[:2] for at in points])]
+    for x, y, name in points:
+        note = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8)
+        note.set_in_layout(False)
+
+        def covered(place: tuple[str, str, int, int], note: Annotation = note) -> int:
+            across, up, dx, dy = place
+            note.set(ha=across, va=up, position=(dx, dy))
+            return note.get_window_extent().count_overlaps(taken)
+
+        covered(min(PLACES, key=covered))
+        taken.append(note.get_window_extent())

@@ -143,8 +143,8 @@ def execute(path: Path, target: Path, parameters: dict[str, Any]) -> int:
     with _PeakMemory() as peak, atomic_path(target) as temporary:
         try:
             papermill.execute_notebook(
-                str(path), str(temporary), parameters, kernel_name="python3", progress_bar=False,
-                stdout_file=_TrainingLines(), cwd=str(path.parent))
+                str(path), str(temporary), parameters, kernel_name="python3", language="python",
+                progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent))
         except PapermillExecutionError as error:
             temporary.replace(target)
             kind = "" if error.ename == "UserError" else f"{error.ename}: "

@@ -47,7 +47,7 @@ def estimate_npu(path: str | Path, accelerator: str = "ethos-u65-512") -> dict[s
 
     Args:
         path: `student_fixed_int8.tflite` or the authors' `model.tflite`.
-        accelerator: one of Vela's Ethos-U configurations.
+        accelerator: one of `ACCELERATORS`.
 
     Returns:
         `operators_npu`, `operators_cpu` (counts), `cpu_operators` (names), `cycles_npu` (NPU part alone),
@@ -60,6 +60,8 @@ def estimate_npu(path: str | Path, accelerator: str = "ethos-u65-512") -> dict[s
     path = Path(path)
     if not vela_available():
         raise UserError("the NPU estimate needs ethos-u-vela, which is not installed. Run: pip install 'paperlib[npu]'")
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"unknown accelerator {accelerator!r}. Choose one of {', '.join(ACCELERATORS)}.")
     if not path.is_file():
         raise UserError(f"no TFLite file at {path}. Name an existing file.")
     with tempfile.TemporaryDirectory() as name:

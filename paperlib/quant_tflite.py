@@ -1,7 +1,9 @@
-"""Quantiser `tflite`: fake-quantisation that is TFLite's INT8 arithmetic (paper section 4, with the rules of section 5).
+"""Quantiser `tflite`: fake-quantisation that is TFLite's INT8 arithmetic (paper section 4; rules of section 5).
 
 Weights: symmetric, −127..127, one scale per output channel from its largest weight. Activations: int8 per tensor, the
-range learnt as one step size per tensor (LSQ: Esser et al., ICLR 2020), started from calibration. Biases: int32.
+range learnt as one step size per tensor (LSQ: Esser et al., ICLR 2020), started from calibration by least squares.
+Learning the steps measured no better than leaving them as calibrated (31.39 and 31.39, 31.45 and 31.45 dB on Set5 after
+400 steps): calibration does the work, learning follows the weights in long trainings. Biases: int32.
 Image and result: 8-bit pixels. ADD has its own grid; what only moves values (PixelShuffle, concatenation) has none.
 """
 

@@ -170,4 +170,5 @@ class QuantisedUpscaler:
         self.about = {"quantiser": qgraph.quantiser, "bias": "int32" if int32_bias else "float32"}
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
-        return run_quantised(self.qgraph, image_batch(lr), int32_bias=self.int32_bias)[0].permute(1, 2, 0).contiguous().numpy()
+        sr = run_quantised(self.qgraph, image_batch(lr), int32_bias=self.int32_bias)[0]
+        return sr.permute(1, 2, 0).contiguous().numpy()

@@ -1,7 +1,7 @@
 """The notebooks 01 to 07 headlessly in order: skip what is current, resume, then tables and report (paper section 7).
 
 A notebook is current when its record is there, unchanged, and nothing that it depends on has changed: its own cells,
-the settings, paperlib's sources, the photographs and weights that go in, and whatever the notebooks before it depend on.
+the settings, paperlib's sources, the photographs and weights that go in, and what the notebooks before it depend on.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`tables/summary.md`: a run in one page of Markdown, for readers who open nothing else (paper section 7)."""
+"""`summary.md`: a run in one page of Markdown, for readers who open nothing else (paper section 7)."""
 
 from collections import Counter
 from pathlib import Path
@@ -40,7 +40,7 @@ def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[str]:
             lines.append(f"- {name}: not run")
             continue
         commit = (record["commit"] or "no commit")[:12] + (", with changes" if record["dirty"] else "")
-        lines.append(f"- [{name}](../records/{name}.json): {record['seconds']:.0f} s, {commit}, seed {record['seed']}, "
+        lines.append(f"- [{name}](records/{name}.json): {record['seconds']:.0f} s, {commit}, seed {record['seed']}, "
                      f"torch {record['versions']['torch']}, {record['device']}, {record['threads']} threads")
     return lines
 
@@ -55,7 +55,7 @@ def _tolerances() -> str:
 
 
 def write_summary(run: Run) -> Path:
-    """Write tables/summary.md from whatever records there are; returns its path.
+    """Write summary.md from whatever records there are; returns its path.
 
     Raises:
         UserError: a record is damaged, or the folder cannot be written.
@@ -68,7 +68,7 @@ def write_summary(run: Run) -> Path:
         f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {teacher_used(records)}.",
         "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
         "Reported are the paper's numbers on DIV2K validation; measured are ours on this profile's validation "
-        f"photographs. The pictures are in [report.html](../report.html). Score = 2^(2·PSNR)/(C·t) with one "
+        f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
         f"C = {fitted_constant():.4g} for all five rows.",
     ]
     for name, lines in rows.items():
@@ -77,4 +77,4 @@ def write_summary(run: Run) -> Path:
         parts.append(f"## {title}: {TABLES[name]}\n\n{body}")
     parts.append("## Tolerances\n\nWhat `reproduced` allows in the paper profile, and why.\n\n" + _tolerances())
     parts.append("## Records\n\n" + "\n".join(_provenance(run, records)))
-    return write_text(run.folder("tables") / "summary.md", "\n\n".join(parts) + "\n")
+    return write_text(run.out / "summary.md", "\n\n".join(parts) + "\n")

@@ -1,8 +1,8 @@
 """The deployment graph rebuilt in TensorFlow, NHWC, for the TFLite converter (paper section 5).
 
-The learnt grids enter as `fake_quant` operators, which the converter takes as given; no calibration happens. The head's
-output channels are permuted once, from PixelShuffle's order (colour, sub-pixel) to DEPTH_TO_SPACE's (sub-pixel, colour).
-TensorFlow is imported only when something is built.
+The learnt grids enter as `fake_quant` operators, which the converter takes as given; no calibration happens. The last
+convolution's output channels are permuted once, from PixelShuffle's order (colour, sub-pixel) to DEPTH_TO_SPACE's
+(sub-pixel, colour). TensorFlow is imported only when something is built.
 """
 
 import os
@@ -88,12 +88,13 @@ class FloatBuilder:
     def layout(
         self, node: Node, weight: Tensor, bias: Tensor | None, channels: slice,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Kernel (k, k, I/groups, O) and bias (O,) as TensorFlow wants them; PReLU: slopes (1, 1, C) and None."""
+        """Kernel (k, k, I, O), depthwise (k, k, C, 1), and bias (O,) for TensorFlow; PReLU: slopes (1, 1, C), None."""
         if node.op == "prelu":
             return weight.numpy().reshape(1, 1, -1), None
         if node.name in self.last:
             weight, bias = tile_order(weight), tile_order(bias)
-        return weight[channels].permute(2, 3, 1, 0).contiguous().numpy(), bias[channels].numpy()
+        order = (2, 3, 0, 1) if node.groups > 1 else (2, 3, 1, 0)
+        return weight[channels].permute(order).contiguous().numpy(), bias[channels].numpy()
 
     def weights(self, node: Node, channels: slice) -> tuple[Any, np.ndarray | None]:
         """Kernel and bias of some output channels of a node, in `layout`."""
@@ -115,8 +116,7 @@ class FloatBuilder:
             weight, bias = self.weights(node, channels)
         match node.op:
             case "conv" if node.groups > 1:
-                kernel = weight.transpose((0, 1, 3, 2))  # (k, k, C, 1)
-                out = tf.nn.bias_add(tf.nn.depthwise_conv2d(inputs[0], kernel, (1, 1, 1, 1), "SAME"), bias)
+                out = tf.nn.bias_add(tf.nn.depthwise_conv2d(inputs[0], weight, (1, 1, 1, 1), "SAME"), bias)
             case "conv":
                 out = tf.nn.bias_add(tf.nn.conv2d(inputs[0], weight, 1, "SAME"), bias)
             case "prelu":  # the form, slopes (1, 1, C) included, that the converter knows as PRELU

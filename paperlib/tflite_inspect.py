@@ -34,7 +34,9 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
     operators = interpreter._get_ops_details()
     # Shapes behind shape arithmetic are known only to the planner; they need the tensors allocated.
     interpreter.allocate_tensors()
-    tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
+    # kernels add scratch tensors of their own, which no operator names
+    used = {int(index) for operator in operators for end in ("inputs", "outputs") for index in operator[end]}
+    tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details() if tensor["index"] in used}
     names = [operator["op_name"] for operator in operators]
     return {
         "file": Path(path).name, "bytes": Path(path).stat().st_size, "sha256": sha256_file(path),

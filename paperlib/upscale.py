@@ -29,8 +29,9 @@ MARK = "_x3"
 TILE_INT8, TILE_FLOAT = 1280, 256
 """LR pixels a side of a tile: INT8 takes a 720p frame at once; float maps of 32 channels should stay small."""
 LOCAL = frozenset((
-    "ADD", "CAST", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK", "PAD",
-    "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE"))
+    "ADD", "CAST", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK",
+    "PAD", "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "TILE",
+    "TRANSPOSE"))
 """TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
 
 

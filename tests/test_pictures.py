@@ -99,8 +99,8 @@ def test_bad_files_are_told(tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.webp").touch()
     tifffile.imwrite(tmp_path / "float.tif", GREY.astype(np.float32))
-    for name, words in (("cut.png", "cannot read .*cut.png"), ("text.jpg", "cannot read"), ("empty.webp", "cannot read"),
-                        ("float.tif", "32 bits a channel"), ("none.png", "no picture at")):
+    for name, words in (("cut.png", "cannot read .*cut.png"), ("text.jpg", "cannot read"), ("none.png", "no picture"),
+                        ("empty.webp", "cannot read"), ("float.tif", "32 bits a channel")):
         with pytest.raises(UserError, match=words):
             read_picture(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -19,7 +19,14 @@ from paperlib.student import Student, fuse, save_student
 from paperlib.tflite import TFLiteModel
 from paperlib.tiles import run_tiled
 from paperlib.upscale import (
-    byte_runner, default_model, find_inputs, reach, upscale_files, upscale_picture, upscale_pixels)
+    byte_runner,
+    default_model,
+    find_inputs,
+    reach,
+    upscale_files,
+    upscale_picture,
+    upscale_pixels,
+)
 
 BICUBIC = load_upscaler("bicubic")
 
@@ -163,7 +170,7 @@ def test_inputs_are_files_folders_and_patterns(tmp_path):
     paths = [save(coffee()[:6, :6], tmp_path / name) for name in names]
     assert find_inputs([tmp_path]) == ([paths[0], paths[2]], [])
     assert find_inputs([paths[1], tmp_path / "b[1].png"])[0] == paths[1:3]
-    assert find_inputs([f"{tmp_path}/**/*.jpg", str(tmp_path / "sub"), str(tmp_path / "sub" / "*.jpg")])[0] == [paths[3]]
+    assert find_inputs([f"{tmp_path}/**/*.jpg", tmp_path / "sub", f"{tmp_path}/sub/*.jpg"])[0] == [paths[3]]
     (tmp_path / "empty").mkdir()
     files, problems = find_inputs([tmp_path / "empty", f"{tmp_path}/*.gif"])
     assert files == []

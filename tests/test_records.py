@@ -1,0 +1,138 @@
+import json
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from paperlib import records
+from paperlib.errors import UserError
+from paperlib.files import sha256_file
+from paperlib.records import measured_row, open_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return open_run("smoke", tmp_path / "out")
+
+
+def test_results_lie_in_the_clone_wherever_the_notebook_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert records.root() == Path(records.__file__).parents[1]
+    assert open_run("smoke").out == records.root() / "results" / "smoke"
+
+
+def test_an_installed_package_writes_into_the_clone_around_the_notebook(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "site-packages" / "paperlib" / "records.py"))
+    clone = tmp_path / "clone"
+    (clone / "notebooks").mkdir(parents=True)
+    (clone / "pyproject.toml").touch()
+    monkeypatch.chdir(clone / "notebooks")
+    assert records.root() == clone
+    monkeypatch.chdir(tmp_path)
+    assert records.root() == tmp_path
+
+
+def test_a_record_says_where_its_numbers_come_from(run):
+    weights = run.checkpoint("stage1") / "student.safetensors"
+    weights.write_bytes(b"weights")
+    row = measured_row("B", "bicubic", "fp32", "psnr", 28.2, "validation")
+    path = run.record("01_data", [row], inputs={"stage1": weights, "pixels": "abc"}, history=[{"step": 1}])
+    record = json.loads(path.read_text())
+    assert path == run.out / "records" / "01_data.json"
+    assert record["rows"] == [row]
+    assert record["inputs"] == {
+        "stage1": {"file": "checkpoints/stage1/student.safetensors", "sha256": sha256_file(weights)}, "pixels": "abc"}
+    assert record["history"] == [{"step": 1}]
+    assert record["settings"] == run.settings.model_dump(mode="json")
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"commit", "dirty", "profile", "seed", "device", "threads", "started"} <= record.keys()
+    assert record["seconds"] >= 0
+    assert record["peak_memory_bytes"] > 1e6
+    assert run.read_record("01_data") == record == run.records()["01_data"]
+
+
+def test_inputs_outside_the_run_keep_their_whole_path(run, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    teacher.write_bytes(b"x")
+    run.record("03_teacher", [], inputs={"teacher": teacher})
+    assert run.read_record("03_teacher")["inputs"]["teacher"]["file"] == str(teacher)
+
+
+def test_a_missing_input_is_an_error(run):
+    with pytest.raises(UserError, match="stage1"):
+        run.record("02_stage1", [], inputs={"stage1": run.out / "nothing.safetensors"})
+
+
+def test_extra_fields_cannot_hide_the_provenance(run):
+    with pytest.raises(ValueError, match="seed"):
+        run.record("01_data", [], seed=1)
+
+
+def test_numbers_of_other_libraries_become_plain_json(run):
+    run.record("01_data", [], values={"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": math.nan,
+                                      "d": (np.int64(3), Path("x")), 5: np.array([[math.inf, 1.0]])})
+    assert run.read_record("01_data")["values"] == {
+        "a": 0.5, "b": [1, 2], "c": None, "d": [3, "x"], "5": [[None, 1.0]]}
+
+
+def test_seeds_become_mean_and_sample_standard_deviation():
+    values = [30.0, 30.5, 31.3]
+    row = measured_row("C", "repdw", "int8", "psnr", values, "validation", steps=200)
+    assert row["value"] == pytest.approx(statistics.mean(values))
+    assert row["sd"] == pytest.approx(statistics.stdev(values))
+    assert row["values"] == values
+    assert row["steps"] == 200
+    assert measured_row("C", "repdw", "int8", "psnr", [30.0], "validation")["sd"] is None
+
+
+def test_reading_a_record_that_is_not_there_names_the_notebook(run):
+    with pytest.raises(UserError, match=r"Run notebook 02_stage1 with profile smoke"):
+        run.read_record("02_stage1")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": 3}'])
+def test_a_damaged_record_is_an_error(run, text):
+    (run.out / "records" / "01_data.json").write_text(text)
+    with pytest.raises(UserError, match="01_data"):
+        run.records()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"):
+        open_run("smoke", tmp_path / "file" / "out")
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(records.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match="Read-only file system"):
+        open_run("smoke", tmp_path / "out")
+
+
+def test_unknown_settings_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no field 'stepz'"):
+        open_run("smoke", tmp_path, '{"stage1.stepz": 5}')
+
+
+def test_describe_names_profile_folder_and_the_sections_asked_for(run):
+    overview = dict(run.describe().itertuples(index=False))
+    assert "not the paper's numbers" in overview["profile"]
+    assert overview["results"] == str(run.out)
+    assert set(run.describe("stage1")["setting"].str.split(".").str[0]) == {"stage1"}
+
+
+def test_the_figure_shown_is_the_figure_saved(run):
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().plot([0, 1])
+    shown = run.figure("01_pair", figure)
+    saved = (run.out / "figures" / "01_pair.png").read_bytes()
+    assert shown.data == saved
+    assert int.from_bytes(saved[16:20]) == 2 * shown.width
+    assert shown.alt == "01 pair"
