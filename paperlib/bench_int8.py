@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,9 @@ def _prepared(path: Path, threads: int, height: int, width: int, xnnpack: bool) 
 
 
 def bench_int8(
-    files: Sequence[str | Path], *, height: int = 720, width: int = 1280, rounds: int = 7, xnnpack: bool = True,
+    files: Sequence[str | Path], *, height: int = 720, width: int = 1280, rounds: int = 9, xnnpack: bool = True,
 ) -> dict[str, Any]:
-    """Median milliseconds of one inference for each file, with one and two threads.
+    """Least milliseconds of one inference for each file, with one and two threads.
 
     Args:
         files: .tflite files; dynamic ones are resized to height × width, fixed ones keep their size.
@@ -54,7 +53,7 @@ def bench_int8(
         sizes = {path: [int(size) for size in interpreter.get_input_details()[0]["shape"][1:3]]
                  for path, interpreter in interpreters.items()}
     return {
-        "what": "median ms of one inference, files interleaved in one process",
+        "what": "least ms of one inference (what other processes disturb least), files interleaved in one process",
         "kernels": "XNNPACK" if xnnpack else "built-in", "interpreter": interpreter_module()[1], "rounds": rounds,
-        "files": {str(path): {"ms_1_thread": median(times[path, 1]), "ms_2_threads": median(times[path, 2]),
+        "files": {str(path): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
                               "input_size": sizes[path]} for path in paths}}

@@ -187,8 +187,22 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace) -> int:
     from paperlib import div2k
+    from paperlib.config import load_settings
+    from paperlib.store import open_store
 
-    return div2k.status() if args.action == "status" else div2k.prepare()
+    settings = load_settings(_profile(args.profile), parse_assignments(args.assignments)).data
+    if args.action == "prepare":
+        if settings.source == "div2k":
+            with _progress("B") as progress:
+                done = div2k.prepare(settings, progress=lambda name, have, size: progress(have, size))
+            print("\n".join(done))
+        with _progress("photograph") as progress:
+            store = open_store(settings, progress)
+        print(f"training pixels of {len(store)} photographs: {store.folder}")
+    lines = div2k.status(settings)
+    for line in lines:
+        print(f"{line['split']}: {line['state']}: {line['where']}")
+    return 1 if any(line["state"] == "missing" for line in lines) else 0
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -231,7 +245,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--model", metavar="MODEL", help=f"{MODELS}; default: the trained INT8 student")
 
     command = add("export", _export, "INT8 and float TFLite files from a quantised checkpoint.")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="qat.safetensors of a run, or the authors' *_qat.pt")
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
+                         help="qat.safetensors of a run, or the authors' *_qat.pt")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
@@ -245,6 +260,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("data", _data, "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
     command.add_argument("action", choices=("status", "prepare"))
+    command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
+    command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+                         help="single settings, such as data.div2k=/my/DIV2K")
 
     command = add("table", _table, "Print the tables of a run.")
     command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")

@@ -14,7 +14,7 @@ from torch import nn
 
 from paperlib.config import ExportSettings
 from paperlib.files import atomic_path, write_json
-from paperlib.graph import Graph, macs_per_lr_pixel, parameters
+from paperlib.graph import Graph, macs_per_lr_pixel, parameters, run_graph
 from paperlib.npu import estimate_if_available
 from paperlib.quantise import quantised_graph
 from paperlib.quantised import QuantisedGraph, image_batch, run_quantised
@@ -130,13 +130,14 @@ def parity_images(count: int = 2, size: int = 64) -> list[np.ndarray]:
 
 def export_all(
     model: nn.Module | QuantisedGraph, folder: str | Path, settings: ExportSettings,
-    images: Sequence[np.ndarray] | None = None,
+    images: Sequence[np.ndarray] | None = None, upsample: str = "depth_to_space",
 ) -> dict[str, Any]:
     """Write the shipped files: dynamic and fixed INT8, float, and `export.json` that describes them.
 
     Args:
         model: a model from quantisation-aware training, or a quantised graph read from a checkpoint.
         images: LR images (uint8) for the parity check; default: synthetic ones.
+        upsample: form of PixelShuffle in the fixed file, see `export_tflite`.
 
     Returns:
         The content of export.json.
@@ -149,7 +150,7 @@ def export_all(
     images = list(images) if images is not None else parity_images()
     height, width = settings.height, settings.width
     dynamic = export_tflite(qgraph, folder / "student_dynamic_int8.tflite")
-    fixed = export_tflite(qgraph, folder / "student_fixed_int8.tflite", height, width)
+    fixed = export_tflite(qgraph, folder / "student_fixed_int8.tflite", height, width, upsample)
     float_file = export_float(qgraph.graph, folder / "student_float.tflite")
     files = {path.name: inspect_tflite(path, height, width) for path in (dynamic, fixed, float_file)}
     report = {
@@ -167,7 +168,5 @@ def export_all(
 @torch.no_grad()
 def float_difference(graph: Graph, path: str | Path, image: np.ndarray) -> float:
     """Largest difference (0..255) between a float file and the graph in PyTorch on one LR image."""
-    from paperlib.graph import run_graph
-
     expected = run_graph(graph, image_batch(image))[0].permute(1, 2, 0).numpy()
     return float(np.abs(TFLiteModel(path)(image) - expected).max())

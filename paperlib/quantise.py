@@ -16,23 +16,32 @@ from paperlib.equalise import equalise
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
 from paperlib.graph import deployment_graph
+from paperlib.graph_forms import without_add
 from paperlib.quant_fx import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
 from paperlib.quant_tflite import TfliteQat, freeze_tflite, tflite_graph
 from paperlib.quantised import QuantisedGraph, image_batch
 from paperlib.student import load_weights, read_checkpoint
 
 
-def prepare_qat(fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor]) -> nn.Module:
+def prepare_qat(
+    fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor], residual: str = "add",
+) -> nn.Module:
     """A fused model under fake-quantisation, calibrated, ready for the ordinary `fit`; the input is not changed.
 
     Args:
         fused: student or baseline; folded first where it still has branches.
         settings: which quantiser, and whether channels are equalised first (`tflite` only).
         images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
+        residual: "add" as published, or "concat": sums carried by convolutions (`tflite` only; `without_add`).
+
+    Raises:
+        ValueError: `residual` is neither, or "concat" with the `paper` quantiser.
 
     Returns:
         (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W), in training mode.
     """
+    if residual not in ("add", "concat") or (residual == "concat" and settings.quantiser == "paper"):
+        raise ValueError(f"residual={residual!r} does not go with quantiser {settings.quantiser!r}")
     fused = fuse_model(fused, clamp=True)
     if settings.quantiser == "paper":
         paper = PaperQat(fused)
@@ -41,6 +50,8 @@ def prepare_qat(fused: nn.Module, settings: QuantSettings, images: Sequence[np.n
     graph = deployment_graph(fused)
     if settings.equalise:
         graph = equalise(graph, images)
+    if residual == "concat":
+        graph = without_add(graph)
     return TfliteQat(fused, calibrate(graph, images), graph).train()
 
 
@@ -60,9 +71,10 @@ def quantised_graph(model: nn.Module) -> QuantisedGraph:
 def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
     """Write a model under quantisation as .safetensors with architecture, quantiser and grids in its metadata."""
     qgraph = quantised_graph(model)
+    residual = "concat" if any(node.op == "concat" for node in qgraph.graph.nodes) else "add"
     grids = {name: [grid.scale, grid.zero_point] for name, grid in sorted(qgraph.grids.items())}
     about = {"architecture": model.settings.model_dump(), "form": "qat", "clamp": True,
-             "quantiser": model.quantiser, "grids": grids, **metadata}
+             "quantiser": model.quantiser, "residual": residual, "grids": grids, **metadata}
     # FX lets several names share one observer; safetensors wants each tensor for itself.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
@@ -80,7 +92,11 @@ def load_qat(path: str | Path) -> nn.Module:
     if about["form"] != "qat":
         raise UserError(f"{path} is in form {about['form']!r}, not quantised. Name a qat.safetensors of a run.")
     fused = build_model(StudentSettings.model_validate(about["architecture"]), "fused", clamp=True)
-    model = PaperQat(fused) if about["quantiser"] == "paper" else TfliteQat(fused, {})
+    if about["quantiser"] == "paper":
+        model: nn.Module = PaperQat(fused)
+    else:
+        graph = deployment_graph(fused)
+        model = TfliteQat(fused, {}, without_add(graph) if about["residual"] == "concat" else graph)
     load_weights(model, tensors, path)
     return model.eval()
 

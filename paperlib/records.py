@@ -162,7 +162,7 @@ class Run:
         path = self.folder("figures") / f"{name}.png"
         with style.context(STYLE), atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
-        return Image(filename=path, width=round(figure.get_figwidth() * 100), alt=name.replace("_", " "))
+        return Image(filename=path, width=round(figure.get_figwidth() * 80), alt=name.replace("_", " "))
 
     def record(self, name: str, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any] | None = None,
                **extra: Any) -> Path:

@@ -1,164 +1,144 @@
 """The selective scan of the teacher's state-space layers, linear in time and memory, with or without a GPU (section 2).
 
-h_t = exp(Δ_t A)·h_{t−1} + Δ_t B_t u_t and y_t = C_t·h_t + D u_t, per channel, over the sequence. Three backends behind
-one function, chosen by what is there and never swapped silently: `mamba_ssm` on CUDA, `numba` on the CPU (a chunk of
-tokens at a time; also its own gradient, which recomputes the states of each chunk), and `loop`, the recurrence as
-written, for tests.
+h_t = exp(Δ_t A)·h_{t−1} + Δ_t B_t u_t and y_t = C_t·h_t + D u_t, per channel, over the sequence, always in float32.
+Three backends behind one function, chosen by where the tensors are and never swapped silently: `mamba_ssm` on CUDA;
+`numba` on the CPU, with and without gradient (kernels in `paperlib.scan_kernels`); and `loop`, the recurrence as
+written, for tests and benchmarks.
 """
 
 import importlib.util
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
-import numba
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024
-"""Tokens whose states are held at a time: a few MB, so that they stay in the processor's cache."""
+from paperlib.errors import UserError
+from paperlib.scan_kernels import CHUNK, kernels
+
+log = logging.getLogger(__name__)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def _forward(decay, drive, b, c, state, y, states, keep):
-    """Run the recurrence over one chunk; lanes (D) are contiguous, so the inner loops become vector instructions.
-
-    decay (T, N, D): exp(Δ A); drive (T, D): Δ u; b, c (T, N); state (N, D) in and out; y (T, D) out; with `keep`,
-    states (T, N, D) receives every h_t.
-    """
-    tokens, size, lanes = decay.shape
-    for t in range(tokens):
-        for d in range(lanes):
-            y[t, d] = 0
-        for n in range(size):
-            gain_in, gain_out = b[t, n], c[t, n]
-            for d in range(lanes):
-                h = decay[t, n, d] * state[n, d] + gain_in * drive[t, d]
-                state[n, d] = h
-                y[t, d] += gain_out * h
-                if keep:
-                    states[t, n, d] = h
-
-
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def _backward(decay, c, grad_y, carry, grad_h):
-    """Gradient of every state of a chunk, last token first.
-
-    carry (N, D) in and out: what the tokens after this chunk pass back to its last state.
-    """
-    tokens, size, lanes = decay.shape
-    for back in range(tokens):
-        t = tokens - 1 - back
-        for n in range(size):
-            gain = c[t, n]
-            for d in range(lanes):
-                g = carry[n, d] + gain * grad_y[t, d]
-                grad_h[t, n, d] = g
-                carry[n, d] = decay[t, n, d] * g
-
-
-def _decay(delta: Tensor, a: Tensor) -> Tensor:
-    """exp(Δ_t A): delta (T, D), a (D, N) → (T, N, D), contiguous."""
-    return torch.exp(delta[:, None, :] * a.T[None])
+def _for_each_row(work: Callable[[int], None], rows: int) -> None:
+    """Run `work(row)` for the rows of a batch, in as many threads as PyTorch may use; the kernels release the GIL."""
+    threads = min(rows, torch.get_num_threads())
+    if threads <= 1:
+        for row in range(rows):
+            work(row)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(rows)))
 
 
 class _CpuScan(torch.autograd.Function):
-    """Chunked scan of one sequence: u, delta (L, D); a (D, N); b, c (L, N); skip (D,) → y (L, D)."""
+    """Scan of a batch with float32 tensors: u, delta (B, L, D); a (D, N); b, c (B, L, N); skip, bias (D,)."""
 
     @staticmethod
-    def forward(ctx, u, delta, a, b, c, skip):
-        length, lanes = u.shape
-        size = a.shape[1]
-        y, state = torch.empty_like(u), u.new_zeros(size, lanes)
-        starts = []
-        nothing = np.empty((0, size, lanes), state.numpy().dtype)
-        for first in range(0, length, CHUNK):
-            part = slice(first, min(first + CHUNK, length))
-            starts.append(state.clone())
-            decay, drive = _decay(delta[part], a), delta[part] * u[part]
-            _forward(decay.numpy(), drive.numpy(), b[part].numpy(), c[part].numpy(), state.numpy(), y[part].numpy(),
-                     nothing, False)
-        ctx.save_for_backward(u, delta, a, b, c, skip, torch.stack(starts))
-        return y.addcmul_(u, skip)
+    def forward(ctx, u, delta, a, b, c, skip, bias, softplus):
+        rows, length, lanes = u.shape
+        a = a.t().contiguous()  # (N, D): lanes last, so that one step is a few vector instructions
+        y = torch.empty_like(u)
+        starts = u.new_empty(rows, -(-length // CHUNK), *a.shape)
+        run, _ = kernels(lanes)
+        arrays = [x.detach().numpy() for x in (u, delta, b, c, y, starts)]
+        shared = [x.detach().numpy() for x in (a, skip, bias)]
+        _for_each_row(lambda row: run(*(x[row] for x in arrays), *shared, softplus), rows)
+        ctx.save_for_backward(u, delta, a, b, c, skip, bias, starts)
+        ctx.softplus = softplus
+        return y
 
     @staticmethod
     def backward(ctx, grad_y):
-        u, delta, a, b, c, skip, starts = ctx.saved_tensors
-        length, lanes = u.shape
-        grad_y = grad_y.contiguous()
-        carry = u.new_zeros(a.shape[1], lanes)
-        grad_u, grad_delta = grad_y * skip, torch.empty_like(delta)
-        grad_a, grad_b, grad_c = torch.zeros_like(a), torch.empty_like(b), torch.empty_like(c)
-        for index in reversed(range(len(starts))):
-            part = slice(index * CHUNK, min((index + 1) * CHUNK, length))
-            decay, drive = _decay(delta[part], a), delta[part] * u[part]
-            states, grad_h, y = torch.empty_like(decay), torch.empty_like(decay), torch.empty_like(drive)
-            _forward(decay.numpy(), drive.numpy(), b[part].numpy(), c[part].numpy(), starts[index].clone().numpy(),
-                     y.numpy(), states.numpy(), True)
-            _backward(decay.numpy(), c[part].numpy(), grad_y[part].numpy(), carry.numpy(), grad_h.numpy())
-            before = torch.cat([starts[index][None], states[:-1]])
-            grad_c[part] = (states * grad_y[part][:, None]).sum(2)
-            grad_b[part] = (grad_h * drive[:, None]).sum(2)
-            grad_drive = (grad_h * b[part][:, :, None]).sum(1)
-            grad_rate = grad_h * before * decay  # gradient of Δ_t A, (T, N, D)
-            grad_a += torch.einsum("tnd,td->dn", grad_rate, delta[part])
-            grad_delta[part] = torch.einsum("tnd,dn->td", grad_rate, a) + grad_drive * u[part]
-            grad_u[part] += grad_drive * delta[part]
-        return grad_u, grad_delta, grad_a, grad_b, grad_c, (grad_y * u).sum(0)
+        u, delta, a, b, c, skip, bias, starts = ctx.saved_tensors
+        rows, _, lanes = u.shape
+        grads = [torch.empty_like(x) for x in (u, delta, b, c)]
+        sums = [torch.empty(rows, *a.shape), torch.empty(rows, lanes)]  # of A and D, one a row
+        _, run = kernels(lanes)
+        arrays = [x.detach().numpy() for x in (u, delta, b, c, starts, grad_y.contiguous(), *grads, *sums)]
+        shared = [x.detach().numpy() for x in (a, skip, bias)]
+        _for_each_row(lambda row: run(*(x[row] for x in arrays), *shared, ctx.softplus), rows)
+        grad_u, grad_delta, grad_b, grad_c = grads
+        return grad_u, grad_delta, sums[0].sum(0).t(), grad_b, grad_c, sums[1].sum(0), grad_delta.sum((0, 1)), None
 
 
-def _loop_scan(u, delta, a, b, c, skip):
-    """The recurrence as the paper writes it, one token after another; u (L, D). For tests and benchmarks."""
-    state, rows = u.new_zeros(u.shape[1], a.shape[1]), []
-    for t in range(u.shape[0]):
-        state = torch.exp(delta[t, :, None] * a) * state + delta[t, :, None] * b[t] * u[t, :, None]
-        rows.append((state * c[t]).sum(1) + skip * u[t])
-    return torch.stack(rows)
+def _loop_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
+    """The recurrence as the paper writes it, one token after another, in the type of its inputs."""
+    state, tokens = u.new_zeros(u.shape[0], *a.shape), []  # (B, D, N)
+    for t in range(u.shape[1]):
+        step = delta[:, t, :, None]
+        state = torch.exp(step * a) * state + step * b[:, t, None] * u[:, t, :, None]
+        tokens.append((state * c[:, t, None]).sum(2) + skip * u[:, t])
+    return torch.stack(tokens, 1)
 
 
-def _mamba_scan(u, delta, a, b, c, skip):
+def _mamba_scan(u, delta, a, b, c, skip, bias, softplus):
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    move = lambda x: x.transpose(1, 2).contiguous()
-    return selective_scan_fn(move(u), move(delta), a, move(b), move(c), skip).transpose(1, 2)
+    u, delta, b, c = (x.transpose(1, 2).contiguous() for x in (u, delta, b, c))
+    y = selective_scan_fn(u, delta, a, b, c, skip, delta_bias=bias, delta_softplus=softplus)
+    return y.transpose(1, 2)
 
 
 def scan_backend(device: torch.device | str) -> str:
-    """The backend that `selective_scan` uses on a device: "mamba_ssm" on CUDA where installed, else "numba".
+    """The backend that `selective_scan` uses on a device: "numba" on the CPU, "mamba_ssm" on CUDA.
 
     Raises:
-        RuntimeError: CUDA without mamba-ssm; there is no silent copy to the CPU.
+        UserError: CUDA without mamba-ssm, or another device; nothing is copied to the CPU behind the user's back.
     """
     kind = torch.device(device).type
     if kind == "cpu":
         return "numba"
     if kind == "cuda" and importlib.util.find_spec("mamba_ssm"):
         return "mamba_ssm"
-    raise RuntimeError(f"no selective scan for device {kind}: install the extra 'cuda' (mamba-ssm), or use the CPU")
+    raise UserError(f"no selective scan for device {kind}: mamba-ssm (CUDA only) is not installed. "
+                    "Install the extra 'cuda', or run the teacher on the CPU.")
+
+
+@lru_cache
+def _announce(backend: str) -> None:
+    log.info("selective scan: %s", backend)
 
 
 def selective_scan(
-    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, backend: str = "auto",
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, delta_bias: Tensor | None = None,
+    delta_softplus: bool = False, backend: str = "auto",
 ) -> Tensor:
-    """The selective scan, differentiable in all inputs; computed in float32 or float64.
+    """The selective scan, differentiable in all inputs. Tokens come before channels, as the network holds them.
+
+    Half precision is raised to float32 and the result lowered again; "loop" keeps float64, for references.
 
     Args:
-        u: input tokens (B, L, D). delta: step sizes (B, L, D), positive (after softplus).
-        a: (D, N), negative. b, c: (B, L, N). skip: (D,), the D of the formula.
+        u: input tokens (B, L, D).
+        delta: step sizes (B, L, D); positive, or any numbers with `delta_softplus`.
+        a: (D, N), negative.
+        b, c: (B, L, N).
+        skip: (D,), the D of the formula.
+        delta_bias: (D,), added to `delta` first.
+        delta_softplus: replace `delta` (after the bias) by log(1 + exp(delta)).
         backend: "auto" (see `scan_backend`), "numba", "mamba_ssm" or "loop".
 
     Returns:
         y (B, L, D), in the type of `u`.
 
     Raises:
-        ValueError: an unknown backend.
+        UserError: "auto" on a device without a backend.
+        ValueError: an unknown backend, or tensors whose shapes do not fit.
     """
     backend = scan_backend(u.device) if backend == "auto" else backend
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    inputs = [x.to(dtype) for x in (u, delta, a, b, c, skip)]
-    if backend == "mamba_ssm":
-        return _mamba_scan(*inputs).to(u.dtype)
-    if backend not in ("numba", "loop"):
+    (rows, length, lanes), states = u.shape, a.shape[-1]
+    wanted = [u.shape, (lanes, states), (rows, length, states), (rows, length, states), (lanes,)]
+    if [tuple(x.shape) for x in (delta, a, b, c, skip)] != [tuple(shape) for shape in wanted]:
+        raise ValueError("selective_scan: shapes are u, delta (B, L, D), a (D, N), b, c (B, L, N), skip (D,)")
+    _announce(backend)
+    bias = u.new_zeros(lanes) if delta_bias is None else delta_bias
+    inputs = (u, delta, a, b, c, skip, bias)
+    if backend == "loop":
+        delta = delta + bias
+        return _loop_scan(u, F.softplus(delta) if delta_softplus else delta, a, b, c, skip)
+    if backend not in ("numba", "mamba_ssm"):
         raise ValueError(f"unknown scan backend {backend!r}")
-    one = _CpuScan.apply if backend == "numba" else _loop_scan
-    u, delta, a, b, c, skip = (x.contiguous() for x in inputs)
-    rows = [one(u[i], delta[i], a, b[i], c[i], skip) for i in range(u.shape[0])]
-    return torch.stack(rows).to(inputs[0].dtype)
+    run = _CpuScan.apply if backend == "numba" else _mamba_scan
+    return run(*(x.float().contiguous() for x in inputs), delta_softplus).to(u.dtype)

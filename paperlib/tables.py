@@ -113,8 +113,8 @@ def _number(value: Any, places: int, sign: str = "") -> str:
     """Text for the eye: fixed decimals without trailing zeros, empty where there is none."""
     if value is None or value == "":
         return ""
-    text = f"{float(value):{sign}.{places}f}"
-    return text.rstrip("0").rstrip(".") if places else text
+    text = f"{float(value):{sign}.{places}f}".rstrip("0").rstrip(".")
+    return "0" if text in ("+0", "-0") else text
 
 
 def _rounded(data: pd.DataFrame) -> pd.DataFrame:

@@ -155,5 +155,5 @@ def trend(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, 
     if not results:
         return Verdict.NOT_RUN, f"nothing to compare with: {', '.join(other[1] for other in COMPARED[model])} not run"
     verdict = Verdict.HOLDS if all(holds for holds, _ in results) else Verdict.FAILS
-    marked = [text if holds or verdict is Verdict.HOLDS else f"{text} (opposite)" for holds, text in results]
+    marked = [text if holds or verdict is Verdict.HOLDS else f"{text} (not so)" for holds, text in results]
     return verdict, "; ".join(marked)

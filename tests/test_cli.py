@@ -186,11 +186,23 @@ def test_export_writes_the_three_files(tmp_path, capsys):
     picture = tmp_path / "a.png"
     Image.fromarray(coffee()[:40, :50]).save(picture)
     for name in names:
-        arguments = ["upscale", str(picture), "--out", str(tmp_path / name[:-7]), "--model", str(tmp_path / "out" / name)]
-        assert main(arguments) == 0
+        model, out = str(tmp_path / "out" / name), str(tmp_path / name[:-7])
+        assert main(["upscale", str(picture), "--out", out, "--model", model]) == 0
     results = [np.asarray(Image.open(tmp_path / name[:-7] / "a_x3.png")).astype(int) for name in sorted(names)]
     assert np.abs(results[0] - results[1])[15:-15, 15:-15].max() <= 1  # dynamic and fixed, away from the padding
     assert np.abs(results[0] - results[2]).mean() < 4
+
+
+def test_data_says_what_is_there_and_fills_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    assert main(["data", "status", "--profile", "smoke"]) == 0
+    assert "train: 4 photographs" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+    assert main(["data", "prepare", "--profile", "smoke", "--set", "data.max_train=2"]) == 0
+    assert "training pixels of 2 photographs" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("pixels/*/index.json"))) == 1
+    assert main(["data", "status", "--profile", "paper"]) == 1
+    assert "train: missing: DIV2K" in capsys.readouterr().out
 
 
 def test_interrupting_says_that_work_is_kept(monkeypatch, capsys):

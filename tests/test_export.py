@@ -10,7 +10,7 @@ from test_graph import deployed
 from paperlib.bench_int8 import bench_int8
 from paperlib.config import ExportSettings, QuantSettings
 from paperlib.errors import UserError
-from paperlib.export import export_all, export_float, export_ptq, export_tflite, float_difference, parity_images
+from paperlib.export import export_all, export_ptq, export_tflite, float_difference, parity_images
 from paperlib.graph import deployment_graph, run_graph
 from paperlib.images import read_rgb
 from paperlib.metrics import psnr_rgb
@@ -159,6 +159,18 @@ def test_bench_names_every_file(files):
     result = bench_int8(paths, height=16, width=16, rounds=2)
     assert [entry["input_size"] for entry in result["files"].values()] == [[20, 28], [16, 16]]
     assert all(entry["ms_1_thread"] > 0 and entry["ms_2_threads"] > 0 for entry in result["files"].values())
+
+
+def test_authors_files_score_as_published(assets, data_root):
+    """Set5 by their dynamic file, de-quantised, no crop: 31.294 dB (measured independently)."""
+    model = TFLiteModel(assets / "aio_mai" / "model_none.tflite")
+    folder = data_root / "benchmark" / "Set5"
+    scores = []
+    for path in sorted((folder / "LR_bicubic" / "X3").iterdir()):
+        lr = read_rgb(path)
+        hr = read_rgb(folder / "HR" / path.name.replace("x3", ""))[: 3 * lr.shape[0], : 3 * lr.shape[1]]
+        scores.append(psnr_rgb(model(lr), hr))
+    assert np.mean(scores) == pytest.approx(31.294, abs=0.001)
 
 
 def test_memory_of_the_published_files(assets):

@@ -31,11 +31,14 @@ def pictures(height: int, width: int, seed: int) -> list[np.ndarray]:
           suppress_health_check=list(HealthCheck))
 @given(arch=NETWORKS, quantiser=st.sampled_from(["paper", "tflite"]), channels=st.integers(4, 9),
        blocks=st.integers(1, 3), height=st.integers(1, 17), width=st.integers(1, 17), seed=st.integers(0, 99),
-       xnnpack=st.booleans())
-def test_tflite_equals_fake_quant(tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack):
+       xnnpack=st.booleans(), concat=st.booleans())
+def test_tflite_equals_fake_quant(
+    tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack, concat,
+):
     torch.manual_seed(seed)
-    model = prepare_qat(deployed(arch, blocks, channels), QuantSettings(quantiser=quantiser),
-                        pictures(12, 12, seed + 1)[:2])
+    residual = "concat" if concat and quantiser == "tflite" and arch != "fsrcnn" else "add"
+    model = prepare_qat(deployed(arch, blocks, channels), QuantSettings(quantiser=quantiser, equalise=seed % 2 == 0),
+                        pictures(12, 12, seed + 1)[:2], residual)
     model(torch.rand(2, 3, 9, 9) * 255)  # one more training-mode batch: observers and steps are live
     freeze_observers(model)
     model.eval()

@@ -58,7 +58,7 @@ def train(model, steps: int, lr: float = 1e-3):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -208,6 +208,18 @@ def test_saved_model_is_the_same_model(tmp_path, quantiser, arch):
     x = image_batch(IMAGES[0])
     assert torch.equal(loaded(x), model.eval()(x))
     assert read_quantised(tmp_path / "qat.safetensors").grids == quantised_graph(model).grids
+
+
+def test_model_without_add_is_trained_saved_and_refused_where_it_cannot_be(tmp_path):
+    settings = QuantSettings(quantiser="tflite")
+    model = prepare_qat(deployed("mobileone"), settings, IMAGES, residual="concat")
+    assert "add" not in {node.op for node in quantised_graph(model).graph.nodes}
+    assert np.mean(train(model, 20)[-3:]) < train(prepare_qat(deployed("mobileone"), settings, IMAGES), 1)[0]
+    loaded = load_qat(save_qat(model, tmp_path / "qat.safetensors"))
+    x = image_batch(IMAGES[0])
+    assert torch.equal(loaded(x), model.eval()(x))
+    with pytest.raises(ValueError, match="paper"):
+        prepare_qat(deployed("mobileone"), QuantSettings(quantiser="paper"), IMAGES, residual="concat")
 
 
 def test_float_checkpoint_is_not_a_quantised_one(tmp_path):

@@ -1,6 +1,8 @@
 import json
 import math
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,12 @@ def test_a_record_says_where_its_numbers_come_from(run):
     assert record["seconds"] >= 0
     assert record["peak_memory_bytes"] > 1e6
     assert run.read_record("01_data") == record == run.records()["01_data"]
+
+
+def test_versions_are_read_without_importing_tensorflow():
+    code = ("import sys; from paperlib.records import provenance; found = provenance()['versions']['tensorflow']\n"
+            "sys.exit(0 if found and 'tensorflow' not in sys.modules else 1)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_inputs_outside_the_run_keep_their_whole_path(run, tmp_path):

@@ -9,7 +9,15 @@ from safetensors.torch import save_file
 from paperlib.config import StudentSettings
 from paperlib.errors import UserError
 from paperlib.student import (
-    PUBLISHED_PARAMETERS, Student, count_parameters, fuse, load_student, read_published, save_student, with_form)
+    PUBLISHED_PARAMETERS,
+    Student,
+    count_parameters,
+    fuse,
+    load_student,
+    read_published,
+    save_student,
+    with_form,
+)
 
 
 def trained_a_little(settings: StudentSettings) -> Student:

@@ -89,7 +89,7 @@ def test_smaller_profiles_speak_of_trends_and_name_what_was_compared(tmp_path):
     assert rows["student_stage2"].verdict is Verdict.HOLDS
     assert rows["bicubic"].verdict is rows["fsrcnn"].verdict is Verdict.FAILS
     assert rows["fsrcnn"].evidence == (
-        "records/07_ablations.json: against bicubic fp32: paper +1.19, here -0.1 (opposite); "
+        "records/07_ablations.json: against bicubic fp32: paper +1.19, here -0.1 (not so); "
         "against student_stage2 fp32: paper -0.83, here -1.1")
     assert rows["student_deploy"].verdict is Verdict.NOT_RUN
 
@@ -116,7 +116,7 @@ def test_table_c_compares_what_int8_costs_as_well():
     assert trend(("C", "repconv", "fp32", "psnr"), tables.reported(), ours)[0] is Verdict.HOLDS
     verdict, text = trend(("C", "repconv", "int8", "psnr"), tables.reported(), ours)
     assert verdict is Verdict.FAILS
-    assert "change by INT8 against that of repdw: paper +0.4147, here -0.9 (opposite)" in text
+    assert "change by INT8 against that of repdw: paper +0.4147, here -0.9 (not so)" in text
 
 
 def test_differences_below_the_seeds_noise_are_called_that():

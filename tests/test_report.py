@@ -1,0 +1,116 @@
+import re
+import tomllib
+from fnmatch import fnmatch
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+import paperlib
+from paperlib import compare, figures
+from paperlib.records import measured_row, open_run
+from paperlib.report import export_notebooks, write_report
+from paperlib.tables import reported
+
+
+class _Page(HTMLParser):
+    """Tags and attributes of a page, and whether every element was closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources, self.links, self.ids, self.open, self.text = [], [], set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.sources += [values["src"]] if "src" in values else []
+        self.links += [values["href"]] if "href" in values else []
+        self.ids.add(values.get("id"))
+        if tag not in ("meta", "link", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return open_run("demo", tmp_path / "out")
+
+
+def fill(run):
+    """Fabricated records, figures and an executed notebook."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    keys = [key for key in reported() if key[0] in "BCD" or key[0] == "abstract"]
+    run.record("06_tflite_eval", [measured_row(*key, reported()[key] - 2, "validation") for key in keys],
+               teacher="<small> teacher")
+    run.record("05_fuse_qat", [], drop=[{"what": "weights only", "psnr": 27.1, "drop": 0.05}])
+    run.record("00_reproduce", [], notebooks={"06_tflite_eval": {"seconds": 33.3, "peak_bytes": 2e9}})
+    history = [{"step": 1, "loss": 0.1, "psnr_rgb": 26.0}, {"step": 2, "loss": 0.05, "psnr_rgb": 27.0}]
+    run.figure("02_curves", figures.curves(history))
+    run.figure("09_surprise", figures.curves(history))
+    compare.save_comparison(run, "noise", {"bicubic": image, "INT8": image, "original": image})
+    cell = nbformat.v4.new_code_cell("1 + 1", outputs=[nbformat.v4.new_output("stream", text="two\n")])
+    run.folder("notebooks")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), run.out / "notebooks" / "06_tflite_eval.ipynb")
+
+
+def test_the_page_needs_nothing_from_anywhere(run):
+    fill(run)
+    export_notebooks(run)
+    text = write_report(run).read_text()
+    page = _Page(text)
+    assert page.open == []
+    assert page.sources
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif not link.startswith("data:"):
+            assert (run.out / link).exists(), link
+
+
+def test_the_page_shows_verdicts_numbers_teacher_and_what_rounding_costs(run):
+    fill(run)
+    text = write_report(run).read_text()
+    words = " ".join(" ".join(_Page(text).text).split())
+    assert "&lt;small&gt; teacher" in text
+    assert "not the paper's numbers" in words
+    assert "26.26 dB" in words  # bicubic
+    assert "+2.020 dB against bicubic" in words
+    assert "weights only 27.100 0.050" in words
+    assert "2.0 GB" in words
+    assert 'class="badge trend-holds"' in text
+    assert 'class="badge not-public"' in text
+    assert "09_surprise" in words
+
+
+def test_an_empty_run_says_not_run_everywhere(run):
+    page = write_report(run)
+    words = " ".join(" ".join(_Page(page.read_text()).text).split())
+    for notebook in ("02_stage1", "05_fuse_qat", "06_tflite_eval", "07_ablations"):
+        assert re.search(rf"not run Written by notebook [\w, ]*{notebook}", words), notebook
+    assert "trend holds" not in words
+
+
+def test_notebook_pages_load_nothing(run):
+    fill(run)
+    (page,) = export_notebooks(run)
+    text = page.read_text()
+    assert "two" in text
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?https?:", text)
+    assert "cdnjs" not in text
+
+
+def test_the_package_ships_what_the_page_is_made_of():
+    folder = Path(paperlib.__file__).parent
+    patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for name in ("report.html", "report.css", "compare.css", "paper.mplstyle", "reported.csv", "peers.csv"):
+        assert (folder / name).is_file()
+        assert any(fnmatch(name, pattern) for pattern in patterns["paperlib"]), name
