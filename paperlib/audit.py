@@ -18,7 +18,7 @@ import torch
 from paperlib.config import DataSettings
 from paperlib.data import Pair, named_folder, read_pairs, validation_pairs
 from paperlib.errors import UserError
-from paperlib.evaluate import StudentUpscaler, Upscaler, evaluate
+from paperlib.evaluate import StudentUpscaler, Upscaler, score_pairs
 from paperlib.files import assets_dir, data_dir, sha256_file
 from paperlib.quant_fx import read_published_qat
 from paperlib.quantised import QuantisedGraph, run_quantised
@@ -119,7 +119,7 @@ def measured(sets: Mapping[str, Sequence[Pair]]) -> pd.DataFrame:
     lines = []
     for name, upscaler in (authors_upscalers(folder) if folder else {}).items():
         for dataset, pairs in sets.items():
-            means = evaluate(upscaler, pairs)["mean"]
+            means = score_pairs(upscaler, pairs)
             lines.append({"authors' file": FILES[name], "as": name, "dataset": dataset} | means)
     return pd.DataFrame(lines, columns=None if lines else ["authors' file", "as", "dataset"])
 

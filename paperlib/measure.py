@@ -10,6 +10,7 @@ import torch
 
 from paperlib.config import LossSettings
 from paperlib.data import Pair, test_sets, validation_pairs
+from paperlib.errors import UserError
 from paperlib.evaluate import Upscaler, evaluate
 from paperlib.losses import confidence
 from paperlib.records import Run, measured_row
@@ -47,10 +48,17 @@ def open_data(run: Run) -> Data:
 
 
 def measure(data: Data, upscaler: Upscaler, table: str, row: str, precision: str) -> list[dict[str, Any]]:
-    """Score an upscaler on the validation photographs and every test set: four rows each, for `Run.record`."""
+    """Score an upscaler on the validation photographs and every test set: four rows each, for `Run.record`.
+
+    Raises:
+        UserError: an image of a set cannot be read; a mean over the others would be another number.
+    """
     rows = []
     for dataset, pairs in {"validation": data.valid, **data.tests}.items():
-        means = evaluate(upscaler, pairs)["mean"]
+        result = evaluate(upscaler, pairs)
+        if result["failed"]:
+            raise UserError(f"{dataset}: {result['failed'][0]}")
+        means = result["mean"]
         rows += [measured_row(table, row, precision, name, means[key], dataset) for key, name in METRIC_NAMES.items()]
     return rows
 

@@ -5,7 +5,6 @@ class, so the same input gives the same bits; in training the class is drawn (ha
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,16 @@ def position_index(window: int) -> Tensor:
     return offset[0] * (2 * window - 1) + offset[1]
 
 
-@lru_cache(maxsize=8)
-def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """−100 between tokens that a cyclic shift by window/2 brought together, else 0; (windows, window², window²)."""
-    region = torch.zeros(height, width, device=device)
-    cuts = (slice(0, -window), slice(-window, -(window // 2)), slice(-(window // 2), None))
-    for number, (rows, columns) in enumerate((r, c) for r in cuts for c in cuts):
-        region[rows, columns] = number
-    windows = region.reshape(height // window, window, width // window, window).transpose(1, 2).flatten(0, 1).flatten(1)
-    return (windows[:, None] != windows[:, :, None]).float() * -100
+def edge_masks(window: int) -> Tensor:
+    """−100 between tokens of a window that a shift by window/2 brought together from opposite ends, else 0.
+
+    (2, 2, window², window²): by whether the window is in the last row, and in the last column; only there do they mix.
+    """
+    half = torch.arange(window) >= window // 2
+    below, right = half.repeat_interleave(window), half.repeat(window)  # (window²,)
+    low, far = below[:, None] != below, right[:, None] != right
+    masks = torch.stack([torch.zeros_like(low), far, low, low | far])
+    return (masks.float() * -100).unflatten(0, (2, 2))
 
 
 class _Group(nn.Module):
@@ -67,10 +67,10 @@ class _Group(nn.Module):
         self.residual_group.layers = nn.ModuleList(layers)
         self.conv = nn.Conv2d(shape.dim, shape.dim, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, edges: Tensor) -> Tensor:
         y = x
         for layer in self.residual_group.layers:
-            y = layer(y, size, index, mask)
+            y = layer(y, size, index, edges)
         return to_tokens(self.conv(to_image(y, size))) + x
 
 
@@ -81,6 +81,7 @@ class MambaIRv2Light(nn.Module):
         super().__init__()
         self.shape = shape = shape or TeacherShape()
         self.register_buffer("relative_position_index_SA", position_index(shape.window))
+        self.register_buffer("edges", edge_masks(shape.window), persistent=False)
         self.conv_first = nn.Conv2d(3, shape.dim, 3, padding=1)
         self.patch_embed = nn.Module()
         self.patch_embed.norm = nn.LayerNorm(shape.dim)
@@ -104,11 +105,9 @@ class MambaIRv2Light(nn.Module):
         size = (height + below, width + right)
         mean = x.new_tensor(MEAN).reshape(1, 3, 1, 1)
         first = self.conv_first(x - mean)
-        index = self.relative_position_index_SA
-        mask = shift_mask(*size, window, x.device)
         tokens = self.patch_embed.norm(to_tokens(first))
         for group in self.layers:
-            tokens = group(tokens, size, index, mask)
+            tokens = group(tokens, size, self.relative_position_index_SA, self.edges)
         deep = self.conv_after_body(to_image(self.norm(tokens), size)) + first
         sr = F.pixel_shuffle(self.upsample(deep), SCALE) + mean
         return sr[:, :, : SCALE * height, : SCALE * width]

@@ -28,7 +28,8 @@ def test_fused_and_collapsed_equal_training_form(name):
     before = copy.deepcopy(block.state_dict())
     with torch.no_grad():
         wanted = block(x)
-        torch.testing.assert_close(fuse_block(block).double()(x), wanted, rtol=0, atol=2e-5)  # fused weights are float32
+        # fused weights are float32
+        torch.testing.assert_close(fuse_block(block).double()(x), wanted, rtol=0, atol=2e-5)
         torch.testing.assert_close(collapsed_forward(block, x), wanted, rtol=0, atol=1e-12)
     for key, value in block.state_dict().items():
         assert torch.equal(value, before[key]), f"fusing changed {key}"

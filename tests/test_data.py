@@ -101,6 +101,28 @@ def test_unreadable_images_are_told(tmp_path, content):
         read_rgb(path)
 
 
+def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path):
+    grey = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    for name in ("grey", "grey16"):
+        assert np.array_equal(read_rgb(tmp_path / f"{name}.png"), np.repeat(grey[:, :, None], 3, 2)), name
+    colour = Image.fromarray(read_rgb(embedded_path("coffee.png"))[:20, :30])
+    colour.convert("CMYK").save(tmp_path / "cmyk.tif")
+    assert np.abs(read_rgb(tmp_path / "cmyk.tif").astype(int) - np.asarray(colour)).max() <= 1
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colour.save(tmp_path / "turned.png", exif=turned)
+    assert np.array_equal(read_rgb(tmp_path / "turned.png"), np.rot90(np.asarray(colour), -1))
+    colour.putalpha(255)
+    colour.save(tmp_path / "opaque.png")
+    assert read_rgb(tmp_path / "opaque.png").shape == (20, 30, 3)
+    colour.putalpha(100)
+    colour.save(tmp_path / "glass.png")
+    with pytest.raises(UserError, match="transparent pixels"):
+        read_rgb(tmp_path / "glass.png")
+
+
 def test_store_holds_the_pixels_and_is_built_once(photographs, monkeypatch):
     settings = folders(photographs)
     store = open_store(settings)

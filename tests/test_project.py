@@ -23,7 +23,8 @@ def test_environment_yml_installs_this_project_with_its_extras():
 
 
 def test_the_cards_packages_are_declared():
-    declared = " ".join(PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), []))
+    extras = [name for names in PROJECT["optional-dependencies"].values() for name in names]
+    declared = " ".join(PROJECT["dependencies"] + extras)
     names = set(re.findall(r"[a-z][\w-]*(?=[<>=\[])", declared))
     assert {"jupyterlab", "papermill", "torch", "timm", "einops", "mamba-ssm", "matplotlib", "tensorflow",
             "nbval"} <= names
@@ -32,7 +33,8 @@ def test_the_cards_packages_are_declared():
 
 def test_every_runtime_dependency_is_imported_or_is_a_tool():
     sources = "\n".join(path.read_text() for path in [*ROOT.glob("paperlib/*.py"), *ROOT.glob("notebooks/*.ipynb")])
-    modules = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn", "ai-edge-litert": "ai_edge_litert"}
+    modules = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn",
+               "ai-edge-litert": "ai_edge_litert", "ipython": "IPython"}
     tools = {"jupyterlab", "torchvision"}  # `make lab`; timm imports torchvision
     for requirement in PROJECT["dependencies"]:
         name = re.match(r"[\w-]+", requirement)[0]

@@ -3,10 +3,10 @@
 import copy
 import math
 import os
-import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,34 +140,38 @@ def test_a_finished_training_is_not_repeated(tmp_path):
 
 RUN = """
     import os, signal, sys, torch
+    from pathlib import Path
     sys.path.insert(0, {tests!r})
     from test_train import SMALL, draw, score, stage
     from paperlib.student import Student, with_form
     from paperlib.train import fit
-    torch.manual_seed(0)
-    stop = int(sys.argv[2])
-    def stopping(step, rank, world):
-        if step == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return draw(step, rank, world)
-    result = fit(with_form(Student(SMALL), sys.argv[3]), stage(steps=12, checkpoint_every=3), stopping, sys.argv[1],
-                 name="t", score=score, quiet=True)
-    torch.save(result.model.state_dict(), sys.argv[1] + "/final.pt")
+
+    def run(folder, stop):
+        torch.manual_seed(0)
+        def stopping(step, rank, world):
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return draw(step, rank, world)
+        result = fit(with_form(Student(SMALL), {form!r}), stage(steps=12, checkpoint_every=3), stopping,
+                     Path({folder!r}) / folder, name="t", score=score, quiet=True)
+        torch.save(result.model.state_dict(), Path({folder!r}) / (folder + ".pt"))
+
+    for folder, stop in {plan!r}:  # forked before anything is computed, so that imports are paid for once
+        child = os.fork()
+        if not child:
+            run(folder, stop)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) == (stop >= 0), (folder, stop, status)
 """
 
 
 @pytest.mark.parametrize("form", ["training", "collapsed"])
 def test_killed_training_ends_with_the_same_bits(tmp_path, form):
-    code = textwrap.dedent(RUN.format(tests=os.path.dirname(__file__))).replace("sys.argv[1],\n", "Path(sys.argv[1]),\n")
-    code = "from pathlib import Path\n" + code
-
-    def run(folder, stop):
-        folder.mkdir(exist_ok=True)
-        return subprocess.run([sys.executable, "-c", code, str(folder), str(stop), form], check=False).returncode
-
-    assert run(tmp_path / "whole", -1) == 0
-    for stop in (4, 7, 11):  # before, between and after states; the state before the kill is a few steps old
-        assert run(tmp_path / "killed", stop) == -signal.SIGKILL
-    assert run(tmp_path / "killed", -1) == 0
-    whole, killed = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "killed"))
+    # killed before the first state, between two, right after one, and at the last step
+    plan = [("whole", -1)] + [("killed", stop) for stop in (1, 4, 6, 11, -1)]
+    code = textwrap.dedent(RUN.format(tests=str(Path(__file__).parent), form=form, folder=str(tmp_path), plan=plan))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole, killed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
