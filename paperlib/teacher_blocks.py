@@ -113,9 +113,9 @@ class ASSM(nn.Module):
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Class of each token (B, L), and in training the one-hot (B, L, tokens) with straight-through gradient."""
-        logits = self.route(x)
+        logits = F.log_softmax(self.route(x), dim=-1)  # its rounding decides near ties, as in the published code
         if self.training or self.noise:
-            hot = F.gumbel_softmax(F.log_softmax(logits, dim=-1), hard=True, dim=-1)
+            hot = F.gumbel_softmax(logits, hard=True, dim=-1)
             return hot.argmax(-1), hot
         return logits.argmax(-1), None
 
