@@ -148,6 +148,7 @@ def run_graph(
     graph: Graph, x_255: Tensor, *,
     weights: Callable[[Node], tuple[Tensor | None, Tensor | None]] | None = None,
     after: Callable[[Node, Tensor], Tensor] | None = None,
+    prelu: Callable[[Node, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Execute a graph in PyTorch: (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in 0..255.
 
@@ -155,6 +156,7 @@ def run_graph(
         weights: gives the (weight, bias) a node is computed with; default: its own.
         after: called with every node and its output, returns what the next nodes see; default: the output itself.
             Fake-quantisation and measurements enter here.
+        prelu: computes a PReLU node from (node, input, slopes) where a device's arithmetic is wanted.
     """
     tensors: dict[str, Tensor] = {}
     last_use = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
@@ -163,7 +165,9 @@ def run_graph(
             out = x_255
         else:
             weight, bias = weights(node) if weights else (node.weight, node.bias)
-            out = _compute(node, [tensors[source] for source in node.inputs], weight, bias)
+            inputs = [tensors[source] for source in node.inputs]
+            special = prelu and node.op == "prelu"
+            out = prelu(node, inputs[0], weight) if special else _compute(node, inputs, weight, bias)
         tensors[node.name] = after(node, out) if after else out
         for source in set(node.inputs):
             if last_use[source] == index:

@@ -7,7 +7,6 @@ while it works, and its memory is watched. The notebooks follow the paper's sect
 import ast
 import json
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,11 +18,13 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
+from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, write_json
+from paperlib.files import atomic_path
 
 PARAMETERS = ("profile", "out", "overrides")
 KERNEL_ENVIRONMENT = {
@@ -31,6 +32,9 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "500000000",
     "TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_MININTERVAL": "30", "PAPERLIB_PROGRESS": "plain",
 }
+
+KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
+"""Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""
 
 
 class NotebookError(Exception):
@@ -78,9 +82,7 @@ def kernel_environment() -> Iterator[None]:
     A kernel specification of the user or the machine may start another Python, with other packages or none.
     """
     with tempfile.TemporaryDirectory(prefix="paperlib-kernel-") as folder:
-        write_json(Path(folder) / "kernels" / "python3" / "kernel.json", {
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            "display_name": "Python 3", "language": "python"})
+        write_kernel_spec(Path(folder) / "kernels" / "python3")  # ipykernel's own names sys.executable
         before = dict(os.environ)
         places = [folder, *filter(None, [before.get("JUPYTER_PATH")])]
         os.environ.update(KERNEL_ENVIRONMENT | {"JUPYTER_PATH": os.pathsep.join(places)})
@@ -144,7 +146,7 @@ def execute(path: Path, target: Path, parameters: dict[str, Any]) -> int:
         try:
             papermill.execute_notebook(
                 str(path), str(temporary), parameters, kernel_name="python3", language="python",
-                progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent))
+                progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent), config=KERNEL_CONFIG)
         except PapermillExecutionError as error:
             temporary.replace(target)
             kind = "" if error.ename == "UserError" else f"{error.ename}: "

@@ -20,6 +20,7 @@ from paperlib.quantised import (
     Grid,
     QuantisedGraph,
     channel_scales,
+    fake_prelu,
     fake_quant_bias,
     fake_quant_weight,
     grid_owners,
@@ -144,8 +145,13 @@ class TfliteQat(nn.Module):
             return out
         return self.grids[_key(self.owners[node.name])](out)
 
+    def _prelu(self, node: Node, x: Tensor, slopes: Tensor) -> Tensor:
+        before, after = (self.grids[_key(self.owners[name])].grid for name in (node.inputs[0], node.name))
+        return fake_prelu(x, slopes, float(self.scales(node)), before, after)
+
     def forward(self, x: Tensor) -> Tensor:
-        return run_graph(self.graph, x, weights=self._weights, after=self._after)
+        prelu = self._prelu if self.quantise_weights and self.quantise_activations else None
+        return run_graph(self.graph, x, weights=self._weights, after=self._after, prelu=prelu)
 
 
 def freeze_tflite(model: TfliteQat) -> None:

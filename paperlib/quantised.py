@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.graph import SHARES_GRID, Graph, Node, run_graph
+from paperlib.prelu_int8 import prelu_steps
 
 QMIN, QMAX = -128, 127
 QW = 127
@@ -125,6 +127,17 @@ def quantised_weights(
     return weight, fake_quant_bias(node.bias, scale * qgraph.grid(node.inputs[0]).scale)
 
 
+def fake_prelu(x: Tensor, slopes: Tensor, slope_scale: float, before: Grid, after: Grid) -> Tensor:
+    """PReLU as TFLite's integer kernel rounds it, on values of the `before` grid; gradient of the float PReLU.
+
+    Args:
+        slopes: (C,), already rounded to steps of `slope_scale`.
+    """
+    out = F.prelu(x, slopes)
+    steps = prelu_steps(x.detach() / before.scale, slopes / slope_scale, before.scale, slope_scale, after.scale)
+    return out + (steps * after.scale - out.detach())
+
+
 @torch.no_grad()
 def run_quantised(
     qgraph: QuantisedGraph, x_255: Tensor, *, weights: bool = True, activations: bool = True, int32_bias: bool = True,
@@ -147,8 +160,13 @@ def run_quantised(
             out = qgraph.grids[owners[node.name]].fake(out)
         return observe(node, out) if observe else out
 
+    def prelu(node: Node, x: Tensor, slopes: Tensor) -> Tensor:
+        slope_scale = float(qgraph.weight_scales[node.name])
+        return fake_prelu(x, slopes, slope_scale, qgraph.grid(node.inputs[0]), qgraph.grid(node.name))
+
     compute = (lambda node: quantised_weights(qgraph, node, int32_bias)) if weights else None
-    return run_graph(qgraph.graph, x_255, weights=compute, after=after)
+    whole = prelu if weights and activations else None
+    return run_graph(qgraph.graph, x_255, weights=compute, after=after, prelu=whole)
 
 
 def image_batch(image: np.ndarray | Tensor) -> Tensor:
