@@ -6,6 +6,7 @@ and no network.
 
 import base64
 import html
+import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -30,10 +31,11 @@ def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray],
     """Save the most detailed part of each image for the report, and give the divider for display.
 
     Args:
-        photograph: its name; letters, digits and _ alone.
+        photograph: its name.
         images: label → (3h, 3w, 3) in 0..255, in the order of the menus; the last is the original.
         size: side of the part, HR pixels.
     """
+    photograph = re.sub(r"[^A-Za-z0-9]+", "-", photograph)
     original = np.asarray(list(images.values())[-1])
     size = min(size, *original.shape[:2]) // SCALE * SCALE
     top, left = busiest(original, size)

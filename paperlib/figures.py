@@ -169,6 +169,33 @@ def layer_bars(rows: Sequence[Mapping[str, Any]], value: str, title: str, label:
 
 
 @style.context(STYLE)
+def layer_ranges(rows: Sequence[Mapping[str, Any]], title: str = "What each layer's grid has to span") -> Figure:
+    """Activations of each layer and the grid they are rounded to: range (above) and the grid's step (below).
+
+    Args:
+        rows: {"name", "low", "high"} and with a grid {"grid_low", "grid_high", "step"}, as `paperlib.diagnose` gives
+            them, in grey levels.
+    """
+    figure, at = Figure(figsize=(max(6, 0.65 * len(rows)), 4.8)), np.arange(len(rows))
+    spans, steps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    low, high, start, end, step = (np.array([np.nan if row.get(key) is None else row[key] for row in rows])
+                                   for key in ("low", "high", "grid_low", "grid_high", "step"))
+    spans.bar(at, high - low, bottom=low, width=0.6, label="values seen")
+    spans.hlines([start, end], at - 0.4, at + 0.4, color="C1", linewidth=2, label="ends of the grid")
+    spans.axhline(0, color="0.5", linewidth=0.8)
+    spans.set(ylabel="activation (grey levels)", title=title)
+    spans.legend(loc="best")
+    drawn = steps.bar(at, step, width=0.6, color="C1")
+    steps.bar_label(drawn, ["" if np.isnan(value) else f"{value:.2f}" for value in step], fontsize=8, padding=1)
+    steps.set_xticks(at, [row["name"] for row in rows], rotation=40, ha="right")
+    steps.set(xlabel="layer", ylabel="step (grey levels)")
+    for axes in (spans, steps):
+        axes.grid(visible=False, axis="x")
+    steps.margins(y=0.15)
+    return figure
+
+
+@style.context(STYLE)
 def bars(groups: Mapping[str, Mapping[str, float]], label: str, title: str, errors: Mapping | None = None) -> Figure:
     """Grouped bars: {group: {series: value}}; the axis starts just below the smallest value and says so.
 

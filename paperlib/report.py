@@ -11,7 +11,6 @@ from typing import Any
 
 import nbformat
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 from matplotlib import style
 from nbconvert import HTMLExporter
 
@@ -132,11 +131,10 @@ def write_report(run: Run) -> Path:
     text = environment.get_template("report.html").render(
         run=run, records=records, teacher=teacher_used(records), tables=_tables(run), figures=_figures(run),
         counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), scatter=_scatter(run),
-        dividers=[Markup(compare.divider(name, pictures)) for name, pictures in compare.saved_comparisons(run).items()],
+        dividers=[compare.divider(name, pictures) for name, pictures in compare.saved_comparisons(run).items()],
         measured=measured(run, [row["table"] for record in records.values() for row in record["rows"]]),
         provenance=_provenance(run, records), settings=flatten("", run.settings.model_dump(mode="json")),
-        script=Markup(compare.PICK),
-        css=Markup("".join(path.read_text(encoding="utf-8") for path in sheets)))
+        script=compare.PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))
     return write_text(run.out / "report.html", text)
 
 
