@@ -59,10 +59,10 @@ def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
     return override(settings, short | changes)
 
 
-def _int8_rows(run: Run, data: Data, model: Any, name: str, table: str, row: str) -> list[dict[str, Any]]:
+def _int8_rows(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int) -> list[dict[str, Any]]:
     """Export a fake-quantised network as dynamic INT8 TFLite and measure the file."""
     path = export_tflite(quantised_graph(model), run.checkpoint(name) / "dynamic_int8.tflite")
-    return measure(data, TFLiteModel(path), table, row, "int8")
+    return measure(data, TFLiteModel(path), table, row, "int8", steps=steps)
 
 
 def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
@@ -71,9 +71,10 @@ def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]
     name, (table, row) = f"ablation/{arch}-{seed}", ROWS[arch]
     stage1(run, data, f"{name}/stage1", settings)
     fused = fuse_model(recalibrated(run, data, f"{name}/stage1", settings), clamp=True)
-    rows = measure(data, StudentUpscaler(fused, arch), table, row, "fp32")
+    steps = settings.stage1.steps
+    rows = measure(data, StudentUpscaler(fused, arch), table, row, "fp32", steps=steps)
     trained = stage3(run, data, fused, None, f"{name}/stage3", settings)
-    return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row)
+    return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps + settings.stage3.steps)
 
 
 def _variant(run: Run, data: Data, targets: Targets, switch: str | None, seed: int) -> list[dict[str, Any]]:
@@ -83,7 +84,8 @@ def _variant(run: Run, data: Data, targets: Targets, switch: str | None, seed: i
     chosen = self_targets(run) if switch == "teacher_student" else targets
     trained = stage3(run, data, fused, chosen, f"{name}/stage3", settings)
     table, row = {None: ("D", "qat_teacher"), "teacher_none": ("D", "qat_direct")}.get(switch, ("switches", switch))
-    return _int8_rows(run, data, trained.model, f"{name}/stage3", table, row)
+    steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
+    return _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps)
 
 
 def over_seeds(results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -91,7 +93,7 @@ def over_seeds(results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, An
     if len(results) == 1:
         return list(results[0])
     return [measured_row(first["table"], first["row"], first["precision"], first["metric"],
-                         [row["value"] for row in (first, *others)], first["dataset"])
+                         [row["value"] for row in (first, *others)], first["dataset"], steps=first["steps"])
             for first, *others in zip(*results, strict=True)]
 
 

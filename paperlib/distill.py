@@ -4,9 +4,12 @@ A teacher is always named: published weights (found or downloaded, hash checked)
 Nothing takes another teacher's place without saying so.
 """
 
+import errno
+import hashlib
+import http.client
 import json
 import os
-import urllib.error
+import shutil
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +22,10 @@ from torch import Tensor, nn
 from paperlib.config import TeacherSettings
 from paperlib.data import Progress
 from paperlib.errors import UserError
-from paperlib.files import assets_dir, atomic_path, cache_dir, sha256_file, write_json
+from paperlib.files import assets_dir, atomic_path, cache_dir, file_lock, write_json
 from paperlib.scan import scan_backend
 from paperlib.store import FlatImages, PixelStore
-from paperlib.teacher import PUBLISHED_SHA256, MambaIRv2Light, TeacherShape, TeacherUpscaler, load_teacher
+from paperlib.teacher import PUBLISHED_SHA256, TILE, MambaIRv2Light, TeacherShape, TeacherUpscaler, load_teacher
 
 FILE = "mambairv2_lightSR_x3.pth"
 URLS = (f"https://github.com/NguyenPhamPhuongNam/AIO_MAI/raw/main/{FILE}",
@@ -48,18 +51,35 @@ class TeacherSource:
 
 
 def download(path: Path, urls: tuple[str, ...] = URLS, expected: str = PUBLISHED_SHA256) -> str:
-    """Fetch the published weights to `path`, checked and atomically; returns "" or why it could not be done."""
+    """Fetch the published weights to `path`, checked and atomically; returns "" or why it could not be done.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     failures = []
     for url in urls:
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_path(path) as temporary:
-                temporary.write_bytes(answer.read())
-                if sha256_file(temporary) != expected:
-                    raise OSError(0, "wrong SHA-256")
-            return ""
-        except (OSError, urllib.error.URLError, UserError) as error:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+                content = answer.read()
+        except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {error}")
+            continue
+        if (digest := hashlib.sha256(content).hexdigest()) != expected:
+            failures.append(f"{url}: a file with SHA-256 {digest}, not {expected}")
+            continue
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+        return ""
     return "; ".join(failures)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of a network's names and values, whatever file they lie in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def published_weights(allow_download: bool = True) -> tuple[Path | None, str]:
@@ -90,9 +110,12 @@ def find_teacher(
         train_small: trains (or loads, when done) the small network; gives it and its file.
 
     Raises:
-        UserError: the published weights are asked for and cannot be had, or a small teacher is needed and there is
-            nothing to train it with.
+        UserError: the published weights are asked for and cannot be had, a small teacher is needed and there is
+            nothing to train it with, or the settings name the student, which is no network of its own.
     """
+    if settings.kind == "student":
+        raise UserError("teacher.kind=student names no teacher network: it is the ablation teacher_student of stage 3. "
+                        "Set teacher.kind to auto, published or small, and keep the ablation.")
     reason = "asked for"
     if settings.kind in ("auto", "published"):
         path, reason = published_weights(allow_download)
@@ -105,8 +128,8 @@ def find_teacher(
     if train_small is None:
         raise UserError("no teacher here: the small one is trained by notebook 03_teacher. Run it first.")
     torch.manual_seed(0)
-    model, path = train_small(MambaIRv2Light(small_shape(settings)))
-    return TeacherSource(model.eval(), "small MambaIRv2 trained here (not the paper's teacher)", sha256_file(path),
+    model, _ = train_small(MambaIRv2Light(small_shape(settings)))
+    return TeacherSource(model.eval(), "small MambaIRv2 trained here (not the paper's teacher)", weights_hash(model),
                          f"published weights {reason}" if settings.kind == "auto" else "teacher.kind=small")
 
 
@@ -121,8 +144,8 @@ def published_upscaler() -> TeacherUpscaler:
 
 
 def outputs_key(source: TeacherSource) -> str:
-    """Key of a teacher's cached outputs: its weights; routing is always arg-max, each photograph taken whole."""
-    return f"{source.sha256[:16]}-whole"
+    """Key of a teacher's cached outputs: its weights, its routing, and up to which side photographs stay whole."""
+    return f"{source.sha256[:16]}-argmax-tile{TILE}"
 
 
 def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress | None = None) -> FlatImages:
@@ -132,17 +155,26 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     at most half a grey level.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or another process is computing the same outputs.
     """
     key = outputs_key(source)
     path = store.companion_path(key)
-    if path.is_file():
-        return store.companion(key)
+    with file_lock(path.with_suffix(".lock")):
+        if not path.is_file():
+            _compute_outputs(store, source, path, progress)
+    return store.companion(key)
+
+
+def _compute_outputs(store: PixelStore, source: TeacherSource, path: Path, progress: Progress | None) -> None:
+    """Fill `path` by way of a `.part` file, whose finished photographs are counted in a `.json` beside it."""
     shapes = [store.hr(index).shape[:2] for index in range(len(store))]
     part, marks = path.with_suffix(".part"), path.with_suffix(".json")
-    done = json.loads(marks.read_text())["done"] if part.is_file() and marks.is_file() else 0
     upscale = TeacherUpscaler(source.model, source.name)
     try:
+        done = json.loads(marks.read_text())["done"] if part.is_file() and marks.is_file() else 0
+        need, free = sum(3 * height * width for height, width in shapes), shutil.disk_usage(store.folder).free
+        if not part.is_file() and free < need:  # a full disk would otherwise kill the process at a mapped page
+            raise OSError(errno.ENOSPC, f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         images = FlatImages(part, shapes, mode="r+")
         for index in range(done, len(store)):
             images[index][:] = np.round(upscale(store.lr(index))).astype(np.uint8)
@@ -150,12 +182,11 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
             write_json(marks, {"done": index + 1})
             if progress:
                 progress(index + 1, len(store))
+        part.rename(path)
+        marks.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write teacher outputs to {part}: {error.strerror}. Free some space or set "
                         "PAPERLIB_CACHE to a folder on a larger disk; finished photographs are kept.") from error
-    part.rename(path)
-    marks.unlink(missing_ok=True)
-    return store.companion(key)
 
 
 class OnTheFlyTeacher:

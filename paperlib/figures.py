@@ -170,18 +170,20 @@ def layer_bars(rows: Sequence[Mapping[str, Any]], value: str, title: str, label:
 
 @style.context(STYLE)
 def layer_ranges(rows: Sequence[Mapping[str, Any]], title: str = "What each layer's grid has to span") -> Figure:
-    """Activations of each layer and the grid they are rounded to: range (above) and the grid's step (below).
+    """Each layer's grid as a bar, the extremes of its channels as dots (above), and the grid's step (below).
 
     Args:
-        rows: {"name", "low", "high"} and with a grid {"grid_low", "grid_high", "step"}, as `paperlib.diagnose` gives
-            them, in grey levels.
+        rows: {"name", "low", "high", "channel_low", "channel_high"} and with a grid {"grid_low", "grid_high", "step"},
+            as `paperlib.diagnose` gives them, in grey levels; without a grid the bar spans the values.
     """
     figure, at = Figure(figsize=(max(6, 0.65 * len(rows)), 4.8)), np.arange(len(rows))
     spans, steps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    low, high, start, end, step = (np.array([np.nan if row.get(key) is None else row[key] for row in rows])
-                                   for key in ("low", "high", "grid_low", "grid_high", "step"))
-    spans.bar(at, high - low, bottom=low, width=0.6, label="values seen")
-    spans.hlines([start, end], at - 0.4, at + 0.4, color="C1", linewidth=2, label="ends of the grid")
+    start = np.array([row.get("grid_low", row["low"]) for row in rows])
+    end = np.array([row.get("grid_high", row["high"]) for row in rows])
+    step = np.array([row.get("step", np.nan) for row in rows])
+    spans.bar(at, end - start, bottom=start, width=0.6, color="C5", label="grid")
+    dots = [(index, value) for index, row in enumerate(rows) for value in [*row["channel_low"], *row["channel_high"]]]
+    spans.scatter(*zip(*dots, strict=True), s=5, color="black", alpha=0.5, linewidths=0, label="extremes of a channel")
     spans.axhline(0, color="0.5", linewidth=0.8)
     spans.set(ylabel="activation (grey levels)", title=title)
     spans.legend(loc="best")

@@ -47,8 +47,13 @@ def open_data(run: Run) -> Data:
     return Data(open_store(settings), validation_pairs(settings), test_sets(settings))
 
 
-def measure(data: Data, upscaler: Upscaler, table: str, row: str, precision: str) -> list[dict[str, Any]]:
+def measure(
+    data: Data, upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
+) -> list[dict[str, Any]]:
     """Score an upscaler on the validation photographs and every test set: four rows each, for `Run.record`.
+
+    Args:
+        more: what belongs beside each number, such as the `steps` of the training behind it.
 
     Raises:
         UserError: an image of a set cannot be read; a mean over the others would be another number.
@@ -59,7 +64,8 @@ def measure(data: Data, upscaler: Upscaler, table: str, row: str, precision: str
         if result["failed"]:
             raise UserError(f"{dataset}: {result['failed'][0]}")
         means = result["mean"]
-        rows += [measured_row(table, row, precision, name, means[key], dataset) for key, name in METRIC_NAMES.items()]
+        rows += [measured_row(table, row, precision, name, means[key], dataset, **more)
+                 for key, name in METRIC_NAMES.items()]
     return rows
 
 

@@ -7,6 +7,7 @@ while it works, and its memory is watched. The notebooks follow the paper's sect
 import ast
 import json
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ PARAMETERS = ("profile", "out", "overrides")
 KERNEL_ENVIRONMENT = {
     # glibc otherwise maps and unmaps large activations at every step, which costs more than computing them.
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "500000000",
+    # Threads that wait by spinning take the processor from the one they wait for, on any machine that does other work.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_MININTERVAL": "30", "PAPERLIB_PROGRESS": "plain",
 }
 
@@ -130,10 +133,28 @@ class _TrainingLines:
         """Nothing is held back."""
 
 
-def execute(path: Path, target: Path, parameters: dict[str, Any]) -> int:
+@contextmanager
+def _library_messages(log: Path) -> Iterator[None]:
+    """For the block, what this process and its children write to stderr goes to the end of a file."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> int:
     """Run a notebook; its executed copy goes to `target`, also when it fails or is interrupted.
 
     Call inside `kernel_environment`. The kernel is gone when this returns or raises.
+
+    Args:
+        log: file that libraries' own messages are added to; TensorFlow has many.
 
     Returns:
         Peak memory of the kernel and its children in bytes.
@@ -142,7 +163,7 @@ def execute(path: Path, target: Path, parameters: dict[str, Any]) -> int:
         NotebookError: a cell raised, or the kernel died.
         UserError: `target` cannot be written.
     """
-    with _PeakMemory() as peak, atomic_path(target) as temporary:
+    with _PeakMemory() as peak, atomic_path(target) as temporary, _library_messages(log):
         try:
             papermill.execute_notebook(
                 str(path), str(temporary), parameters, kernel_name="python3", language="python",
@@ -154,8 +175,8 @@ def execute(path: Path, target: Path, parameters: dict[str, Any]) -> int:
             raise NotebookError(kind + lines[-1]) from error
         except DeadKernelError as error:
             temporary.replace(target)
-            raise NotebookError(f"its kernel died at {peak.bytes / 1e9:.1f} GB, most likely for lack of memory"
-                                ) from error
+            raise NotebookError(f"its kernel died at {peak.bytes / 1e9:.1f} GB, most likely for lack of memory; "
+                                f"its last words are in {log}") from error
         except KeyboardInterrupt:
             temporary.replace(target)
             raise

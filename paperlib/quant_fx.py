@@ -50,7 +50,7 @@ class PaperQat(nn.Module):
         fused: model in form "fused"; copied. Its output is clamped from here on (paper section 1).
     """
 
-    quantiser = "paper"
+    quantiser, residual = "paper", "add"
 
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()

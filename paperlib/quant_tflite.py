@@ -7,7 +7,7 @@ Learning the steps measured no better than leaving them as calibrated (31.39 and
 Image and result: 8-bit pixels. ADD has its own grid; what only moves values (PixelShuffle, concatenation) has none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -104,16 +104,19 @@ class TfliteQat(nn.Module):
         fused: model in form "fused"; its weights are copied.
         grids: start of the activation grids, per owner (`calibrate`); empty: placeholders, to be loaded.
         graph: another form of the same network, for instance without ADD; default: `deployment_graph(fused)`.
+        pixels: owners of further grids that hold whole pixel values 0..255 and must stay so.
     """
 
     quantiser = "tflite"
 
-    def __init__(self, fused: nn.Module, grids: Mapping[str, Grid], graph: Graph | None = None) -> None:
+    def __init__(
+        self, fused: nn.Module, grids: Mapping[str, Grid], graph: Graph | None = None, pixels: Collection[str] = (),
+    ) -> None:
         super().__init__()
-        self.settings, self.form, self.clamp = fused.settings, "qat", True
+        self.settings, self.form, self.clamp, self.residual = fused.settings, "qat", True, "add"
         self.graph = graph or deployment_graph(fused)
         self.owners = grid_owners(self.graph)
-        image = {self.owners[self.graph.nodes[0].name], self.owners[self.graph.nodes[-1].name]}
+        image = {self.owners[self.graph.nodes[0].name], self.owners[self.graph.nodes[-1].name], *pixels}
         self.kernels = nn.ModuleDict(
             {_key(node.name): Kernel(node.weight, node.bias) for node in self.graph.nodes if node.weight is not None})
         self.grids = nn.ModuleDict(

@@ -15,12 +15,15 @@ from paperlib.config import QuantSettings, StudentSettings
 from paperlib.equalise import equalise
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
-from paperlib.graph import deployment_graph
-from paperlib.graph_forms import without_add
+from paperlib.graph import Graph, deployment_graph
+from paperlib.graph_forms import exact_skip, without_add
 from paperlib.quant_fx import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
 from paperlib.quant_tflite import TfliteQat, freeze_tflite, tflite_graph
 from paperlib.quantised import QuantisedGraph, image_batch
 from paperlib.student import load_weights, read_checkpoint
+
+RESIDUALS = ("add", "concat", "exact")
+"""How the residual sums of a network are computed under INT8."""
 
 
 def prepare_qat(
@@ -32,15 +35,15 @@ def prepare_qat(
         fused: student or baseline; folded first where it still has branches.
         settings: which quantiser, and whether channels are equalised first (`tflite` only).
         images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
-        residual: "add" as published, or "concat": sums carried by convolutions (`tflite` only; `without_add`).
+        residual: "add" as published; `tflite` only: "concat" (`without_add`), "exact" (`exact_skip`).
 
     Raises:
-        ValueError: `residual` is neither, or "concat" with the `paper` quantiser.
+        ValueError: another `residual`, one that the network or the `paper` quantiser cannot have.
 
     Returns:
         (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W), in training mode.
     """
-    if residual not in ("add", "concat") or (residual == "concat" and settings.quantiser == "paper"):
+    if residual not in RESIDUALS or (residual != "add" and settings.quantiser == "paper"):
         raise ValueError(f"residual={residual!r} does not go with quantiser {settings.quantiser!r}")
     fused = fuse_model(fused, clamp=True)
     if settings.quantiser == "paper":
@@ -50,9 +53,23 @@ def prepare_qat(
     graph = deployment_graph(fused)
     if settings.equalise:
         graph = equalise(graph, images)
-    if residual == "concat":
-        graph = without_add(graph)
-    return TfliteQat(fused, calibrate(graph, images), graph).train()
+    peak = calibrate(graph, images)[graph["skip"].inputs[0]].high if residual == "exact" else 255.0
+    graph = _form(graph, residual, peak)
+    model = TfliteQat(fused, calibrate(graph, images), graph, _pixel_grids(residual))
+    model.residual = residual
+    return model.train()
+
+
+def _form(graph: Graph, residual: str, peak: float) -> Graph:
+    """The graph with its residual sums in another form."""
+    if residual == "exact":
+        return exact_skip(graph, peak)
+    return without_add(graph) if residual == "concat" else graph
+
+
+def _pixel_grids(residual: str) -> tuple[str, ...]:
+    """Owners of grids, besides image and result, that hold pixels."""
+    return ("stem",) if residual == "exact" else ()
 
 
 def freeze_observers(model: nn.Module) -> None:
@@ -71,10 +88,9 @@ def quantised_graph(model: nn.Module) -> QuantisedGraph:
 def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
     """Write a model under quantisation as .safetensors with architecture, quantiser and grids in its metadata."""
     qgraph = quantised_graph(model)
-    residual = "concat" if any(node.op == "concat" for node in qgraph.graph.nodes) else "add"
     grids = {name: [grid.scale, grid.zero_point] for name, grid in sorted(qgraph.grids.items())}
     about = {"architecture": model.settings.model_dump(), "form": "qat", "clamp": True,
-             "quantiser": model.quantiser, "residual": residual, "grids": grids, **metadata}
+             "quantiser": model.quantiser, "residual": model.residual, "grids": grids, **metadata}
     # FX lets several names share one observer; safetensors wants each tensor for itself.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
@@ -95,8 +111,9 @@ def load_qat(path: str | Path) -> nn.Module:
     if about["quantiser"] == "paper":
         model: nn.Module = PaperQat(fused)
     else:
-        graph = deployment_graph(fused)
-        model = TfliteQat(fused, {}, without_add(graph) if about["residual"] == "concat" else graph)
+        graph = _form(deployment_graph(fused), about["residual"], peak=255.0)
+        model = TfliteQat(fused, {}, graph, _pixel_grids(about["residual"]))
+        model.residual = about["residual"]
     load_weights(model, tensors, path)
     return model.eval()
 

@@ -173,7 +173,7 @@ def _one(path: Path, run: Run, overrides: dict[str, Any] | None, fingerprint: st
     parameters = {"profile": run.settings.profile, "out": str(run.out), "overrides": json.dumps(overrides or {})}
     record = run.out / "records" / f"{path.stem}.json"
     before = record.stat().st_mtime_ns if record.is_file() else None
-    peak = execute(path, run.folder("notebooks") / path.name, parameters)
+    peak = execute(path, run.folder("notebooks") / path.name, parameters, run.out / ".kernel.log")
     if not record.is_file() or record.stat().st_mtime_ns == before:
         raise NotebookError(f"it ran but wrote no {record}; restore its last cells")
     return {"fingerprint": fingerprint, "record": sha256_file(record), "seconds": round(time.monotonic() - clock, 1),

@@ -74,9 +74,11 @@ class Shipped:
     def measure(self, data: Data) -> list[dict[str, Any]]:
         """Rows of Table B and the abstract, and of `export`: float, fake-quant and the authors' way, same weights."""
         dynamic, fixed = self.upscaler("dynamic"), self.upscaler("fixed")
-        rows = measure(data, dynamic, "B", "student_deploy", "int8")
+        settings = self.run.settings
+        steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
+        rows = measure(data, dynamic, "B", "student_deploy", "int8", steps=steps)
         rows += [row | {"table": "abstract", "row": "student_dynamic_tflite"} for row in rows]
-        rows += measure(data, fixed, "abstract", "student_fixed_tflite", "int8")
+        rows += measure(data, fixed, "abstract", "student_fixed_tflite", "int8", steps=steps)
         fused = load_student(self.run.checkpoint("stage3") / "fused.safetensors")
         qat = load_qat(self.run.checkpoint("stage3") / "qat.safetensors")
         rows += measure(data, StudentUpscaler(fused, "fused"), "export", "float_before_qat", "fp32")

@@ -4,6 +4,7 @@ Each step reads its settings from the run, trains through the one `fit`, and lea
 `checkpoints/<stage>/`, so that any notebook can be run again, or alone, from what the ones before it left.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -195,8 +196,10 @@ def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Pat
     result = train(run, data, "teacher", _TeacherIn255(model), stage, stream="teacher",
                    start=settings_hash(small))
     path = run.checkpoint("teacher") / "teacher.pth"
+    buffer = io.BytesIO()  # saved to a file, the file's temporary name would get into the bytes and the hash
+    torch.save({"params": result.model.inner.state_dict()}, buffer)
     with atomic_path(path) as temporary:
-        torch.save({"params": result.model.inner.state_dict()}, temporary)
+        temporary.write_bytes(buffer.getvalue())
     return result.model.inner, path
 
 

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
+from paperlib.memory import keep_freed_memory
 from paperlib.scan import scan_backend
 from paperlib.student import SCALE, load_weights
 from paperlib.teacher_blocks import ASSM, Layer, to_image, to_tokens
 
 PUBLISHED_SHA256 = "01f418f30a7205eeee6e48ebf7151556c22f7cd615d8824cb2221ed285f011e9"
 MEAN = (0.4488, 0.4371, 0.4040)
+TILE, OVERLAP = 720, 32
+"""LR pixels: largest image that goes through the network whole, and what two tiles of a larger one share."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,19 @@ def edge_masks(window: int) -> Tensor:
     low, far = below[:, None] != below, right[:, None] != right
     masks = torch.stack([torch.zeros_like(low), far, low, low | far])
     return (masks.float() * -100).unflatten(0, (2, 2))
+
+
+def pad_to_windows(x: Tensor, window: int) -> Tensor:
+    """Images (B, C, H, W) mirrored at the bottom and right (border row repeated) to multiples of `window`.
+
+    An image smaller than the padding it needs is mirrored as far as it reaches, then its last row is repeated.
+    """
+    height, width = x.shape[-2:]
+    high, wide = height + -height % window, width + -width % window
+    x = torch.cat([x, x.flip(2)], 2)[:, :, :high] if high > height else x
+    x = torch.cat([x, x.flip(3)], 3)[:, :, :, :wide] if wide > width else x
+    missing = (0, wide - x.shape[-1], 0, high - x.shape[-2])
+    return F.pad(x, missing, mode="replicate") if any(missing) else x
 
 
 class _Group(nn.Module):
@@ -96,13 +112,8 @@ class MambaIRv2Light(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        window = self.shape.window
-        below, right = -height % window, -width % window
-        x = torch.cat([x, x.flip(2)], 2)[:, :, : height + below] if below else x
-        x = torch.cat([x, x.flip(3)], 3)[:, :, :, : width + right] if right else x
-        if x.shape[-2] < height + below or x.shape[-1] < width + right:  # smaller than half a window: mirror again
-            x = F.pad(x, (0, width + right - x.shape[-1], 0, height + below - x.shape[-2]), mode="replicate")
-        size = (height + below, width + right)
+        x = pad_to_windows(x, self.shape.window)
+        size = (x.shape[-2], x.shape[-1])
         mean = x.new_tensor(MEAN).reshape(1, 3, 1, 1)
         first = self.conv_first(x - mean)
         tokens = self.patch_embed.norm(to_tokens(first))
@@ -149,13 +160,17 @@ class TeacherUpscaler:
     """A teacher network as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) clipped to 0..255.
 
     Args:
-        tile: LR pixels; images with a longer side are cut into tiles of at most this side.
+        tile: LR pixels; images with a longer side are cut into tiles of at most this side. A tile is scanned by itself,
+            which moves its routing slightly; smaller tiles need less memory and more time.
         overlap: LR pixels that neighbouring tiles share.
+
+    Creating one makes the process keep freed memory (see `paperlib.memory`).
     """
 
-    def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "", tile: int = 720,
-                 overlap: int = 32) -> None:
+    def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "", tile: int = TILE,
+                 overlap: int = OVERLAP) -> None:
         self.model, self.name, self.sha256, self.tile, self.overlap = model.eval(), name, sha256, tile, overlap
+        keep_freed_memory()
 
     @property
     def about(self) -> dict[str, Any]:

@@ -70,7 +70,10 @@ class WindowAttention(nn.Module):
 
 
 class SelectiveScan(nn.Module):
-    """Input-dependent parameters of the scan, and the scan; (B, L, C) → (B, L, C)."""
+    """Input-dependent parameters of the scan, and the scan; (B, L, C) → (B, L, C).
+
+    `backend` is handed to `paperlib.scan.selective_scan`; "loop" serves benchmarks.
+    """
 
     def __init__(self, dim: int, states: int) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from paperlib.distill import (
     teacher_outputs,
 )
 from paperlib.errors import UserError
+from paperlib.files import sha256_file
 from paperlib.images import read_rgb
 from paperlib.patches import TrainSet
 from paperlib.store import open_store
@@ -100,7 +101,7 @@ def test_downloads_are_checked_and_offline_is_obeyed(tmp_path, monkeypatch):
     wrong = distill.download(tmp_path / "x.pth", (Path(good).as_uri(),))
     assert "SHA-256" in wrong
     assert not (tmp_path / "x.pth").exists()
-    assert distill.download(tmp_path / "x.pth", (good.as_uri(),), distill.sha256_file(good)) == ""
+    assert distill.download(tmp_path / "x.pth", (good.as_uri(),), sha256_file(good)) == ""
     assert (tmp_path / "x.pth").read_bytes() == b"weights"
     monkeypatch.setenv("PAPERLIB_OFFLINE", "1")
     assert published_weights() == (None, f"not at {tmp_path / 'weights' / FILE}, and downloads are off")

@@ -77,14 +77,15 @@ def test_layers_without_a_finite_number_have_no_bar():
     assert axes.get_ylabel().endswith("(dB)")
 
 
-def test_layer_ranges_show_values_and_grid():
-    rows = [{"name": "stem", "low": -20.0, "high": 300.0, "grid_low": -25.0, "grid_high": 310.0, "step": 1.3},
-            {"name": "head", "low": -5.0, "high": 260.0}]
+def test_layer_ranges_show_grids_and_the_extremes_of_channels():
+    rows = [{"name": "stem", "low": -20.0, "high": 300.0, "channel_low": [-20.0, 0.0], "channel_high": [300.0, 4.0],
+             "grid_low": -25.0, "grid_high": 310.0, "step": 1.3},
+            {"name": "head", "low": -5.0, "high": 260.0, "channel_low": [-5.0], "channel_high": [260.0]}]
     spans, steps = figures.layer_ranges(rows).axes
-    assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in spans.patches] == [(-20, 300), (-5, 260)]
-    ends = [segment[0][1] for segment in spans.collections[0].get_segments()]
-    assert {-25.0, 310.0} <= set(ends)
-    assert [bar.get_height() for bar in steps.patches][0] == 1.3
+    assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in spans.patches] == [(-25, 310), (-5, 260)]
+    assert spans.collections[0].get_offsets().tolist() == [
+        [0, -20], [0, 0], [0, 300], [0, 4], [1, -5], [1, 260]]
+    assert steps.patches[0].get_height() == 1.3
     assert [text.get_text() for text in steps.get_xticklabels()] == ["stem", "head"]
 
 

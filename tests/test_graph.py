@@ -8,7 +8,7 @@ from paperlib.baselines import build_model, fuse_model
 from paperlib.config import StudentSettings
 from paperlib.equalise import channel_factors, equalise, rescale, scale_groups
 from paperlib.graph import deployment_graph, macs_per_lr_pixel, parameters, run_graph
-from paperlib.graph_forms import without_add
+from paperlib.graph_forms import exact_skip, without_add
 
 ARCHS = ("mobileone", "repconv", "repdw", "fsrcnn", "abpn")
 
@@ -76,6 +76,36 @@ def test_graph_without_add_is_the_same_function(arch):
     assert "add" not in {node.op for node in other.nodes}
     x = torch.rand(1, 3, 6, 5) * 255
     torch.testing.assert_close(run_graph(other, x), run_graph(graph, x), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("peak", [40.0, 900.0])
+def test_exact_skip_is_the_same_function_up_to_the_border(peak):
+    graph = deployment_graph(deployed("mobileone"))
+    other = exact_skip(graph, peak)
+    assert "add" not in {node.op for node in other.nodes}
+    x = torch.rand(1, 3, 6, 5) * 255
+    torch.testing.assert_close(run_graph(other, x), run_graph(graph, x), rtol=1e-4, atol=1e-2)
+    assert other["body.1.conv"].weight.abs().max() <= 2.51
+
+
+def test_exact_skip_keeps_pixels_whole():
+    maps = {}
+
+    def after(node, out):
+        maps[node.name] = out
+        return out
+
+    x = torch.randint(0, 256, (1, 3, 6, 5)).float()
+    run_graph(exact_skip(deployment_graph(deployed("mobileone")), 100.0), x, after=after)
+    assert torch.equal(maps["stem"], maps["stem"].round())
+    assert torch.equal(maps["stem"][:, 4], x[:, 0])  # the patch's middle pixel
+    assert torch.equal(maps["stem"][:, 27], torch.full_like(x[:, 0], 255.0))
+
+
+def test_exact_skip_is_for_the_student():
+    for arch in ("abpn", "repdw"):
+        with pytest.raises(ValueError, match="global skip"):
+            exact_skip(deployment_graph(deployed(arch)), 100.0)
 
 
 def test_cost_of_the_concatenated_skip():

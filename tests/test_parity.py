@@ -31,12 +31,14 @@ def pictures(height: int, width: int, seed: int) -> list[np.ndarray]:
           suppress_health_check=list(HealthCheck))
 @given(arch=NETWORKS, quantiser=st.sampled_from(["paper", "tflite"]), channels=st.integers(4, 9),
        blocks=st.integers(1, 3), height=st.integers(1, 17), width=st.integers(1, 17), seed=st.integers(0, 99),
-       xnnpack=st.booleans(), concat=st.booleans())
+       xnnpack=st.booleans(), residual=st.sampled_from(["add", "concat", "exact"]))
 def test_tflite_equals_fake_quant(
-    tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack, concat,
+    tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack, residual,
 ):
     torch.manual_seed(seed)
-    residual = "concat" if concat and quantiser == "tflite" and arch != "fsrcnn" else "add"
+    if quantiser == "paper" or arch == "fsrcnn" or (residual == "exact" and arch not in ("mobileone", "repconv")):
+        residual = "add"
+    xnnpack = xnnpack or arch == "fsrcnn"  # 15 roundings deep; built-in kernels round twice, so steps add up
     model = prepare_qat(deployed(arch, blocks, channels), QuantSettings(quantiser=quantiser, equalise=seed % 2 == 0),
                         pictures(12, 12, seed + 1)[:2], residual)
     model(torch.rand(2, 3, 9, 9) * 255)  # one more training-mode batch: observers and steps are live

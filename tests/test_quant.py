@@ -210,16 +210,27 @@ def test_saved_model_is_the_same_model(tmp_path, quantiser, arch):
     assert read_quantised(tmp_path / "qat.safetensors").grids == quantised_graph(model).grids
 
 
-def test_model_without_add_is_trained_saved_and_refused_where_it_cannot_be(tmp_path):
+@pytest.mark.parametrize("residual", ["concat", "exact"])
+def test_model_without_add_is_trained_saved_and_refused_where_it_cannot_be(tmp_path, residual):
     settings = QuantSettings(quantiser="tflite")
-    model = prepare_qat(deployed("mobileone"), settings, IMAGES, residual="concat")
+    model = prepare_qat(deployed("mobileone"), settings, IMAGES, residual=residual)
     assert "add" not in {node.op for node in quantised_graph(model).graph.nodes}
     assert np.mean(train(model, 20)[-3:]) < train(prepare_qat(deployed("mobileone"), settings, IMAGES), 1)[0]
     loaded = load_qat(save_qat(model, tmp_path / "qat.safetensors"))
     x = image_batch(IMAGES[0])
     assert torch.equal(loaded(x), model.eval()(x))
     with pytest.raises(ValueError, match="paper"):
-        prepare_qat(deployed("mobileone"), QuantSettings(quantiser="paper"), IMAGES, residual="concat")
+        prepare_qat(deployed("mobileone"), QuantSettings(quantiser="paper"), IMAGES, residual=residual)
+
+
+def test_exact_skip_has_no_noise_on_its_way():
+    model = prepare_qat(deployed("mobileone"), QuantSettings(quantiser="tflite"), IMAGES, residual="exact")
+    train(model, 2)
+    qgraph = quantised_graph(model)
+    assert qgraph.grids["stem"] == IMAGE_GRID
+    fresh = quantised_graph(prepare_qat(deployed("mobileone"), QuantSettings(quantiser="tflite"), IMAGES,
+                                        residual="exact"))
+    assert {row["name"]: row["sqnr_db"] for row in layer_sqnr(fresh, IMAGES)}["stem"] > 120
 
 
 def test_float_checkpoint_is_not_a_quantised_one(tmp_path):

@@ -119,12 +119,15 @@ def test_a_notebook_that_writes_no_record_has_failed(folder, capsys):
     assert "wrote no" in capsys.readouterr().err
 
 
-def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capsys):
-    write_notebook(folder, "01_one", "print('chatter')\nprint('stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left')\n")
+def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd):
+    write_notebook(folder, "01_one", "import os\nprint('chatter')\nos.write(2, b'a library speaks')\n"
+                                     "print('stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left')\n")
     assert go(folder, last="01") == 0
-    text = capsys.readouterr().out
-    assert "      stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left\n" in text
-    assert "chatter" not in text
+    shown = capfd.readouterr()
+    assert "      stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left\n" in shown.out
+    assert "chatter" not in shown.out
+    assert shown.err == ""
+    assert "a library speaks" in (folder.parent / "out" / ".kernel.log").read_text()
 
 
 @pytest.mark.parametrize(("more", "words"), [
