@@ -21,7 +21,7 @@ from paperlib.errors import UserError
 from paperlib.evaluate import StudentUpscaler, Upscaler, score_pairs
 from paperlib.files import assets_dir, data_dir, sha256_file
 from paperlib.quant_fx import read_published_qat
-from paperlib.quantised import QuantisedGraph, run_quantised
+from paperlib.quantised import QuantisedUpscaler
 from paperlib.student import read_published
 from paperlib.tflite import TFLiteModel
 
@@ -86,18 +86,6 @@ def released_run() -> dict[str, Any]:
     return {key: state[key] for key in keys if key in state}
 
 
-class _FakeQuant:
-    """A quantised graph's fake-quant forward as an upscaler."""
-
-    def __init__(self, qgraph: QuantisedGraph, path: Path) -> None:
-        self.qgraph, self.name = qgraph, path.name
-        self.about = {"file": str(path), "sha256": sha256_file(path), "precision": "fake-quant"}
-
-    def __call__(self, lr: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(lr.astype(np.float32)).permute(2, 0, 1)[None]
-        return run_quantised(self.qgraph, x)[0].permute(1, 2, 0).contiguous().numpy()
-
-
 def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
     """The authors' checkpoints and files as upscalers, by the names of `FILES`."""
     readers: dict[str, Callable[[Path], Upscaler]] = {
@@ -107,7 +95,8 @@ def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
     for name, file in FILES.items():
         path = folder / file
         if name == "stage3_fakequant":
-            upscalers[name] = _FakeQuant(read_published_qat(path), path)
+            # as the authors scored it: FX leaves biases in float, a TFLite file cannot
+            upscalers[name] = QuantisedUpscaler(read_published_qat(path), path.name, int32_bias=False)
         else:
             upscalers[name] = readers[path.suffix](path)
     return upscalers

@@ -146,13 +146,12 @@ def _upscale(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from paperlib.config import load_settings
     from paperlib.export import export_all
-    from paperlib.quant_fx import read_published_qat
-    from paperlib.quantise import load_qat
+    from paperlib.quantise import read_quantised
 
     settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
-    model = (read_published_qat if args.checkpoint.suffix == ".pt" else load_qat)(args.checkpoint)
+    model = read_quantised(args.checkpoint)
     _writable(args.out)
-    report = export_all(model, args.out, settings)
+    report = export_all(model, args.out, settings, upsample=settings.upsample)
     for name, file in report["files"].items():
         print(f"{args.out / name}: {file['bytes'] / 1e3:.0f} kB, {len(file['float_tensors'])} float tensors")
     parity = report["parity"]

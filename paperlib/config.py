@@ -146,6 +146,9 @@ class QuantSettings(_Section):
     """Training photographs shown to the observers before stage 3, and to post-training quantisation."""
     equalise: bool = False
     """tflite only: exact cross-layer re-scaling before QAT."""
+    residual: Literal["add", "concat", "exact"] = "add"
+    """tflite only: how the global skip is computed. add: as published; concat, exact: without an ADD, carried by
+    convolutions (`paperlib.graph_forms`)."""
 
 
 class ExportSettings(_Section):
@@ -156,6 +159,8 @@ class ExportSettings(_Section):
     overlap: int = Field(16, ge=0)
     """LR pixels two neighbouring tiles share where an image is larger than the fixed input."""
     threads: int = Field(2, ge=1)
+    upsample: Literal["depth_to_space", "rows"] = "depth_to_space"
+    """rows: PixelShuffle of the fixed file by operators that stay on an NPU, same values."""
 
 
 class AblationSettings(_Section):

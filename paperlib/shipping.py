@@ -92,7 +92,8 @@ def ship(run: Run, data: Data) -> Shipped:
     """Export stage 3's student of a run into `checkpoints/export/`: dynamic, fixed, float, and post-training INT8."""
     folder = run.checkpoint("export")
     qat = load_qat(run.checkpoint("stage3") / "qat.safetensors")
-    report = export_all(qat, folder, run.settings.export, [pair.lr for pair in data.valid[:2]])
+    export = run.settings.export
+    report = export_all(qat, folder, export, [pair.lr for pair in data.valid[:2]], upsample=export.upsample)
     export_ptq(quantised_graph(qat).graph, calibration(data, run.settings), folder / NAMES["ptq"])
     write_json(folder / "export.json", report)
     return Shipped(run, folder, report)

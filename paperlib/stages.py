@@ -166,7 +166,7 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     settings = settings or run.settings
     stage, folder = settings.stage3, run.checkpoint(name)
     start = save_student(fused, folder / "fused.safetensors", stage=name)
-    model = prepare_qat(fused, settings.quant, calibration(data, settings))
+    model = prepare_qat(fused, settings.quant, calibration(data, settings), residual=settings.quant.residual)
     events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
     result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
                    start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
