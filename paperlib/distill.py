@@ -50,7 +50,7 @@ class TeacherSource:
         return f"{self.name} ({count:,} parameters; {self.reason}; scan: {scan_backend(device)})"
 
 
-def download(path: Path, urls: tuple[str, ...] = URLS, expected: str = PUBLISHED_SHA256) -> str:
+def download(path: Path, urls: tuple[str, ...], expected: str = PUBLISHED_SHA256) -> str:
     """Fetch the published weights to `path`, checked and atomically; returns "" or why it could not be done.
 
     Raises:
@@ -90,7 +90,7 @@ def published_weights(allow_download: bool = True) -> tuple[Path | None, str]:
             return path, f"found at {path}"
     if not allow_download or os.environ.get("PAPERLIB_OFFLINE"):
         return None, f"not at {' or '.join(map(str, places))}, and downloads are off"
-    problem = download(places[-1])
+    problem = download(places[-1], URLS)
     return (None, f"not at {' or '.join(map(str, places))}, and not downloadable ({problem})") if problem else (
         places[-1], "downloaded")
 
