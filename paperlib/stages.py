@@ -27,6 +27,7 @@ from paperlib.patches import TrainSet
 from paperlib.quantise import freeze_observers, load_qat, prepare_qat, save_qat
 from paperlib.records import Run
 from paperlib.student import Student, save_student, with_form
+from paperlib.teacher import start_bilinear
 from paperlib.train import Fit, fit, recalibrate_bn
 
 
@@ -193,6 +194,7 @@ def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Pat
         steps=small.small_steps, batch=small.small_batch, patch=small.small_patch, lr=small.small_lr, warmup=0.05,
         clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps, checkpoint_every=50,
         loss={"l1": 1.0})
+    start_bilinear(model)
     result = train(run, data, "teacher", _TeacherIn255(model), stage, stream="teacher",
                    start=settings_hash(small))
     path = run.checkpoint("teacher") / "teacher.pth"

@@ -17,7 +17,7 @@ from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.memory import keep_freed_memory
 from paperlib.scan import scan_backend
-from paperlib.student import SCALE, load_weights
+from paperlib.student import SCALE, bilinear_kernel, load_weights
 from paperlib.teacher_blocks import ASSM, Layer, to_image, to_tokens
 
 PUBLISHED_SHA256 = "01f418f30a7205eeee6e48ebf7151556c22f7cd615d8824cb2221ed285f011e9"
@@ -122,6 +122,21 @@ class MambaIRv2Light(nn.Module):
         deep = self.conv_after_body(to_image(self.norm(tokens), size)) + first
         sr = F.pixel_shuffle(self.upsample(deep), SCALE) + mean
         return sr[:, :, : SCALE * height, : SCALE * width]
+
+
+@torch.no_grad()
+def start_bilinear(model: MambaIRv2Light) -> None:
+    """Let a fresh network start as bilinear upscaling, in place, so that minutes of training take it further.
+
+    The first three features carry RGB around the body, whose last convolution starts at zero.
+    """
+    model.conv_first.weight[:3] = 0
+    model.conv_first.weight[:3, :, 1, 1] = torch.eye(3)
+    model.upsample[0].weight.zero_()
+    model.upsample[0].weight[:, :3] = bilinear_kernel()
+    for module in (model.conv_first, model.upsample[0], model.conv_after_body):
+        module.bias.zero_()
+    model.conv_after_body.weight.zero_()
 
 
 def set_routing_noise(model: nn.Module, on: bool) -> None:

@@ -19,6 +19,7 @@ from paperlib.teacher import (
     load_teacher,
     pad_to_windows,
     set_routing_noise,
+    start_bilinear,
 )
 from paperlib.teacher_blocks import ASSM, to_image
 
@@ -29,6 +30,15 @@ SMALL = TeacherShape(dim=8, groups=1, layers=2, heads=2, window=4, states=3, tok
 def published(request):
     assets = request.getfixturevalue("assets")
     return load_teacher(assets / "mambairv2_lightSR_x3.pth")
+
+
+@pytest.fixture
+def one_thread():
+    """Tensors too small to share: waiting for the other threads would take longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -77,6 +87,14 @@ def test_published_scores(published, data_root, golden):
     recorded = json.loads((golden / "expected.json").read_text())["teacher, deterministic routing, float32"]["Set5"]
     np.testing.assert_allclose(psnr_y, recorded["per_image_y"], atol=0.07)
     assert report["mean"]["psnr_y"] == pytest.approx(recorded["psnr_y_shave3"], abs=0.015)
+
+
+def test_a_small_network_may_start_as_bilinear_upscaling():
+    model, x = MambaIRv2Light(SMALL).eval(), torch.rand(1, 3, 16, 24)
+    start_bilinear(model)
+    wanted = torch.nn.functional.interpolate(x, scale_factor=3, mode="bilinear")
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x)[..., 3:-3, 3:-3], wanted[..., 3:-3, 3:-3], rtol=0, atol=1e-5)
 
 
 def test_tiles_meet_without_seams(published, data_root):
@@ -158,14 +176,14 @@ def test_training_draws_classes_in_proportion_and_passes_gradient_to_the_router(
     assert float(assm.route[0].weight.grad.abs().max()) > 0
 
 
-def test_small_teacher_learns_and_every_weight_takes_part():
+def test_small_teacher_learns_and_every_weight_takes_part(one_thread):
     torch.manual_seed(1)
     model = MambaIRv2Light(SMALL).train()
-    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     x = torch.rand(2, 3, 8, 8)
     wanted = F.interpolate(x, scale_factor=3, mode="bilinear").flip(1)
     losses = []
-    for _ in range(60):
+    for _ in range(30):
         loss = F.l1_loss(model(x), wanted)
         optimizer.zero_grad()
         loss.backward()
