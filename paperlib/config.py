@@ -62,9 +62,10 @@ class StudentSettings(_Section):
 class TeacherSettings(_Section):
     """Where the distillation targets come from (paper section 2)."""
 
-    kind: Literal["auto", "published", "small", "student"] = "auto"
+    kind: Literal["auto", "published", "small"] = "auto"
     """published: MambaIRv2-light's weights; small: the same architecture, small, trained here; auto: published where
-    found or downloadable, else small; student: the stage-2 student itself (the released run's stage 3)."""
+    found or downloadable, else small. (The released run's stage 3 learnt from the stage-2 student instead: ablation
+    teacher_student.)"""
     outputs: Literal["cached", "on_the_fly"] = "cached"
     """cached: each training photograph is upscaled once, whole, and kept as 8-bit pixels; on_the_fly: each patch."""
     small_dim: int = Field(24, ge=8, multiple_of=4)

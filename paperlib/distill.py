@@ -110,12 +110,9 @@ def find_teacher(
         train_small: trains (or loads, when done) the small network; gives it and its file.
 
     Raises:
-        UserError: the published weights are asked for and cannot be had, a small teacher is needed and there is
-            nothing to train it with, or the settings name the student, which is no network of its own.
+        UserError: the published weights are asked for and cannot be had, or a small teacher is needed and there is
+            nothing to train it with.
     """
-    if settings.kind == "student":
-        raise UserError("teacher.kind=student names no teacher network: it is the ablation teacher_student of stage 3. "
-                        "Set teacher.kind to auto, published or small, and keep the ablation.")
     reason = "asked for"
     if settings.kind in ("auto", "published"):
         path, reason = published_weights(allow_download)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from paperlib.evaluate import StudentUpscaler
@@ -20,6 +21,12 @@ from paperlib.tflite_inspect import inspect_tflite
 
 NAMES = {"dynamic": "student_dynamic_int8.tflite", "fixed": "student_fixed_int8.tflite",
          "float": "student_float.tflite", "ptq": "student_ptq_int8.tflite"}
+
+
+def _to_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An LR image (h, w, 3) padded by reflection, or cropped, at the bottom and right."""
+    missing = (max(0, height - image.shape[0]), max(0, width - image.shape[1]))
+    return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")[:height, :width]
 
 
 @dataclass
@@ -65,10 +72,14 @@ class Shipped:
         return pd.DataFrame(counts).fillna(0).astype(int)
 
     def parity(self, data: Data) -> pd.DataFrame:
-        """Each INT8 file against the fake-quantised graph on the validation photographs, in output steps."""
-        images = [pair.lr for pair in data.valid[:4]]
-        lines = [{"file": NAMES[kind]} | parity(self.qgraph, self.upscaler(kind), images)
-                 for kind in ("dynamic", "fixed")]
+        """Each INT8 file against the fake-quantised graph on the validation photographs, in output steps.
+
+        For the fixed file they are padded or cropped to its input size first, so that both see the same pixels.
+        """
+        export, images = self.run.settings.export, [pair.lr for pair in data.valid[:4]]
+        tiles = [_to_size(image, export.height, export.width) for image in images]
+        lines = [{"file": NAMES[kind]} | parity(self.qgraph, self.upscaler(kind), chosen)
+                 for kind, chosen in (("dynamic", images), ("fixed", tiles))]
         return pd.DataFrame(lines)
 
     def measure(self, data: Data) -> list[dict[str, Any]]:

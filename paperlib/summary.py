@@ -6,6 +6,7 @@ from typing import Any
 
 from paperlib.files import write_text
 from paperlib.records import NOTEBOOKS, Run
+from paperlib.steps import parity_line, steps
 from paperlib.tables import TABLES, fitted_constant, frame, markdown, reported, table_rows
 from paperlib.verdicts import Row, Verdict, tolerance
 
@@ -71,6 +72,9 @@ def write_summary(run: Run) -> Path:
         f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
         f"C = {fitted_constant():.4g} for all five rows.",
     ]
+    if len(way := steps(run)):
+        parts.append(f"## From bicubic to the shipped file\n\n{markdown(way)}\n\nThe INT8 files against the "
+                     f"fake-quantised network: {parity_line(run)}.")
     for name, lines in rows.items():
         title = f"Table {name}" if len(name) == 1 else name.capitalize()
         body = markdown(frame(lines).drop(columns=["table", "tolerance"])) if lines else "Not run."

@@ -103,11 +103,6 @@ def test_small_teacher_on_request_has_the_asked_size_and_the_same_start(empty):
     assert weights_hash(one) == weights_hash(other)
 
 
-def test_the_student_is_no_teacher_network(empty):
-    with pytest.raises(UserError, match="teacher_student"):
-        find_teacher(TeacherSettings(kind="student"))
-
-
 def test_published_teacher_is_found(assets):
     found = find_teacher(TeacherSettings(kind="published"), allow_download=False)
     assert "780,587" in found.describe()
