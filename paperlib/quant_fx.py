@@ -19,7 +19,7 @@ from paperlib.config import StudentSettings
 from paperlib.errors import UserError
 from paperlib.graph import Graph, deployment_graph
 from paperlib.quantised import Grid, QuantisedGraph, channel_scales, grid_owners
-from paperlib.student import load_weights
+from paperlib.student import load_weights, our_name
 
 
 class FakeQuantize(FusedMovingAvgObsFakeQuantize):
@@ -124,9 +124,6 @@ def paper_graph(model: PaperQat) -> QuantisedGraph:
     return QuantisedGraph(graph, grids, scales, "paper")
 
 
-_PUBLISHED_NAMES = (("conv_in.", "stem."), ("rep.", "body."), (".reparam.", ".conv."), ("conv_out.", "head."))
-
-
 def read_published_qat(path: str | Path) -> QuantisedGraph:
     """The authors' quantisation-aware state (`ckpt_best_s3_qat.pt`, EMA weights) with its learnt grids, strictly.
 
@@ -143,11 +140,7 @@ def read_published_qat(path: str | Path) -> QuantisedGraph:
         raise UserError(f"{path} is not the authors' QAT checkpoint ({type(error).__name__}: {error}). "
                         "Name ckpt_best_s3_qat.pt.") from error
     blocks = sum(name.endswith(".reparam.weight") for name in published)
-    tensors = {}
-    for name, tensor in published.items():
-        for old, new in _PUBLISHED_NAMES:
-            name = name.replace(old, new)
-        tensors[f"fx.{name}"] = tensor
+    tensors = {f"fx.{our_name(name)}": tensor for name, tensor in published.items()}
     # Their clamp is one operator, ours ReLU and minimum: one more name for the grid that all of the output shares.
     shared, extra = (f"fx.activation_post_process_{blocks + offset}." for offset in (5, 6))
     tensors |= {name.replace(shared, extra): value for name, value in tensors.items() if name.startswith(shared)}

@@ -176,7 +176,11 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
         raise UserError(f"{path} does not fit the architecture (differs at: {first}). Name a matching file.") from error
 
 
-_PUBLISHED_NAMES = (("conv_in.", "stem."), ("rep.", "body."), (".reparam.", ".conv."), ("conv_out.", "head."))
+def our_name(published: str) -> str:
+    """Our state-dict key for a key of the authors' checkpoints."""
+    for old, new in (("conv_in.", "stem."), ("rep.", "body."), (".reparam.", ".conv."), ("conv_out.", "head.")):
+        published = published.replace(old, new)
+    return published
 
 
 def read_published(path: str | Path) -> Student:
@@ -195,11 +199,7 @@ def read_published(path: str | Path) -> Student:
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
         raise UserError(f"{path} is not one of the authors' deploy checkpoints ({type(error).__name__}: {error}). "
                         "Name a *_deploy.pt file of theirs or a .safetensors of ours.") from error
-    renamed = {}
-    for name, tensor in tensors.items():
-        for old, new in _PUBLISHED_NAMES:
-            name = name.replace(old, new)
-        renamed[name] = tensor
+    renamed = {our_name(name): tensor for name, tensor in tensors.items()}
     student = Student(settings, form="fused", clamp=True)
     load_weights(student, renamed, path)
     return student.eval()
