@@ -45,11 +45,12 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def load_state(folder: Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The newest sound state of a folder, or None where there is none.
 
     Args:
         identity: flat dict of what must be the same for the training to continue (settings, start weights, data).
+        defaults: values of settings that a state from an older version of this kit does not know.
 
     Raises:
         UserError: the state belongs to other settings; the differences are listed.
@@ -60,7 +61,7 @@ def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             warnings.warn(f"{path} is damaged; going back to the state before it", stacklevel=2)
             continue
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        _compare(state["identity"], identity, folder, step)
+        _compare((defaults or {}) | state["identity"], identity, folder, step)
         return state
     return None
 

@@ -64,8 +64,7 @@ class TeacherSettings(_Section):
 
     kind: Literal["auto", "published", "small"] = "auto"
     """published: MambaIRv2-light's weights; small: the same architecture, small, trained here; auto: published where
-    found or downloadable, else small. (The released run's stage 3 learnt from the stage-2 student instead: ablation
-    teacher_student.)"""
+    found or downloadable, else small."""
     outputs: Literal["cached", "on_the_fly"] = "cached"
     """cached: each training photograph is upscaled once, whole, and kept as 8-bit pixels; on_the_fly: each patch."""
     small_dim: int = Field(24, ge=8, multiple_of=4)
@@ -75,6 +74,9 @@ class TeacherSettings(_Section):
     small_batch: int = Field(8, ge=1)
     small_patch: int = Field(32, ge=16)
     small_lr: float = Field(1e-3, gt=0)
+    stage3: Literal["same", "student"] = "same"
+    """Who teaches stage 3. same: the teacher of stage 2, as the paper says; student: the float student that stage 3
+    starts from, as in the authors' released run."""
 
 
 class LossSettings(_Section):
@@ -82,6 +84,8 @@ class LossSettings(_Section):
 
     l1: float = Field(0.0, ge=0)
     charbonnier: float = Field(0.0, ge=0)
+    mse: float = Field(0.0, ge=0)
+    """Squared error, which is what PSNR measures (ours, not the paper's)."""
     dct: float = Field(0.0, ge=0)
     kd: float = Field(0.0, ge=0)
     """Weight of the confidence-weighted output distillation; the high value where a schedule is set."""
@@ -93,6 +97,8 @@ class LossSettings(_Section):
     kd_p2: float = Field(0.60, ge=0, le=1)
     confidence: bool = True
     """False: distil with weight 1 everywhere (ablation)."""
+    kd_error: Literal["l1", "l2"] = "l1"
+    """l1: |student − teacher| as published; l2: its square (ours, where INT8 is to stay close to its float network)."""
     gamma: float = Field(10.0, ge=0)
     w_min: float = Field(0.10, ge=0, le=1)
     w_max: float = Field(0.75, ge=0, le=1)
@@ -150,6 +156,8 @@ class QuantSettings(_Section):
     residual: Literal["add", "concat", "exact"] = "add"
     """tflite only: how the global skip is computed. add: as published; concat, exact: without an ADD, carried by
     convolutions (`paperlib.graph_forms`)."""
+    start: str = ""
+    """A student checkpoint that stage 3 starts from (the authors' stage 2, say); empty: this run's own stage 2."""
 
 
 class ExportSettings(_Section):

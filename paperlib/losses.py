@@ -18,6 +18,11 @@ def l1(sr_01: Tensor, hr_01: Tensor) -> Tensor:
     return (sr_01 - hr_01).abs().mean()
 
 
+def mse(sr_01: Tensor, hr_01: Tensor) -> Tensor:
+    """Mean (ŷ − y)²."""
+    return (sr_01 - hr_01).square().mean()
+
+
 def charbonnier(sr_01: Tensor, hr_01: Tensor, epsilon: float = 1e-3) -> Tensor:
     """Mean √((ŷ − y)² + ε²); its smallest value is ε."""
     return torch.sqrt((sr_01 - hr_01).square() + epsilon**2).mean()
@@ -55,9 +60,9 @@ def confidence(teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Ten
 
 
 def distillation(sr_01: Tensor, teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Tensor:
-    """Mean w·|ŷ − t|, t the teacher's output clamped to 0..1; no gradient to t or w."""
+    """Mean w·|ŷ − t|, or w·(ŷ − t)² for `kd_error` l2; t the teacher's output in 0..1; no gradient to t or w."""
     target = teacher_01.detach().clamp(0, 1)
-    difference = (sr_01 - target).abs()
+    difference = (sr_01 - target).square() if settings.kd_error == "l2" else (sr_01 - target).abs()
     if settings.confidence:
         difference = confidence(target, hr_01, settings) * difference
     return difference.mean()
@@ -97,6 +102,7 @@ def stage_loss(
     weighted = [
         (settings.l1, "l1", lambda: l1(sr_01, hr_01)),
         (settings.charbonnier, "charbonnier", lambda: charbonnier(sr_01, hr_01)),
+        (settings.mse, "mse", lambda: mse(sr_01, hr_01)),
         (settings.dct, "dct", lambda: dct_l1(sr_01, hr_01)),
     ]
     if settings.kd > 0:

@@ -26,7 +26,7 @@ from paperlib.metrics import psnr_rgb
 from paperlib.patches import TrainSet
 from paperlib.quantise import freeze_observers, load_qat, prepare_qat, save_qat
 from paperlib.records import Run
-from paperlib.student import Student, save_student, with_form
+from paperlib.student import Student, read_published, save_student, with_form
 from paperlib.teacher import start_bilinear
 from paperlib.train import Fit, fit, recalibrate_bn
 
@@ -141,9 +141,12 @@ def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
 def recalibrated(run: Run, data: Data, name: str = "stage2", settings: Settings | None = None) -> nn.Module:
     """A stage's best weights with BN statistics re-estimated on training patches, ready to fuse (paper section 4).
 
-    A collapsed stage has frozen its statistics before training; they belong to its weights and are kept.
+    A collapsed stage has frozen its statistics before training; they belong to its weights and are kept. Where
+    `quant.start` names a checkpoint, that takes the place of stage 2 as it is.
     """
     settings = settings or run.settings
+    if name == "stage2" and settings.quant.start:
+        return _start(run, settings)
     stage = settings.stage1 if name.endswith("stage1") else settings.stage2
     model = load_model(run.checkpoint(name) / "student.safetensors")
     if stage.form == "collapsed":
@@ -218,13 +221,33 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
     return Targets(f"{source.name} {outputs_key(source)}", key=outputs_key(source))
 
 
-def self_targets(run: Run, name: str = "stage2") -> Targets:
-    """The stage-2 student itself as stage 3's teacher, as in the authors' released run."""
-    path = run.checkpoint(name) / "student.safetensors"
-    model = fuse_model(load_model(path)).eval()
+def _start_path(run: Run, settings: Settings) -> Path:
+    """The float student that stage 3 starts from: the file that the settings name, else this run's stage 2."""
+    return Path(settings.quant.start).expanduser() if settings.quant.start else (
+        run.checkpoint("stage2") / "student.safetensors")
+
+
+def _start(run: Run, settings: Settings) -> nn.Module:
+    path = _start_path(run, settings)
+    return read_published(path) if path.suffix == ".pt" else load_model(path)
+
+
+def self_targets(run: Run, settings: Settings | None = None) -> Targets:
+    """The float student that stage 3 starts from as its teacher, as in the authors' released run."""
+    settings = settings or run.settings
+    path = _start_path(run, settings)
+    model = fuse_model(_start(run, settings)).eval()
 
     @torch.no_grad()
     def compute(lr_255: Tensor) -> Tensor:
         return (model.to(lr_255.device)(lr_255) / 255).clamp(0, 1)
 
     return Targets(f"stage-2 student {sha256_file(path)[:16]}", compute=compute)
+
+
+def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Targets:
+    """Stage 3's targets as the settings say: the teacher's, or those of the float student that it starts from."""
+    settings = settings or run.settings
+    if settings.teacher.stage3 == "student":
+        return self_targets(run, settings)
+    return teacher_targets(run, data, open_teacher(run, data))

@@ -144,14 +144,18 @@ def fit(
         return _fit(model, stage, draw, folder, name, score, teacher, dict(events or {}), dict(identity or {}), quiet)
 
 
+def _flat(stage: StageSettings) -> dict[str, Any]:
+    return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every"}))
+
+
 def _fit(model, stage, draw, folder, name, score, teacher, events, identity, quiet) -> Fit:
     accelerator = Accelerator()
-    identity = flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every"})) | identity
+    identity = _flat(stage) | identity
     keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup, exclude_buffers=keep_buffers)
     live = copy.deepcopy(model).train()
     optimizer = torch.optim.Adam(live.parameters(), lr=stage.lr)
-    state = load_state(folder, identity) or {
+    state = load_state(folder, identity, _flat(StageSettings(steps=1, lr=1.0, loss={}))) or {
         "step": 0, "history": [], "best": None, "best_step": 0, "best_psnr": -math.inf, "seconds": 0.0}
     first = state["step"]
     if first:

@@ -49,3 +49,10 @@ def test_failed_write_leaves_earlier_state(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert load_state(tmp_path, IDENTITY)["step"] == 10
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_settings_that_an_older_state_does_not_know_have_their_defaults(tmp_path):
+    save(tmp_path, 10)
+    assert load_state(tmp_path, IDENTITY | {"stage.new": 0}, {"stage.new": 0})["step"] == 10
+    with pytest.raises(UserError, match=r"stage\.new: 0 → 1"):
+        load_state(tmp_path, IDENTITY | {"stage.new": 1}, {"stage.new": 0})

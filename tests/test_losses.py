@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+import torch.nn.functional as F
 
 from paperlib.config import LossSettings
 from paperlib.errors import UserError
@@ -70,3 +71,12 @@ def test_stage_loss_adds_weighted_terms():
 def test_distilling_without_a_teacher_is_an_error():
     with pytest.raises(UserError, match="no teacher"):
         stage_loss(LossSettings(kd=0.03), torch.rand(1, 3, 9, 9), torch.rand(1, 3, 9, 9), None, 0.0)
+
+
+def test_squared_errors():
+    sr, hr, teacher = (torch.rand(1, 3, 9, 9) for _ in range(3))
+    settings = LossSettings(mse=2.0, kd=0.5, kd_error="l2", confidence=False)
+    total, parts = stage_loss(settings, sr * 255, hr * 255, teacher, 0.0)
+    wanted = 2 * F.mse_loss(sr, hr) + 0.5 * F.mse_loss(sr, teacher)
+    assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert set(parts) == {"mse", "kd"}
