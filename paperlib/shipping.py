@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from paperlib.audit import FILES, authors_folder
 from paperlib.evaluate import StudentUpscaler
-from paperlib.export import export_all, export_ptq, parity
+from paperlib.export import export_all, export_ptq, export_tflite, parity
 from paperlib.files import write_json
 from paperlib.measure import Data, measure
+from paperlib.npu import challenge_score, estimate_if_available
 from paperlib.quantise import load_qat, quantised_graph
 from paperlib.quantised import QuantisedGraph
 from paperlib.records import Run
@@ -21,6 +23,9 @@ from paperlib.tflite_inspect import inspect_tflite
 
 NAMES = {"dynamic": "student_dynamic_int8.tflite", "fixed": "student_fixed_int8.tflite",
          "float": "student_float.tflite", "ptq": "student_ptq_int8.tflite"}
+
+FRAME = 1280 * 720
+"""LR pixels of the challenge's frame."""
 
 
 def _to_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -67,9 +72,44 @@ class Shipped:
         return pd.DataFrame(lines)
 
     def operators(self) -> pd.DataFrame:
-        """How often each operator occurs in each file."""
+        """How often each operator occurs in each file, the authors' beside ours where they are at hand."""
         counts = {path.name: self.inspect(kind)["counts"] for kind, path in self.paths.items()}
+        counts |= {f"authors' {path.name}": inspect_tflite(path)["counts"] for path in self.authors().values()}
         return pd.DataFrame(counts).fillna(0).astype(int)
+
+    def authors(self) -> dict[str, Path]:
+        """The authors' INT8 files by kind (PAPERLIB_ASSETS); empty where they are not at hand."""
+        folder = authors_folder()
+        return {kind: folder / FILES[f"{kind}_int8"] for kind in ("dynamic", "fixed")} if folder else {}
+
+    def npu(self, psnr: float) -> pd.DataFrame:
+        """Vela's estimates for the fixed files, ours in both forms of PixelShuffle, and the authors' where at hand.
+
+        Cycles are per LR pixel, so that files of different input sizes compare; milliseconds are for 1280×720 LR.
+
+        Args:
+            psnr: PSNR (dB) of our INT8 file, for the score that the challenge's formula would give on that device.
+
+        Returns:
+            One line a file and accelerator; no lines where the extra `npu` is not installed.
+        """
+        export = self.run.settings.export
+        files = {f"ours, {form}": export_tflite(self.qgraph, self.folder / f"npu_{form}.tflite", export.height,
+                                                export.width, form) for form in ("depth_to_space", "rows")}
+        files |= {"authors' fixed file": path for kind, path in self.authors().items() if kind == "fixed"}
+        lines = []
+        for name, path in files.items():
+            height, width = inspect_tflite(path)["input_size"]
+            for part in estimate_if_available(path):
+                cycles = part["cycles_total"] / (height * width)
+                ms = 1e3 * FRAME * cycles / part["clock_hz"]
+                score = challenge_score(psnr, ms) if name.startswith("ours") else None
+                lines.append({"file": name, "accelerator": part["accelerator"], "on NPU": part["operators_npu"],
+                              "left to the CPU": ", ".join(part["cpu_operators"]) or "nothing",
+                              "cycles / LR pixel": round(cycles, 1), "ms / 1280×720": round(ms, 1),
+                              "DRAM bytes / LR pixel": round(part["dram_bytes"] / (height * width), 1),
+                              "score": None if score is None else round(score, 2)})
+        return pd.DataFrame(lines)
 
     def parity(self, data: Data) -> pd.DataFrame:
         """Each INT8 file against the fake-quantised graph on the validation photographs, in output steps.
