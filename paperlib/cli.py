@@ -18,7 +18,8 @@ from paperlib import __version__
 from paperlib.config import PROFILES
 from paperlib.errors import UserError
 
-MODELS = "bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or .tflite file"
+MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
+          ".tflite file")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,10 +130,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _upscale(args: argparse.Namespace) -> int:
     from paperlib.evaluate import load_upscaler
-    from paperlib.upscale import default_model, upscale_files
+    from paperlib.upscale import upscale_files
 
     _writable(args.out)
-    upscaler = load_upscaler(args.model or default_model())
+    upscaler = load_upscaler(args.model)
     with _progress("picture") as progress:
         done, failed = upscale_files(args.inputs, args.out, upscaler, print, progress)
     if not done and len(failed) == 1:
@@ -232,7 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--force", action="store_true", help="run notebooks again that are current")
 
     command = add("evaluate", _evaluate, "PSNR and SSIM of a model on a folder of images.")
-    command.add_argument("model", metavar="MODEL", help=MODELS)
+    command.add_argument("model", nargs="?", default="pretrained", metavar="MODEL", help=MODELS)
     command.add_argument("--hr", type=Path, required=True, metavar="DIR", help="folder of HR images")
     command.add_argument("--lr", type=Path, metavar="DIR", help="folder of LR images; default: MATLAB bicubic ÷3")
     command.add_argument("--json", type=Path, metavar="FILE", help="write per-image values, protocol and provenance")
@@ -241,7 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("upscale", _upscale, "Enlarge pictures ×3.")
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or glob")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the enlarged pictures")
-    command.add_argument("--model", metavar="MODEL", help=f"{MODELS}; default: the trained INT8 student")
+    command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
 
     command = add("export", _export, "INT8 and float TFLite files from a quantised checkpoint.")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",

@@ -21,6 +21,7 @@ from paperlib.data import Pair, Progress
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.metrics import METRICS, mean_scores, scores
+from paperlib.pretrained import FILES, pretrained
 from paperlib.resize import bicubic_upscale
 from paperlib.student import read_checkpoint, read_published
 
@@ -94,14 +95,16 @@ def load_upscaler(spec: str | Path, export: ExportSettings | None = None) -> Ups
     """The upscaler that a user names.
 
     Args:
-        spec: `bicubic` (PyTorch's kernel, as the authors' log), `bicubic-matlab`, `teacher` (the published weights), a
-            .safetensors checkpoint of this kit, one of the authors' `*_deploy.pt`, or a .tflite file.
+        spec: `pretrained` (the INT8 student in the box), `pretrained-float`, `bicubic` (PyTorch's kernel, as the
+            authors' log), `bicubic-matlab`, `teacher` (the published weights), a .safetensors checkpoint of this kit,
+            one of the authors' `*_deploy.pt`, or a .tflite file.
         export: threads, and overlap of tiles, for a .tflite file.
 
     Raises:
         UserError: nothing of that name, or a file that holds something else.
     """
-    path, export = Path(spec).expanduser(), export or ExportSettings()
+    export = export or ExportSettings()
+    path = pretrained(str(spec)) if str(spec) in FILES else Path(spec).expanduser()
     if str(spec) in ("bicubic", "bicubic-matlab"):
         return Bicubic("matlab" if str(spec).endswith("matlab") else "torch")
     if str(spec) == "teacher":
@@ -109,8 +112,8 @@ def load_upscaler(spec: str | Path, export: ExportSettings | None = None) -> Ups
 
         return published_upscaler()
     if path.suffix not in (".safetensors", ".pt", ".tflite"):
-        raise UserError(f"unknown model {str(spec)!r}. Name bicubic, bicubic-matlab, teacher, or a .safetensors, "
-                        "*_deploy.pt or .tflite file.")
+        raise UserError(f"unknown model {str(spec)!r}. Name pretrained, pretrained-float, bicubic, bicubic-matlab, "
+                        "teacher, or a .safetensors, *_deploy.pt or .tflite file.")
     if not path.is_file():
         raise UserError(f"no model file at {path}. Name an existing file, or train one with `paperlib reproduce`.")
     if path.suffix == ".tflite":

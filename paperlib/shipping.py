@@ -96,7 +96,8 @@ class Shipped:
         export = self.run.settings.export
         files = {f"ours, {form}": export_tflite(self.qgraph, self.folder / f"npu_{form}.tflite", export.height,
                                                 export.width, form) for form in ("depth_to_space", "rows")}
-        files |= {"authors' fixed file": path for kind, path in self.authors().items() if kind == "fixed"}
+        if authors := self.authors():
+            files["authors' fixed file"] = authors["fixed"]
         lines = []
         for name, path in files.items():
             height, width = inspect_tflite(path)["input_size"]

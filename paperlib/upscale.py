@@ -24,7 +24,6 @@ from paperlib.resize import SCALE
 from paperlib.tflite import TFLiteModel, open_interpreter
 from paperlib.tiles import run_tiled
 
-SHIPPED = Path(__file__).parent / "weights" / "student_dynamic_int8.tflite"
 MARK = "_x3"
 """Added to a file's name, so that a result never replaces its input."""
 TILE_INT8, TILE_FLOAT = 640, 384
@@ -185,26 +184,3 @@ def upscale_files(
         if progress:
             progress(index + 1, len(files))
     return done, failed
-
-
-def default_model(results: Path | None = None) -> Path:
-    """The trained INT8 student in the box, else the newest INT8 student of a run, else its newest checkpoint.
-
-    Args:
-        results: folder of run folders; default: results/ of the clone.
-
-    Raises:
-        UserError: neither exists.
-    """
-    from paperlib.records import root  # needs pandas and matplotlib, upscaling with a named model does not
-
-    if SHIPPED.is_file():
-        return SHIPPED
-    results = results or root() / "results"
-    for pattern in (f"*/**/{SHIPPED.name}", "*/checkpoints/stage[123]/qat.safetensors",
-                    "*/checkpoints/stage[123]/student.safetensors"):
-        found = [path for path in results.glob(pattern) if "ablation" not in path.parts]
-        if found:
-            return max(found, key=lambda path: path.stat().st_mtime)
-    raise UserError(f"no trained student at {SHIPPED} or under {results}. Train one with `paperlib reproduce`, or name "
-                    "one with --model.")

@@ -1,6 +1,5 @@
 """Enlarging pictures: no seams, every kind of file, nothing overwritten."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,15 @@ from PIL import Image
 from skimage.data import chelsea, coffee
 
 from paperlib.config import QuantSettings, StudentSettings
-from paperlib.errors import UserError
 from paperlib.evaluate import StudentUpscaler, Upscaler, load_upscaler
 from paperlib.export import export_tflite
 from paperlib.pictures import Picture
 from paperlib.quantise import prepare_qat, quantised_graph
-from paperlib.student import Student, fuse, save_student
+from paperlib.student import Student, fuse
 from paperlib.tflite import TFLiteModel
 from paperlib.tiles import run_tiled
 from paperlib.upscale import (
     byte_runner,
-    default_model,
     find_inputs,
     reach,
     upscale_files,
@@ -183,22 +180,3 @@ def test_an_unwritable_folder_is_told_for_each_picture(tmp_path):
     done, failed = upscale_files([picture], tmp_path / "a.png" / "out", BICUBIC)
     assert done == []
     assert failed[0].startswith("cannot write")
-
-
-def test_default_model_is_the_newest_students_of_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("paperlib.upscale.SHIPPED", tmp_path / "box" / "student_dynamic_int8.tflite")
-    with pytest.raises(UserError, match="no trained student"):
-        default_model(tmp_path)
-    early = save_student(some_student(), tmp_path / "demo" / "checkpoints" / "stage1" / "student.safetensors")
-    late = save_student(some_student(), tmp_path / "demo" / "checkpoints" / "stage2" / "student.safetensors")
-    os.utime(early, (1, 1))
-    assert default_model(tmp_path) == late
-    for index, folder in enumerate(("old", "new", "new/checkpoints/ablation/repdw")):
-        (tmp_path / folder).mkdir(parents=True)
-        path = tmp_path / folder / "student_dynamic_int8.tflite"
-        path.touch()
-        os.utime(path, (index, index))
-    assert default_model(tmp_path) == tmp_path / "new" / "student_dynamic_int8.tflite"
-    (tmp_path / "box").mkdir()
-    (tmp_path / "box" / "student_dynamic_int8.tflite").touch()
-    assert default_model(tmp_path) == tmp_path / "box" / "student_dynamic_int8.tflite"
