@@ -10,6 +10,8 @@ STAGE2_LOSS = {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03}
 # λ(t) of the published command line that names the Mamba teacher in stage 3.
 STAGE3_LOSS = {
     "charbonnier": 1.0, "dct": 0.015, "kd": 0.010, "kd_mid": 0.005, "kd_low": 0.01, "kd_p1": 0.25, "kd_p2": 0.60}
+# Ours: INT8 is to compute what the float student computes; the photograph itself only breaks ties.
+CLOSE_TO_FLOAT = {"mse": 0.1, "kd": 1.0, "kd_error": "l2", "confidence": False}
 
 PAPER: dict[str, Any] = {
     "data": {"source": "div2k"},
@@ -70,19 +72,19 @@ BENCHMARK: dict[str, Any] = {
     "data": {"source": "folders", "train": ("bsds400", "t91", "cid22"), "valid": ("clic_val",),
              "tests": ("benchmark/Set5", "benchmark/Set14", "benchmark/B100"), "sampling": "area"},
     "student": {"init": "bilinear"},
-    "teacher": {"kind": "published", "outputs": "cached"},
+    "teacher": {"kind": "published", "outputs": "cached", "stage3": "student"},
     "stage1": {"steps": 24_000, "batch": 16, "patch": 42, "lr": 2e-3, "warmup": 0.02, "decay": "cosine",
                "form": "collapsed", "validate_every": 3000, "checkpoint_every": 500, "loss": {"l1": 1.0},
                "expect": "FP32 Y on Set5 ≥ 33.2 dB; the authors' weights give 33.54 after 18 GPU hours on DIV2K"},
-    "stage2": {"steps": 10_000, "batch": 16, "patch": 48, "lr": 2e-4, "decay": "cosine", "form": "collapsed",
+    "stage2": {"steps": 8_000, "batch": 16, "patch": 48, "lr": 5e-4, "decay": "cosine", "form": "collapsed",
                "validate_every": 2000, "checkpoint_every": 500, "loss": STAGE2_LOSS,
                "expect": "the authors' own stage 2 gained 0.015 dB over stage 1"},
-    "stage3": {"steps": 5_000, "batch": 16, "patch": 48, "lr": 2e-5, "decay": "cosine",
-               "validate_every": 1000, "checkpoint_every": 500, "loss": STAGE3_LOSS,
+    "stage3": {"steps": 3_000, "batch": 8, "patch": 48, "lr": 1e-4, "decay": "cosine", "ema_warmup": True,
+               "validate_every": 500, "checkpoint_every": 250, "loss": CLOSE_TO_FLOAT,
                "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
-    "quant": {"quantiser": "tflite"},
-    "ablation": {"stage1_steps": 2_000, "stage3_steps": 500, "seeds": (1234, 1235),
-                 "switches": ("teacher_none", "teacher_student")},
+    "quant": {"quantiser": "tflite", "residual": "exact", "equalise": True},
+    "ablation": {"stage1_steps": 400, "stage3_steps": 200, "seeds": (1234, 1235),
+                 "switches": ("teacher_none",)},
 }
 
 PROFILE_VALUES: dict[str, dict[str, Any]] = {
