@@ -92,6 +92,11 @@ def _coloured(sr: np.ndarray, hr: np.ndarray) -> np.ndarray:
     return colormaps["RdBu_r"](error / (2 * LIMIT) + 0.5, bytes=True)[..., :3]
 
 
+def _lines(*lines: str) -> str:
+    """A caption's lines, HTML, closer together than widgets set them."""
+    return f'<div style="line-height: 1.35">{"<br>".join(lines)}</div>'
+
+
 class Explorer(widgets.VBox):
     """Menus for photograph and two upscalers, sliders for place and zoom, two crops; all of it works by keyboard.
 
@@ -115,16 +120,18 @@ class Explorer(widgets.VBox):
         self.zoom = widgets.IntSlider(value=4, min=ZOOMS[0], max=ZOOMS[1], description="zoom ×", **named)
         self.across = widgets.IntSlider(description="from left, px", **named)
         self.down = widgets.IntSlider(description="from top, px", **named)
-        self.error = widgets.Checkbox(description="error map against the original", indent=False, layout=wide)
-        self.overview = widgets.Image(format="png", layout=widgets.Layout(flex="0 0 auto", object_fit="contain"))
+        self.error = widgets.Checkbox(
+            description=f"error map: red where brighter than the original, blue where darker, up to ±{LIMIT} of 255",
+            indent=False, layout=widgets.Layout(width="auto"))
+        self.overview = widgets.Image(format="png", layout=widgets.Layout(flex="0 0 auto", margin="0 0 0 24px"))
         self.pictures = tuple(widgets.Image(format="png", layout=widgets.Layout(flex="0 0 auto")) for _ in range(2))
         self.captions = tuple(widgets.HTML(layout=widgets.Layout(width=f"{VIEW}px")) for _ in range(2))
-        controls = widgets.VBox([self.photograph, self.left, self.right, self.zoom, self.across, self.down, self.error])
+        controls = widgets.VBox([self.photograph, self.left, self.right, self.zoom, self.across, self.down])
         sides = [widgets.VBox(side, layout=widgets.Layout(width=f"{VIEW + 12}px", align_items="flex-start"))
                  for side in zip(self.captions, self.pictures, strict=True)]
-        wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
-        super().__init__([widgets.HBox([controls, self.overview], layout=wrap),
-                          widgets.HBox(sides, layout=widgets.Layout(flex_flow="row wrap"))])
+        super().__init__([
+            widgets.HBox([controls, self.overview], layout=widgets.Layout(flex_flow="row wrap", align_items="center")),
+            self.error, widgets.HBox(sides, layout=widgets.Layout(flex_flow="row wrap", align_items="flex-end"))])
         self._moving = False
         self._find()
         self.photograph.observe(self._find, "value")
@@ -177,22 +184,21 @@ class Explorer(widgets.VBox):
         name, hr, (top, left, rows, columns) = self.photograph.value, self.pair.hr, self.box
         part, zoom = (slice(top, top + rows), slice(left, left + columns)), self.zoom.value
         overview, scale = self._thumbnail.copy(), self._thumbnail.width / hr.shape[1]
-        corners = [round(edge * scale) for edge in (left, top, left + columns - 1, top + rows - 1)]
-        ImageDraw.Draw(overview).rectangle(corners, outline="#D55E00", width=2)
+        x0, y0, x1, y1 = (round(edge * scale) for edge in (left, top, left + columns - 1, top + rows - 1))
+        ImageDraw.Draw(overview).rectangle((x0, y0, x1, y1), outline="white", width=2)
+        ImageDraw.Draw(overview).rectangle((x0, y0, x1, y1), outline="black", width=1)
         self.overview.value = _png(np.asarray(overview))
         for label, picture, caption in zip((self.left.value, self.right.value), self.pictures, self.captions,
                                            strict=True):
-            title = f"<b>{html.escape(label)}</b>"
+            lines = [f"<b>{html.escape(label)}</b>, {columns} × {rows} px"]
             if not self._upscaled.known(name, label):
-                caption.value = f"{title}<br>upscaling {html.escape(name)} …"
+                caption.value = _lines(*lines, "upscaling …")
             try:
                 sr = self._upscaled.result(name, label)
             except UserError as error:
-                caption.value, picture.value = f"{title}<br>{html.escape(str(error))}", b""
+                caption.value, picture.value = _lines(*lines, html.escape(str(error))), b""
                 continue
             shown = _coloured(sr[part], hr[part]) if self.error.value else sr[part]
             picture.value = _png(shown.repeat(zoom, 0).repeat(zoom, 1))
-            score = "the photograph itself" if label == ORIGINAL else (
-                f"PSNR {psnr_rgb(sr[part], hr[part]):.2f} dB here, {self._upscaled.psnr(name, label):.2f} dB whole")
-            key = f"red too bright, blue too dark, ends at ±{LIMIT}" if self.error.value else f"{columns} × {rows} px"
-            caption.value = f"{title}, {key}<br>{score}"
+            caption.value = _lines(*lines, "the photograph itself" if label == ORIGINAL else (
+                f"PSNR {psnr_rgb(sr[part], hr[part]):.2f} dB here, {self._upscaled.psnr(name, label):.2f} dB whole"))

@@ -127,7 +127,7 @@ def test_error_maps_are_white_where_nothing_is_wrong_and_red_where_too_bright(mo
     shown.left.value, shown.error.value = "bright", True
     red, _, blue = pixels(shown.pictures[0])[0, 0].astype(int)
     assert red > blue + 50
-    assert "±32" in shown.captions[0].value
+    assert "±32" in shown.error.description
     shown.right.value = "original"
     assert pixels(shown.pictures[1]).min() > 240
 

@@ -35,7 +35,7 @@ EXPLORE = """
 from paperlib import evaluate, explore, measure
 from paperlib.records import open_run
 
-images = measure.open_data(open_run("", out, overrides))
+images = measure.open_data(open_run("", out, {"data.valid_crop": 384}))
 explore.explore(images.valid, {name: evaluate.load_upscaler(name) for name in ("bicubic", "bicubic-matlab")})
 """
 
@@ -133,7 +133,7 @@ def workspace(tmp_path_factory):
         parameters.source += f"\nout = {str(folder / 'out')!r}"
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
         if name == "06_tflite_eval":
-            cells = [parameters, nbformat.v4.new_code_cell(EXPLORE)]
+            cells = [parameters, nbformat.v4.new_code_cell(EXPLORE.strip())]
             widgets = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
             nbformat.write(widgets, folder / "notebooks" / "widgets.ipynb")
     return folder
@@ -246,8 +246,9 @@ def test_the_widgets_answer_to_the_keyboard(page, lab):
     page.wait(f"{source}[1].src != '{before[1]}' && {source}[2].src != '{before[2]}'", 30)
     caption = "document.querySelectorAll('.widget-html-content')[0].innerText"
     assert "72 × 72 px" in page.run(caption)  # zoom 5
+    shown = page.run(f"{source}[1].src")
     page.run("document.querySelector('.widget-checkbox input').click()")
-    page.wait(f"{caption}.includes('±32')", 30)
+    page.wait(f"{source}[1].src != '{shown}'", 30)
     page.picture("06_widgets_error", ".jupyter-widgets.widget-image")
     assert page.errors == []
     close(page)
@@ -258,4 +259,7 @@ def test_all_seven_run_in_order(page, lab):
     for name in NOTEBOOKS:
         check(page, run_all(page, lab, name))
         page.picture(f"all_{name}")
+        if name == "06_tflite_eval":
+            assert page.run("document.querySelectorAll('.jupyter-widgets.widget-image').length") == 3
+            page.picture("06_explore", ".jupyter-widgets.widget-image")
         close(page)
