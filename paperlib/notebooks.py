@@ -34,6 +34,7 @@ KERNEL_ENVIRONMENT = {
     # Threads that wait by spinning take the processor from the one they wait for, on any machine that does other work.
     "OMP_WAIT_POLICY": "PASSIVE",
     "TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_MININTERVAL": "30", "PAPERLIB_PROGRESS": "plain",
+    "PAPERLIB_WIDGETS": "0",  # nobody is there to turn a slider, also where JupyterLab's kernel started us
 }
 
 KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
