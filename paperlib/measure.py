@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from paperlib.config import LossSettings
+from paperlib.config import DataSettings, LossSettings
 from paperlib.data import Pair, test_sets, validation_pairs
 from paperlib.errors import UserError
 from paperlib.evaluate import Upscaler, evaluate
@@ -30,6 +30,8 @@ class Data:
     """Validation photographs; they decide which weights are best."""
     tests: dict[str, Sequence[Pair]]
     """Test sets by name, never seen in training or selection; none in the offline profiles."""
+    shown: list[Pair]
+    """Photographs for figures: embedded ones, which may be passed on with the results, whatever is measured."""
 
     def inventory(self) -> pd.DataFrame:
         """One line a split: photographs and megapixels (HR)."""
@@ -44,7 +46,9 @@ class Data:
 def open_data(run: Run) -> Data:
     """The training pixels (decoded once, cached), validation pairs and test sets of a run."""
     settings = run.settings.data
-    return Data(open_store(settings), validation_pairs(settings), test_sets(settings))
+    valid = validation_pairs(settings)
+    shown = valid if settings.source == "embedded" else validation_pairs(DataSettings(source="embedded"))
+    return Data(open_store(settings), valid, test_sets(settings), shown)
 
 
 def measure(
