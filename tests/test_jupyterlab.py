@@ -190,7 +190,7 @@ def page(workspace, lab):
 def run_all(page: Browser, lab: str, name: str) -> list[dict]:
     """Open a notebook by its address, run all its cells, and give its code cells when the kernel rests."""
     page.errors.clear()
-    page.call("Page.navigate", url=f"{lab}/lab/tree/{name}.ipynb?token=secret")
+    page.call("Page.navigate", url=f"{lab}/lab/tree/{name}.ipynb?token=secret&reset")
     page.wait("Boolean(window.jupyterapp && document.readyState == 'complete')")
     page.run("window.jupyterapp.restored.then(() => true)")
     opened = f"[...window.jupyterapp.shell.widgets('main')].find(at => at.context?.path == '{name}.ipynb')"
@@ -207,8 +207,10 @@ def run_all(page: Browser, lab: str, name: str) -> list[dict]:
 
 
 def close(page: Browser) -> None:
-    """End the notebook's kernel and save it, so that nothing asks on leaving."""
-    page.run("panel.sessionContext.shutdown().then(() => panel.context.save()).then(() => true)")
+    """Save the notebook, end its kernel and close its tab: a progress bar reopened without its kernel is an error."""
+    page.run("""(async () => {
+      await panel.context.save(); await panel.sessionContext.shutdown(); panel.dispose(); return true;
+    })()""")
 
 
 def check(page: Browser, cells: list[dict]) -> None:
