@@ -7,19 +7,23 @@ variant is a change of settings; nothing here trains in a way that a user could 
 from collections.abc import Sequence
 from typing import Any
 
-import joblib
 import pandas as pd
 
 from paperlib.baselines import build_model, fuse_model
-from paperlib.config import Settings, StudentSettings, override
+from paperlib.branches import BranchQat, fuse_branches
+from paperlib.config import Settings, StudentSettings, override, settings_hash
 from paperlib.errors import UserError
 from paperlib.evaluate import StudentUpscaler
-from paperlib.export import export_tflite
+from paperlib.export import export_ptq, export_tflite
+from paperlib.files import sha256_file
 from paperlib.graph import deployment_graph, macs_per_lr_pixel, parameters
+from paperlib.grid import each
 from paperlib.measure import Data, measure
-from paperlib.quantise import quantised_graph
+from paperlib.quant_fx import calibrate_paper
+from paperlib.quantise import freeze_observers, quantised_graph
+from paperlib.quantised import image_batch
 from paperlib.records import Run, measured_row
-from paperlib.stages import Targets, recalibrated, self_targets, stage1, stage3
+from paperlib.stages import Targets, calibration, recalibrated, self_targets, stage1, stage3, train
 from paperlib.tflite import TFLiteModel
 
 ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": ("C", "repdw"),
@@ -36,8 +40,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "quantiser_paper": {"quant.quantiser": "paper"},
     "quantiser_tflite": {"quant.quantiser": "tflite"},
     "equalise": {"quant.quantiser": "tflite", "quant.equalise": True},
+    "residual_exact": {"quant.quantiser": "tflite", "quant.residual": "exact"},
+    "residual_concat": {"quant.quantiser": "tflite", "quant.residual": "concat"},
+    "branches_qat": {"quant.quantiser": "paper"},
+    "bn_recalibration_off": {"stage2.recalibrate_batches": 0},
+    "post_training": {},
 }
-"""One-change variants of stage 3, each from the run's own stage-2 weights; `teacher_student` distils from those."""
+"""One-change variants of stage 3, each from the run's own stage-2 weights. `teacher_student` distils from those;
+`branches_qat` trains the branches under quantisation and fuses afterwards (`paperlib.branches`; beside
+`quantiser_paper`); `bn_recalibration_off` fuses with stage 2's running statistics (a collapsed stage has no others);
+`post_training` leaves stage 3 out: the converter takes its grids from photographs, as the authors' did."""
 
 
 def sizes(archs: Sequence[str]) -> pd.DataFrame:
@@ -77,15 +89,35 @@ def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]
     return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps + settings.stage3.steps)
 
 
+def _on_branches(run: Run, data: Data, start: Any, targets: Targets, name: str, settings: Settings) -> Any:
+    """Stage 3 on the branches of a student in training form, fused afterwards; a model for `quantised_graph`."""
+    model, stage = BranchQat(start), settings.stage3
+    calibrate_paper(model, [image_batch(image) for image in calibration(data, settings)])
+    events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
+    stage2 = sha256_file(run.checkpoint("stage2") / "student.safetensors")
+    result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
+                   start=f"{stage2[:16]} branches {settings_hash(settings.quant)}")
+    return fuse_branches(result.model)
+
+
 def _variant(run: Run, data: Data, targets: Targets, switch: str | None, seed: int) -> list[dict[str, Any]]:
-    settings = _short(run.settings, seed, SWITCHES[switch] if switch else {})
-    name = f"ablation/{switch or 'as_published'}-{seed}"
-    fused = fuse_model(recalibrated(run, data, "stage2"), clamp=True)
-    chosen = self_targets(run) if switch == "teacher_student" else targets
-    trained = stage3(run, data, fused, chosen, f"{name}/stage3", settings)
+    changes = SWITCHES[switch] if switch else {}
+    settings = _short(run.settings, seed, changes)
+    name = f"ablation/{switch or 'as_published'}-{seed}/stage3"
     table, row = {None: ("D", "qat_teacher"), "teacher_none": ("D", "qat_direct")}.get(switch, ("switches", switch))
-    steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
-    return _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps)
+    steps = settings.stage1.steps + settings.stage2.steps
+    start = recalibrated(run, data, "stage2", override(run.settings, changes))
+    fused = fuse_model(start, clamp=True)
+    if switch == "post_training":
+        path = export_ptq(deployment_graph(fused), calibration(data, settings),
+                          run.checkpoint(name) / "dynamic_int8.tflite")
+        return measure(data, TFLiteModel(path), table, row, "int8", steps=steps)
+    if switch == "branches_qat":
+        model = _on_branches(run, data, start, targets, name, settings)
+    else:
+        chosen = self_targets(run) if switch == "teacher_student" else targets
+        model = stage3(run, data, fused, chosen, name, settings).model
+    return _int8_rows(run, data, model, name, table, row, steps + settings.stage3.steps)
 
 
 def over_seeds(results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -97,18 +129,19 @@ def over_seeds(results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, An
             for first, *others in zip(*results, strict=True)]
 
 
-def _each(function: Any, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Run trainings one after the other, or on whatever `joblib.parallel_config` names (a dask cluster, say)."""
-    return joblib.Parallel()(joblib.delayed(function)(*job) for job in jobs)
+def _grid(function: Any, run: Run, shared: Sequence[Any], names: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows of every name, over the seeds of the settings; the whole grid is one set of jobs."""
+    # nothing is drawn at random in `post_training`: seeds would show a spread of 0
+    seeds = {name: run.settings.ablation.seeds[: 1 if name == "post_training" else None] for name in names}
+    jobs = [(name, seed) for name in names for seed in seeds[name]]
+    results = each(function, [(run, *shared, name, seed) for name, seed in jobs])
+    return [row for name in names
+            for row in over_seeds([result for job, result in zip(jobs, results, strict=True) if job[0] == name])]
 
 
 def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
     """Tables B and C: each network trained (stage 1's loss), fused, trained for INT8, exported and measured."""
-    size = run.settings.ablation
-    rows = []
-    for arch in size.archs:
-        rows += over_seeds(_each(_backbone, [(run, data, arch, seed) for seed in size.seeds]))
-    return rows
+    return _grid(_backbone, run, [data], run.settings.ablation.archs)
 
 
 def stage3_variants(run: Run, data: Data, targets: Targets) -> list[dict[str, Any]]:
@@ -121,7 +154,4 @@ def stage3_variants(run: Run, data: Data, targets: Targets) -> list[dict[str, An
     unknown = set(size.switches) - set(SWITCHES)
     if unknown:
         raise UserError(f"unknown ablation.switches {sorted(unknown)}. Known: {', '.join(SWITCHES)}.")
-    rows = []
-    for switch in dict.fromkeys((None, "teacher_none", *size.switches)):
-        rows += over_seeds(_each(_variant, [(run, data, targets, switch, seed) for seed in size.seeds]))
-    return rows
+    return _grid(_variant, run, [data, targets], list(dict.fromkeys((None, "teacher_none", *size.switches))))

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from paperlib.config import LossSettings
+from paperlib.config import DataSettings, LossSettings
 from paperlib.data import Pair, test_sets, validation_pairs
 from paperlib.errors import UserError
 from paperlib.evaluate import Upscaler, evaluate
@@ -30,6 +31,13 @@ class Data:
     """Validation photographs; they decide which weights are best."""
     tests: dict[str, Sequence[Pair]]
     """Test sets by name, never seen in training or selection; none in the offline profiles."""
+    settings: DataSettings | None = None
+    """Where they came from: another process opens them again instead of being sent the pixels."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.settings is None:
+            return Data, (self.store, self.valid, self.tests)
+        return _reopen, (self.settings,)
 
     def inventory(self) -> pd.DataFrame:
         """One line a split: photographs and megapixels (HR)."""
@@ -43,8 +51,15 @@ class Data:
 
 def open_data(run: Run) -> Data:
     """The training pixels (decoded once, cached), validation pairs and test sets of a run."""
-    settings = run.settings.data
-    return Data(open_store(settings), validation_pairs(settings), test_sets(settings))
+    return _open(run.settings.data)
+
+
+def _open(settings: DataSettings) -> Data:
+    return Data(open_store(settings), validation_pairs(settings), test_sets(settings), settings)
+
+
+_reopen = lru_cache(maxsize=1)(_open)
+"""For the jobs of a worker process, which share one grid's data."""
 
 
 def measure(
