@@ -1,4 +1,4 @@
-"""A grid of trainings: one after the other, or on a dask cluster named by PAPERLIB_DASK (the tables of paper section 7).
+"""A grid of trainings: one after the other, or on a dask cluster named by PAPERLIB_DASK (tables of paper section 7).
 
 PAPERLIB_DASK is a scheduler's address (tcp://host:8786; all machines see the same folders) or "local" for processes on
 this machine. Every training lies in a folder of its own and continues where it stopped, so a grid can be called again.
@@ -50,11 +50,14 @@ def each(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[
     """Results of function(*job), in the jobs' order; on a cluster all at once.
 
     Raises:
-        Exception: the first error of a job. On a cluster the other jobs are finished before it is raised.
+        Exception: the first error of a job; on a cluster after all the others are finished. Or one of sending a job.
     """
     with cluster() as remote:
         if not remote:
             return joblib.Parallel()(joblib.delayed(function)(*job) for job in jobs)
+        from distributed.protocol.pickle import dumps
+
+        dumps((function, jobs))  # joblib would wait for ever for a job that cannot be sent
         results = joblib.Parallel()(joblib.delayed(_attempt)(function, job) for job in jobs)
     for _, error in results:
         if error is not None:

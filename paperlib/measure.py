@@ -58,8 +58,10 @@ def _open(settings: DataSettings) -> Data:
     return Data(open_store(settings), validation_pairs(settings), test_sets(settings), settings)
 
 
-_reopen = lru_cache(maxsize=1)(_open)
-"""For the jobs of a worker process, which share one grid's data."""
+@lru_cache(maxsize=1)
+def _reopen(settings: DataSettings) -> Data:
+    """For the jobs of a worker process, which share one grid's data."""
+    return _open(settings)
 
 
 def measure(

@@ -1,7 +1,6 @@
 """Tables C and D as a grid of trainings: every switch runs, nothing is trained twice, a failure costs only itself."""
 
 import pickle
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from test_graph import deployed
 from torch import nn
 
-from paperlib import ablations, grid
+from paperlib import ablations
 from paperlib.ablations import SWITCHES, stage3_variants
 from paperlib.baselines import build_model, fuse_model
 from paperlib.branches import BranchQat, fuse_branches
@@ -149,38 +148,6 @@ def test_data_travels_as_its_settings(tmp_path):
     assert np.array_equal(again.valid[0].hr, data.valid[0].hr)
 
 
-def job(folder, name):
-    """A stand-in for a training: idempotent, leaves a file, fails where told."""
-    done = folder / f"{name}.done"
-    if not done.exists():
-        if (folder / f"{name}.fails").exists():
-            raise UserError(f"{name} failed")
-        done.write_text("trained")
-        with (folder / f"{name}.log").open("a") as log:
-            log.write("x")
-    return name
-
-
-@pytest.fixture(scope="module")
-def scheduler():
-    distributed = pytest.importorskip("distributed", reason="distributed (extra cluster) is not installed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        yield cluster.scheduler_address
-
-
-def test_a_cluster_runs_all_jobs_in_order_and_repeats_nothing(tmp_path, monkeypatch, scheduler):
-    monkeypatch.setenv("PAPERLIB_DASK", scheduler)
-    jobs = [(tmp_path, str(number)) for number in range(4)]
-    (tmp_path / "1.fails").touch()
-    with pytest.raises(UserError, match="1 failed"):
-        grid.each(job, jobs)
-    assert sorted(path.stem for path in tmp_path.glob("*.done")) == ["0", "2", "3"]
-    (tmp_path / "1.fails").unlink()
-    for _ in range(2):
-        assert grid.each(job, jobs) == ["0", "1", "2", "3"]
-    assert [path.read_text() for path in sorted(tmp_path.glob("*.log"))] == ["x"] * 4
-
-
 def test_two_trainings_on_a_cluster_are_those_of_this_process(tmp_path, monkeypatch, scheduler):
     def rows(folder):
         run, data = open_after_stage2(folder, [])
@@ -190,19 +157,3 @@ def test_two_trainings_on_a_cluster_are_those_of_this_process(tmp_path, monkeypa
     monkeypatch.setenv("PAPERLIB_DASK", scheduler)
     assert rows(tmp_path / "there") == here
     assert len(list((tmp_path / "there").glob("checkpoints/ablation/*/stage3/qat.safetensors"))) == 2
-
-
-def test_without_a_cluster_jobs_run_here_and_the_first_failure_ends_them(tmp_path, monkeypatch):
-    monkeypatch.delenv("PAPERLIB_DASK", raising=False)
-    (tmp_path / "1.fails").touch()
-    with pytest.raises(UserError, match="1 failed"):
-        grid.each(partial(job, tmp_path), [("0",), ("1",), ("2",)])
-    assert (tmp_path / "0.done").exists()
-    assert not (tmp_path / "2.done").exists()
-
-
-def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
-    pytest.importorskip("distributed")
-    monkeypatch.setenv("PAPERLIB_DASK", "nowhere")
-    with pytest.raises(UserError, match="PAPERLIB_DASK=nowhere"):
-        grid.each(print, [])
