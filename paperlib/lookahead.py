@@ -78,7 +78,7 @@ def moves(run: Run) -> list[dict[str, Any]]:
 
 def move_table(run: Run) -> pd.DataFrame:
     """`moves` for the eye."""
-    return pd.DataFrame([line | {"log2": f"{line['log2']:+.3f}", "score": f"× {2 ** line['log2']:.3f}"}
+    return pd.DataFrame([line | {"log2": f"{line['log2']:+.3f}", "score": f"×\u00a0{2 ** line['log2']:.3f}"}
                          for line in moves(run)], columns=["change", "log2", "score", "basis"])
 
 

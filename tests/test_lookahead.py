@@ -43,7 +43,7 @@ def test_own_variants_are_ranked_by_what_they_move(tmp_path):
     run.record("07_ablations", [], graph_forms={"add": 4_000_000, "concat": 8_000_000, "exact": 2_000_000})
     assert [(line["change"].split(" ")[2], line["log2"]) for line in moves(run)] == [
         ("instead", 1.0), ("exact", 1.0), ("by", 0.5), ("concat", -1.0)]
-    assert "| × 2.000 | 4.00 → 2.00 million NPU cycles" in lookahead.text(run)
+    assert "| ×\u00a02.000 | 4.00 → 2.00 million NPU cycles" in lookahead.text(run)
 
 
 @pytest.mark.skipif(not vela_available(), reason="ethos-u-vela (extra npu) is not installed")
