@@ -7,37 +7,55 @@ variant is a change of settings; nothing here trains in a way that a user could 
 from collections.abc import Sequence
 from typing import Any
 
-import joblib
 import pandas as pd
 
 from paperlib.baselines import build_model, fuse_model
-from paperlib.config import Settings, StudentSettings, override
+from paperlib.branches import BranchQat, fuse_branches
+from paperlib.config import LossSettings, Settings, StudentSettings, override, settings_hash
 from paperlib.errors import UserError
 from paperlib.evaluate import StudentUpscaler
-from paperlib.export import export_tflite
+from paperlib.export import export_ptq, export_tflite
+from paperlib.files import sha256_file
 from paperlib.graph import deployment_graph, macs_per_lr_pixel, parameters
+from paperlib.grid import each
 from paperlib.measure import Data, measure
-from paperlib.quantise import quantised_graph
+from paperlib.profiles import STAGE3_LOSS
+from paperlib.quant_fx import calibrate_paper
+from paperlib.quantise import freeze_observers, quantised_graph
+from paperlib.quantised import image_batch
 from paperlib.records import Run, measured_row
-from paperlib.stages import Targets, recalibrated, self_targets, stage1, stage3
+from paperlib.stages import Targets, calibration, recalibrated, stage1, stage3, stage3_targets, train
 from paperlib.tflite import TFLiteModel
 
 ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": ("C", "repdw"),
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
 """Table and row of each network."""
 
+PAPER_QUANTISER = {"quant.quantiser": "paper", "quant.residual": "add", "quant.equalise": False}
 SWITCHES: dict[str, dict[str, Any]] = {
     "teacher_none": {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0},
-    "teacher_student": {},
+    "teacher_student": {"teacher.stage3": "student"},
+    "loss_published": {"teacher.stage3": "same"} | {
+        f"stage3.loss.{name}": value for name, value in LossSettings(**STAGE3_LOSS).model_dump().items()},
     "dct_off": {"stage3.loss.dct": 0.0},
     "confidence_off": {"stage3.loss.confidence": False},
     "weight_clip_off": {"stage3.clip_body": 0.0, "stage3.clip_ends": 0.0},
     "ema_off": {"stage3.ema": 0.0},
-    "quantiser_paper": {"quant.quantiser": "paper"},
+    "quantiser_paper": PAPER_QUANTISER,
     "quantiser_tflite": {"quant.quantiser": "tflite"},
     "equalise": {"quant.quantiser": "tflite", "quant.equalise": True},
+    "residual_exact": {"quant.quantiser": "tflite", "quant.residual": "exact"},
+    "residual_concat": {"quant.quantiser": "tflite", "quant.residual": "concat"},
+    "residual_add": {"quant.residual": "add"},
+    "branches_qat": PAPER_QUANTISER,
+    "bn_recalibration_off": {"stage2.recalibrate_batches": 0},
+    "post_training": {},
 }
-"""One-change variants of stage 3, each from the run's own stage-2 weights; `teacher_student` distils from those."""
+"""One-change variants of stage 3, each from the weights that stage 3 starts from; several at once are joined by "+".
+`teacher_student` distils from those weights; `loss_published` is the paper's loss where a profile has another;
+`branches_qat` trains the branches under quantisation and fuses afterwards (`paperlib.branches`; beside
+`quantiser_paper`); `bn_recalibration_off` fuses with stage 2's running statistics (a collapsed stage has no others);
+`post_training` leaves stage 3 out: the converter takes its grids from photographs, as the authors' did."""
 
 
 def sizes(archs: Sequence[str]) -> pd.DataFrame:
@@ -66,8 +84,8 @@ def _int8_rows(run: Run, data: Data, model: Any, name: str, table: str, row: str
 
 
 def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
-    settings = _short(run.settings, seed, {"student.arch": arch, "stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None,
-                                           "stage3.loss.kd_low": 0.0})
+    # without a teacher, and with an ADD: the baselines have no other form of the skip
+    settings = _short(run.settings, seed, SWITCHES["teacher_none"] | {"student.arch": arch, "quant.residual": "add"})
     name, (table, row) = f"ablation/{arch}-{seed}", ROWS[arch]
     stage1(run, data, f"{name}/stage1", settings)
     fused = fuse_model(recalibrated(run, data, f"{name}/stage1", settings), clamp=True)
@@ -77,15 +95,48 @@ def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]
     return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps + settings.stage3.steps)
 
 
-def _variant(run: Run, data: Data, targets: Targets, switch: str | None, seed: int) -> list[dict[str, Any]]:
-    settings = _short(run.settings, seed, SWITCHES[switch] if switch else {})
-    name = f"ablation/{switch or 'as_published'}-{seed}"
-    fused = fuse_model(recalibrated(run, data, "stage2"), clamp=True)
-    chosen = self_targets(run) if switch == "teacher_student" else targets
-    trained = stage3(run, data, fused, chosen, f"{name}/stage3", settings)
-    table, row = {None: ("D", "qat_teacher"), "teacher_none": ("D", "qat_direct")}.get(switch, ("switches", switch))
-    steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
-    return _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps)
+def _on_branches(run: Run, data: Data, start: Any, targets: Targets | None, name: str,
+                 settings: Settings) -> Any:
+    """Stage 3 on the branches of a student in training form, fused afterwards; a model for `quantised_graph`."""
+    model, stage = BranchQat(start), settings.stage3
+    calibrate_paper(model, [image_batch(image) for image in calibration(data, settings)])
+    events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
+    stage2 = sha256_file(run.checkpoint("stage2") / "student.safetensors")
+    result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
+                   start=f"{stage2[:16]} branches {settings_hash(settings.quant)}")
+    return fuse_branches(result.model)
+
+
+def _changes(switch: str) -> dict[str, Any]:
+    return {field: value for part in switch.split("+") if part for field, value in SWITCHES[part].items()}
+
+
+def _table_d(settings: Settings) -> dict[str, str]:
+    """Variant → row of Table D, whose loss is the paper's whatever the profile's own is; "" is the profile's own."""
+    own = settings.teacher.stage3 == "same" and not settings.stage3.loss.mse
+    published = "" if own else "loss_published"
+    return {published: "qat_teacher", "+".join(filter(None, (published, "teacher_none"))): "qat_direct"}
+
+
+def _variant(run: Run, data: Data, switch: str, seed: int) -> list[dict[str, Any]]:
+    changes = _changes(switch)
+    settings = _short(run.settings, seed, changes)
+    name = f"ablation/{switch or 'as_set'}-{seed}/stage3"
+    known = _table_d(run.settings)
+    table, row = ("D", known[switch]) if switch in known else ("switches", switch or "as_set")
+    steps = settings.stage1.steps + settings.stage2.steps
+    start = recalibrated(run, data, "stage2", override(run.settings, changes))
+    fused = fuse_model(start, clamp=True)
+    if switch == "post_training":
+        path = export_ptq(deployment_graph(fused), calibration(data, settings),
+                          run.checkpoint(name) / "dynamic_int8.tflite")
+        return measure(data, TFLiteModel(path), table, row, "int8", steps=steps)
+    targets = stage3_targets(run, data, settings) if settings.stage3.loss.kd > 0 else None
+    if switch == "branches_qat":
+        model = _on_branches(run, data, start, targets, name, settings)
+    else:
+        model = stage3(run, data, fused, targets, name, settings).model
+    return _int8_rows(run, data, model, name, table, row, steps + settings.stage3.steps)
 
 
 def over_seeds(results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -97,31 +148,29 @@ def over_seeds(results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, An
             for first, *others in zip(*results, strict=True)]
 
 
-def _each(function: Any, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Run trainings one after the other, or on whatever `joblib.parallel_config` names (a dask cluster, say)."""
-    return joblib.Parallel()(joblib.delayed(function)(*job) for job in jobs)
+def _grid(function: Any, run: Run, shared: Sequence[Any], names: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows of every name, over the seeds of the settings; the whole grid is one set of jobs."""
+    # nothing is drawn at random in `post_training`: seeds would show a spread of 0
+    seeds = {name: run.settings.ablation.seeds[: 1 if name == "post_training" else None] for name in names}
+    jobs = [(name, seed) for name in names for seed in seeds[name]]
+    results = each(function, [(run, *shared, name, seed) for name, seed in jobs])
+    return [row for name in names
+            for row in over_seeds([result for job, result in zip(jobs, results, strict=True) if job[0] == name])]
 
 
 def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
     """Tables B and C: each network trained (stage 1's loss), fused, trained for INT8, exported and measured."""
-    size = run.settings.ablation
-    rows = []
-    for arch in size.archs:
-        rows += over_seeds(_each(_backbone, [(run, data, arch, seed) for seed in size.seeds]))
-    return rows
+    return _grid(_backbone, run, [data], run.settings.ablation.archs)
 
 
-def stage3_variants(run: Run, data: Data, targets: Targets) -> list[dict[str, Any]]:
-    """Table D and the switches: stage 3 as published, without its teacher, and with the changes of the settings.
+def stage3_variants(run: Run, data: Data) -> list[dict[str, Any]]:
+    """Table D and the switches: stage 3 as set, as published with and without its teacher, and the settings' changes.
 
     Raises:
         UserError: an unknown switch.
     """
     size = run.settings.ablation
-    unknown = set(size.switches) - set(SWITCHES)
+    unknown = {part for switch in size.switches for part in switch.split("+")} - set(SWITCHES)
     if unknown:
         raise UserError(f"unknown ablation.switches {sorted(unknown)}. Known: {', '.join(SWITCHES)}.")
-    rows = []
-    for switch in dict.fromkeys((None, "teacher_none", *size.switches)):
-        rows += over_seeds(_each(_variant, [(run, data, targets, switch, seed) for seed in size.seeds]))
-    return rows
+    return _grid(_variant, run, [data], list(dict.fromkeys(("", *_table_d(run.settings), *size.switches))))

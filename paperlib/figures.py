@@ -237,11 +237,13 @@ def drops(rows: Sequence[Mapping[str, Any]], table: str = "C", dataset: str = "v
 
 
 @style.context(STYLE)
-def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, ylabel: str, title: str) -> Figure:
+def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, ylabel: str, title: str,
+            least: float = 0.2) -> Figure:
     """Quality against cost, the cost on a logarithmic axis.
 
     Args:
         points: {"name", "group", `x`, `y`}; a group has one colour and marker.
+        least: smallest span of the vertical axis, so that thousandths do not look like differences.
     """
     figure = Figure(figsize=(8, 4.6))
     axes = figure.subplots()
@@ -254,8 +256,12 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, yl
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.tick_params(axis="x", which="minor", labelsize=8)
-    axes.legend(loc="lower right")
+    figure.legend(ncols=2, loc="outside lower center")
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    low, high = axes.get_ylim()
+    if (missing := least - (high - low)) > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
     _name_points(axes, [(point[x], point[y], point["name"]) for point in points])
     return figure
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ class Data:
     """Test sets by name, never seen in training or selection; none in the offline profiles."""
     shown: list[Pair]
     """Photographs for figures: embedded ones, which may be passed on with the results, whatever is measured."""
+    settings: DataSettings
+    """Where they came from: another process opens them again instead of being sent the pixels."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.settings,)
 
     def inventory(self) -> pd.DataFrame:
         """One line a split: photographs and megapixels (HR)."""
@@ -45,10 +51,19 @@ class Data:
 
 def open_data(run: Run) -> Data:
     """The training pixels (decoded once, cached), validation pairs and test sets of a run."""
-    settings = run.settings.data
+    return _open(run.settings.data)
+
+
+def _open(settings: DataSettings) -> Data:
     valid = validation_pairs(settings)
     shown = valid if settings.source == "embedded" else validation_pairs(DataSettings(source="embedded"))
-    return Data(open_store(settings), valid, test_sets(settings), shown)
+    return Data(open_store(settings), valid, test_sets(settings), shown, settings)
+
+
+@lru_cache(maxsize=1)
+def _reopen(settings: DataSettings) -> Data:
+    """For the jobs of a worker process, which share one grid's data."""
+    return _open(settings)
 
 
 def measure(

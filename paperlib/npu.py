@@ -17,19 +17,12 @@ from typing import Any
 from paperlib.errors import UserError
 
 ACCELERATORS = ("ethos-u55-256", "ethos-u65-512", "ethos-u85-2048")
-SCORE_C = 1.155e16
-"""C of score = 2^(2·PSNR) / (C·t), t in ms: mean of the three leaderboard rows whose scores have three digits."""
 NOTE = "estimate by Arm's Vela for an Ethos-U NPU; not the challenge's device"
 
 
 def vela_available() -> bool:
     """Whether the extra `npu` (ethos-u-vela) is installed."""
     return find_spec("ethosu") is not None
-
-
-def challenge_score(psnr_int8: float, milliseconds: float) -> float:
-    """The challenge's score, 2^(2·PSNR) / (C·t): PSNR in dB on INT8 output, t in ms."""
-    return 2.0 ** (2.0 * psnr_int8) / (SCORE_C * milliseconds)
 
 
 def _run_vela(path: Path, accelerator: str, folder: Path) -> str:

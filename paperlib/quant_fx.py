@@ -4,6 +4,7 @@ The only module that imports torch.ao. Activations: per-tensor affine uint8, mov
 symmetric int8. Grids for everything FX puts one on, the image and PixelShuffle included.
 """
 
+import copy
 import operator
 import warnings
 from pathlib import Path
@@ -43,6 +44,13 @@ def _qconfig_mapping():
     return mapping.set_global(ours).set_object_type(nn.PReLU, ours).set_object_type(nn.ConvTranspose2d, ours)
 
 
+def prepare_fx(model: nn.Module) -> nn.Module:
+    """A copy of a network (3 channels in) with fake-quantisers wherever FX puts them, in training mode."""
+    with warnings.catch_warnings():  # torch.ao announces its removal at every call; torch is pinned below that
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return prepare_qat_fx(copy.deepcopy(model).train(), _qconfig_mapping(), (torch.zeros(1, 3, 8, 8),))
+
+
 class PaperQat(nn.Module):
     """A fused model under FX fake-quantisation; (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in about 0..255.
 
@@ -55,10 +63,7 @@ class PaperQat(nn.Module):
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()
         self.settings, self.form, self.clamp = fused.settings, "qat", True
-        model = fuse_model(fused, clamp=True).train()
-        with warnings.catch_warnings():  # torch.ao announces its removal at every call; torch is pinned below that
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.fx = prepare_qat_fx(model, _qconfig_mapping(), (torch.zeros(1, 3, 8, 8),))
+        self.fx = prepare_fx(fuse_model(fused, clamp=True))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fx(x)

@@ -12,10 +12,12 @@ from typing import Any
 import nbformat
 from jinja2 import Environment, FileSystemLoader
 from matplotlib import style
+from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 
-from paperlib import compare
+from paperlib import compare, costs, lookahead
 from paperlib.checkpoint import flatten
+from paperlib.differences import difference_table
 from paperlib.figures import scatter
 from paperlib.files import write_text
 from paperlib.peers import our_points, peer_points
@@ -96,16 +98,29 @@ def _glance(run: Run) -> list[dict[str, str]]:
             for label, value, other, what in cards]
 
 
-def _scatter(run: Run) -> dict[str, Any]:
-    ours = our_points(run)
+def _drawn(figure: Figure, name: str, caption: str) -> dict[str, Any]:
+    """A figure drawn for this page."""
+    buffer = BytesIO()
     with style.context(STYLE):
-        figure = scatter(peer_points() + ours, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
-                         "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images")
-        buffer = BytesIO()
         figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
+    return _picture(buffer.getvalue(), name, caption)
+
+
+def _costs(run: Run) -> dict[str, dict[str, Any] | None]:
+    """Quality against operations, NPU cycles and CPU time, and the benchmarks; None where nothing was measured."""
+    ours = our_points(run)
     caption = "" if ours else "This run measured nothing on Set5, so it is not in the figure. "
-    caption += "Peers were trained for longer, on DIV2K and some on more."
-    return _picture(buffer.getvalue(), "quality against cost", caption)
+    drawn = {
+        "macs": (scatter(peer_points() + ours, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
+                         "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images"),
+                 caption + "Peers were trained for longer, on DIV2K and some on more."),
+        "npu": (costs.npu_scatter(run), "Cycles are estimated by Arm's Vela for Ethos-U NPUs: they rank forms of the "
+                "graph and say nothing of the challenge's phone."),
+        "latency": (costs.latency_scatter(run), "Least time of an inference with XNNPACK, per pixel, since the files "
+                    "have inputs of different size."),
+        "bench": (costs.ratio_bars(costs.read_bench(run)), "Each ratio is of interleaved runs in one process.")}
+    return {name: _drawn(figure, f"{name} costs" if name != "bench" else "benchmarks", text) if figure else None
+            for name, (figure, text) in drawn.items()}
 
 
 def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,9 +145,10 @@ def write_report(run: Run) -> Path:
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("report.html").render(
         run=run, records=records, teacher=teacher_used(records), tables=_tables(run), figures=_figures(run),
-        counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), scatter=_scatter(run),
+        counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), costs=_costs(run),
         dividers=[compare.divider(name, pictures) for name, pictures in compare.saved_comparisons(run).items()],
         measured=measured(run, [row["table"] for record in records.values() for row in record["rows"]]),
+        changes=difference_table(run).to_dict("records"), win=lookahead,
         provenance=_provenance(run, records), settings=flatten("", run.settings.model_dump(mode="json")),
         script=compare.PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))
     return write_text(run.out / "report.html", text)

@@ -12,12 +12,13 @@ from paperlib.evaluate import StudentUpscaler
 from paperlib.export import export_all, export_ptq, export_tflite, parity
 from paperlib.files import write_json
 from paperlib.measure import Data, measure
-from paperlib.npu import challenge_score, estimate_if_available
+from paperlib.npu import estimate_if_available
 from paperlib.quantise import load_qat, quantised_graph
 from paperlib.quantised import QuantisedGraph
 from paperlib.records import Run
 from paperlib.stages import calibration
 from paperlib.student import load_student
+from paperlib.tables import score
 from paperlib.tflite import TFLiteModel
 from paperlib.tflite_inspect import inspect_tflite
 
@@ -104,12 +105,11 @@ class Shipped:
             for part in estimate_if_available(path):
                 cycles = part["cycles_total"] / (height * width)
                 ms = 1e3 * FRAME * cycles / part["clock_hz"]
-                score = challenge_score(psnr, ms) if name.startswith("ours") else None
                 lines.append({"file": name, "accelerator": part["accelerator"], "on NPU": part["operators_npu"],
                               "left to the CPU": ", ".join(part["cpu_operators"]) or "nothing",
                               "cycles / LR pixel": round(cycles, 1), "ms / 1280×720": round(ms, 1),
                               "DRAM bytes / LR pixel": round(part["dram_bytes"] / (height * width), 1),
-                              "score": None if score is None else round(score, 2)})
+                              "score": round(score(psnr, ms), 2) if name.startswith("ours") else None})
         return pd.DataFrame(lines)
 
     def parity(self, data: Data) -> pd.DataFrame:

@@ -4,6 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from paperlib import lookahead
+from paperlib.differences import difference_table
 from paperlib.files import write_text
 from paperlib.records import NOTEBOOKS, Run
 from paperlib.steps import parity_line, steps
@@ -79,6 +81,9 @@ def write_summary(run: Run) -> Path:
         title = f"Table {name}" if len(name) == 1 else name.capitalize()
         body = markdown(frame(lines).drop(columns=["table", "tolerance"])) if lines else "Not run."
         parts.append(f"## {title}: {TABLES[name]}\n\n{body}")
+    if len(changes := difference_table(run)):
+        parts.append(f"## Stage 3's choices, one changed at a time\n\n{markdown(changes)}")
+    parts.append(f"## What it would take to win\n\n{lookahead.text(run)}")
     parts.append("## Tolerances\n\nWhat `reproduced` allows in the paper profile, and why.\n\n" + _tolerances())
     parts.append("## Records\n\n" + "\n".join(_provenance(run, records)))
     return write_text(run.out / "summary.md", "\n\n".join(parts) + "\n")

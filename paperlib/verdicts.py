@@ -5,7 +5,7 @@ say no more than whether the paper's comparisons point the same way.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass
 from enum import StrEnum
 from typing import Any
@@ -116,6 +116,15 @@ DROPS: dict[Model, tuple[Model, ...]] = {
 """Smaller profiles: INT8 rows whose loss against their own float row is compared too (Table C's Δ)."""
 
 
+def noise(rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """Standard deviation of a sum or difference of measured rows, from the `sd` over each one's seeds.
+
+    None where a row has one seed only: then nothing is known of the noise.
+    """
+    spreads = [row.get("sd") for row in rows]
+    return None if None in spreads else math.hypot(*spreads)
+
+
 def _difference(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]], plus: list[Key], minus: list[Key],
                 label: str) -> tuple[bool, str] | None:
     """Compare one difference of reported numbers with ours: whether it has the same sign, and a sentence."""
@@ -127,9 +136,9 @@ def _difference(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]
     tie = TIE[keys[0][3]]
     holds = abs(here) <= 2 * tie if abs(theirs) < tie else theirs * here > 0
     text = f"{label}: paper {theirs:+.4g}, here {here:+.4g}"
-    spreads = [ours[key].get("sd") for key in keys]
-    if None not in spreads and abs(here) < (noise := math.hypot(*spreads)):
-        text += f" (below the seeds' noise of {noise:.2g})"
+    spread = noise([ours[key] for key in keys])
+    if spread is not None and abs(here) < spread:
+        text += f" (below the seeds' noise of {spread:.2g})"
     steps = [ours[key].get("steps") for key in keys]
     if None not in steps and len(set(steps)) > 1:
         text += f" (trained for {' and '.join(f'{count:,}' for count in dict.fromkeys(steps))} steps)"

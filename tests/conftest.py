@@ -35,6 +35,14 @@ def golden() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def scheduler():
+    """Address of a dask cluster of two processes on this machine."""
+    distributed = pytest.importorskip("distributed", reason="distributed (extra cluster) is not installed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -3,8 +3,8 @@
 import pytest
 
 from paperlib.baselines import build_model, fuse_model
-from paperlib.config import StudentSettings, load_settings
 from paperlib.budget import GPUS, UTILISATION, cost_table, macs_of_form, step_flops
+from paperlib.config import StudentSettings, load_settings
 
 BENCH = {"batch": 16, "patch": 42, "s_expanded": 0.4, "s_collapsed": 0.1}
 

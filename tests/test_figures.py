@@ -112,6 +112,15 @@ def test_names_in_a_scatter_cover_neither_each_other_nor_leave_the_axes():
         assert box.x1 <= axes.bbox.x1
 
 
+def test_a_scatter_of_nearly_equal_scores_does_not_magnify_them():
+    points = [{"name": str(index), "group": "a", "x": 1.0 + index, "y": 27.66 + 0.001 * index} for index in range(2)]
+    axes = figures.scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "").axes[0]
+    low, high = axes.get_ylim()
+    assert high - low == pytest.approx(0.2)
+    assert low < 27.66 < 27.661 < high
+    assert axes.get_yticklabels()[0].get_text().startswith("27.")
+
+
 def test_patch_grid_shows_lr_above_hr():
     lr, hr = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 3, 24, 24), 255, dtype=torch.uint8)
     figure = figures.patch_grid(lr, hr)

@@ -1,3 +1,4 @@
+import json
 import re
 import tomllib
 from fnmatch import fnmatch
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import paperlib
-from paperlib import compare, figures
+from paperlib import compare, costs, figures
+from paperlib.errors import UserError
 from paperlib.records import measured_row, open_run
 from paperlib.report import export_notebooks, write_report
 from paperlib.tables import reported
@@ -114,3 +116,34 @@ def test_the_package_ships_what_the_page_is_made_of():
     for name in ("report.html", "report.css", "compare.css", "paper.mplstyle", "reported.csv", "peers.csv"):
         assert (folder / name).is_file()
         assert any(fnmatch(name, pattern) for pattern in patterns["paperlib"]), name
+
+
+def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
+    empty = " ".join(" ".join(_Page(write_report(run).read_text()).text).split())
+    assert empty.count("Written by paperlib bench --json out/bench.json") == 2
+    assert "not run Written by notebook 06_tflite_eval, with the extra npu" in empty
+    psnr = lambda row, value: measured_row(*row, "int8", "psnr", value, "validation")
+    estimate = {"accelerator": "ethos-u65-512", "cpu_operators": ["DEPTH_TO_SPACE"], "cycles_total": 3_000_000}
+    run.record("06_tflite_eval", [psnr(("abstract", "student_fixed_tflite"), 27.0)], export={"npu": [estimate]})
+    run.record("07_ablations", [psnr(("D", "qat_teacher"), 26.5)], graph_forms={"add": 4_000_000, "exact": 5_000_000})
+    path = "/elsewhere/out/checkpoints/export/student_fixed_int8.tflite"
+    times = {"ms_1_thread": 4.0, "ms_2_threads": 2.0, "input_size": [100, 200]}
+    bench = {"data": {"ratio_cache_vs_decode": 150.0, "what": "x"}, "scan": {"ratio_vs_mambapy": None},
+             "int8": {"files": {path: times, path.replace("/out/", "/other/"): times}}, "skipped": {"teacher": "no"}}
+    (run.out / "bench.json").write_text(json.dumps(bench))
+    assert [(point["name"], point["cycles"], point["psnr"]) for point in costs.npu_points(run)] == [
+        ("ethos-u65-512", 3.0, 27.0), ("skip: add", 4.0, 26.5)]
+    assert [(point["name"], point["group"], point["ns"]) for point in costs.latency_points(run)] == [
+        ("fixed", "one thread", 200.0), ("fixed", "two threads", 100.0)]
+    assert costs.ratios(bench) == {"data: cache vs decode": 150.0}
+    axes = costs.ratio_bars(bench).axes[0]
+    assert axes.get_xscale() == "log"
+    assert "right of 1 ours is faster" in axes.get_xlabel()
+    page = _Page(write_report(run).read_text())
+    words = " ".join(" ".join(page.text).split())
+    assert "paperlib bench" not in words
+    assert len(page.sources) == 4
+    assert "AntYSP is 2^3.59" in words
+    (run.out / "bench.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        write_report(run)
