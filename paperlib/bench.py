@@ -19,6 +19,7 @@ from skimage.metrics import structural_similarity
 
 from paperlib.baselines import build_model, fuse_model
 from paperlib.bench_int8 import bench_int8
+from paperlib.budget import cost_table
 from paperlib.config import DataSettings, LossSettings, StudentSettings
 from paperlib.errors import UserError
 from paperlib.graph import deployment_graph, macs_per_lr_pixel
@@ -105,7 +106,7 @@ def bench_step(rounds: int = 7, batch: int = 16, patch: int = 42) -> dict[str, A
     seconds = interleaved({"plain": _step(plain, lr, hr), "expanded": _step(ours, last, hr),
                            "collapsed": _step(collapsed, last, hr)}, rounds)
     macs = macs_per_lr_pixel(deployment_graph(fuse_model(plain))) * batch * patch**2
-    return {"what": f"one training step, batch {batch}, {patch}² LR pixels, L1, Adam",
+    return {"what": f"one training step, batch {batch}, {patch}² LR pixels, L1, Adam", "batch": batch, "patch": patch,
             "threads": torch.get_num_threads(), **{f"s_{name}": value for name, value in seconds.items()},
             "ratio_vs_plain": seconds["plain"] / seconds["expanded"],
             "ratio_collapsed_vs_expanded": seconds["expanded"] / seconds["collapsed"],
@@ -138,6 +139,13 @@ def _int8() -> dict[str, Any]:
     return bench_int8(files)
 
 
+def _with_hours(results: dict[str, Any]) -> dict[str, Any]:
+    """The results, and what the measured step makes of each profile (`paperlib.budget`)."""
+    if "step" in results:
+        results["hours"] = cost_table(results["step"]).to_dict("records")
+    return results
+
+
 def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
     from paperlib.bench_teacher import bench_scan, bench_teacher
 
@@ -155,11 +163,11 @@ def run_benchmarks(only: str | None = None) -> dict[str, Any]:
     if only:
         if only not in known:
             raise UserError(f"no benchmark {only!r}. There are {', '.join(known)}.")
-        return {only: known[only]()}
+        return _with_hours({only: known[only]()})
     results: dict[str, Any] = {}
     for name, function in known.items():
         try:
             results[name] = function()
         except UserError as error:
             results.setdefault("skipped", {})[name] = str(error)
-    return results
+    return _with_hours(results)
