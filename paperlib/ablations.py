@@ -12,10 +12,10 @@ import pandas as pd
 from paperlib.baselines import build_model, fuse_model
 from paperlib.branches import BranchQat, fuse_branches
 from paperlib.config import LossSettings, Settings, StudentSettings, override, settings_hash
+from paperlib.distill import weights_hash
 from paperlib.errors import UserError
 from paperlib.evaluate import StudentUpscaler
 from paperlib.export import export_ptq, export_tflite
-from paperlib.files import sha256_file
 from paperlib.graph import deployment_graph, macs_per_lr_pixel, parameters
 from paperlib.grid import each
 from paperlib.measure import Data, measure
@@ -101,9 +101,8 @@ def _on_branches(run: Run, data: Data, start: Any, targets: Targets | None, name
     model, stage = BranchQat(start), settings.stage3
     calibrate_paper(model, [image_batch(image) for image in calibration(data, settings)])
     events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
-    stage2 = sha256_file(run.checkpoint("stage2") / "student.safetensors")
     result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
-                   start=f"{stage2[:16]} branches {settings_hash(settings.quant)}")
+                   start=f"{weights_hash(start)[:16]} branches {settings_hash(settings.quant)}")
     return fuse_branches(result.model)
 
 

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from paperlib.baselines import build_model, fuse_model, load_model
 from paperlib.config import Settings, StageSettings, TeacherSettings, settings_hash
 from paperlib.data import Pair
-from paperlib.distill import OnTheFlyTeacher, TeacherSource, find_teacher, outputs_key, teacher_outputs
+from paperlib.distill import (
+    OnTheFlyTeacher,
+    TeacherSource,
+    find_teacher,
+    outputs_key,
+    teacher_outputs,
+    weights_hash,
+)
 from paperlib.evaluate import StudentUpscaler
 from paperlib.files import atomic_path, sha256_file
 from paperlib.measure import Data
@@ -114,9 +121,10 @@ def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", setting
     """Stage 2: Charbonnier + DCT + distillation, from stage 1's best weights (paper sections 3 and 4)."""
     settings = settings or run.settings
     path = run.checkpoint("stage1") / "student.safetensors"
-    model = _in_form(load_model(path), data, settings, settings.stage2, "stage2")
+    first = load_model(path)
+    model = _in_form(first, data, settings, settings.stage2, "stage2")
     result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,
-                   start=sha256_file(path))
+                   start=weights_hash(first))
     return _keep(run, name, result, settings)
 
 
@@ -235,14 +243,13 @@ def _start(run: Run, settings: Settings) -> nn.Module:
 def self_targets(run: Run, settings: Settings | None = None) -> Targets:
     """The float student that stage 3 starts from as its teacher, as in the authors' released run."""
     settings = settings or run.settings
-    path = _start_path(run, settings)
     model = fuse_model(_start(run, settings)).eval()
 
     @torch.no_grad()
     def compute(lr_255: Tensor) -> Tensor:
         return (model.to(lr_255.device)(lr_255) / 255).clamp(0, 1)
 
-    return Targets(f"stage-2 student {sha256_file(path)[:16]}", compute=compute)
+    return Targets(f"the float student itself {weights_hash(model)[:16]}", compute=compute)
 
 
 def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Targets:
