@@ -206,6 +206,10 @@ def bars(groups: Mapping[str, Mapping[str, float]], label: str, title: str, erro
         errors: standard deviations in the same shape, drawn where they are given.
     """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
+    if not series:
+        figure = Figure(figsize=(5, 0.8))
+        figure.suptitle(f"{title}: nothing measured", y=0.5, verticalalignment="center")
+        return figure
     figure = Figure(figsize=(max(5, 0.8 * len(groups) * len(series)), 3.4))
     axes, width = figure.subplots(), 0.8 / len(series)
     for index, name in enumerate(series):

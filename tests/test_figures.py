@@ -171,3 +171,9 @@ def test_peers_are_the_measured_table_and_ours_appear_where_measured(tmp_path):
     (point,) = our_points(run)
     assert point["psnr"] == 31.4
     assert point["macs"] == pytest.approx(82.4, abs=0.05)
+
+
+def test_bars_of_nothing_say_so():
+    figure = figures.drops([])
+    assert figure.get_suptitle() == "What INT8 costs each network: nothing measured"
+    assert figure.axes == []
