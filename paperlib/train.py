@@ -140,7 +140,8 @@ def fit(
         UserError: the folder is locked, cannot be written, or holds a training with other settings; the loss is not
             finite; the stage distils and has no teacher.
     """
-    with file_lock(folder / "lock"):
+    # under torchrun the first process holds the lock and writes; all of them read the state that they continue from
+    with file_lock(folder / "lock") if os.environ.get("RANK", "0") == "0" else nullcontext():
         return _fit(model, stage, draw, folder, name, score, teacher, dict(events or {}), dict(identity or {}), quiet)
 
 
