@@ -18,6 +18,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from paperlib.baselines import build_model, fuse_model
+from paperlib.bench_epoch import bench_epoch, photograph
 from paperlib.bench_int8 import bench_int8
 from paperlib.budget import cost_table
 from paperlib.config import DataSettings, LossSettings, StudentSettings
@@ -31,32 +32,23 @@ from paperlib.store import open_store
 from paperlib.student import with_form
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function over `rounds` passes through all of them, after one uncounted pass."""
+def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, float]:
+    """Median seconds of each function over `rounds` passes through all of them, after `warm` uncounted ones."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm):
         for name, function in functions.items():
             begin = time.perf_counter()
             function()
-            if number:
+            if number >= warm:
                 times[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _photograph(height: int, width: int) -> np.ndarray:
-    """A synthetic photograph whose PNG is about as large as a real one's: smooth shapes and noise."""
-    random = np.random.default_rng(0)
-    rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin(rows / 97) * np.cos(columns / (61 + channel)) for channel in range(3)]
-    image = 128 + 80 * np.stack(waves, axis=2)
-    return np.clip(image + random.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
 def bench_data(rounds: int = 5, batch: int = 16, patch: int = 42) -> dict[str, Any]:
     """A batch from the pixel store against opening the PNG files and cropping, as the field's data sets do."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        hr = _photograph(1356, 2040)
+        hr = photograph(1356, 2040)
         Image.fromarray(hr).save(folder / "0001.png")
         (folder / "lr").mkdir()
         Image.fromarray(bicubic_downscale(hr)).save(folder / "lr" / "0001x3.png")
@@ -116,7 +108,7 @@ def bench_step(rounds: int = 7, batch: int = 16, patch: int = 42) -> dict[str, A
 
 def bench_metrics(rounds: int = 3) -> dict[str, Any]:
     """SSIM of a 2040×1356 image: in strips on all cores (ours) against one call of scikit-image."""
-    hr = _photograph(1356, 2040)
+    hr = photograph(1356, 2040)
     sr = np.clip(hr.astype(np.float32) + 3, 0, 255)
     one = lambda: structural_similarity(
         sr.astype(np.float64), hr.astype(np.float64), channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5,
@@ -149,7 +141,7 @@ def _with_hours(results: dict[str, Any]) -> dict[str, Any]:
 def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
     from paperlib.bench_teacher import bench_scan, bench_teacher
 
-    return {"data": bench_data, "step": bench_step, "metrics": bench_metrics, "scan": bench_scan,
+    return {"data": bench_data, "step": bench_step, "epoch": bench_epoch, "metrics": bench_metrics, "scan": bench_scan,
             "teacher": bench_teacher, "int8": _int8}
 
 

@@ -4,15 +4,14 @@ All ratios are medians of interleaved rounds in one process, so that a busy mach
 """
 
 import importlib.util
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from paperlib.bench import interleaved
 from paperlib.memory import keep_freed_memory
 from paperlib.scan import scan_backend, selective_scan
 from paperlib.teacher import MambaIRv2Light
@@ -20,18 +19,6 @@ from paperlib.teacher_blocks import SelectiveScan
 
 LANES, STATES = 48, 8
 """Channels and states of the published teacher."""
-
-
-def interleaved(jobs: dict[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, float]:
-    """Median seconds of each job over rounds in which every job runs once, after `warm` untimed rounds."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(rounds + warm):
-        for name, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            if number >= warm:
-                times[name].append(time.perf_counter() - begin)
-    return {name: median(values) for name, values in times.items()}
 
 
 def scan_inputs(tokens: int, grad: bool = False) -> list[Tensor]:

@@ -4,6 +4,7 @@ Nothing is kept between steps, so a training resumes from its step number alone,
 batch draw exactly the samples that one process would.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -40,6 +41,24 @@ def _augment(patch: np.ndarray, turn: int) -> np.ndarray:
 
 def _stack(patches: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack([np.ascontiguousarray(patch.transpose(2, 0, 1)) for patch in patches]))
+
+
+def assemble(
+    images: Iterable[Sequence[np.ndarray]], samples: list[tuple[int, int, int, int]], patch: int,
+) -> Batch:
+    """The batch of `samples`, cropped and turned.
+
+    Args:
+        images: for each sample LR (h, w, 3), HR (3h, 3w, 3) and, where there is a teacher, its output (3h, 3w, 3).
+        patch: LR pixels a side.
+    """
+    lr, hr, extra = [], [], []
+    for (small, large, *outputs), (_, top, left, turn) in zip(images, samples, strict=True):
+        wide = (slice(SCALE * top, SCALE * (top + patch)), slice(SCALE * left, SCALE * (left + patch)))
+        lr.append(_augment(small[top : top + patch, left : left + patch], turn))
+        hr.append(_augment(large[wide], turn))
+        extra += [_augment(output[wide], turn) for output in outputs]
+    return Batch(_stack(lr), _stack(hr), _stack(extra) if extra else None, samples)
 
 
 class TrainSet:
@@ -102,15 +121,9 @@ class TrainSet:
         if batch % world:
             raise UserError(f"a batch of {batch} cannot be shared by {world} processes. Choose a multiple of {world}.")
         outputs = self.store.companion(teacher) if teacher else None
-        share, p = batch // world, self.patch
+        share = batch // world
         start = step * batch + rank * share
         samples = [self.sample(index) for index in range(start, start + share)]
-        lr, hr, extra = [], [], []
-        for photograph, top, left, turn in samples:
-            rows, columns = slice(top, top + p), slice(left, left + p)
-            large = (slice(SCALE * top, SCALE * (top + p)), slice(SCALE * left, SCALE * (left + p)))
-            lr.append(_augment(self.store.lr(photograph)[rows, columns], turn))
-            hr.append(_augment(self.store.hr(photograph)[large], turn))
-            if outputs is not None:
-                extra.append(_augment(outputs[photograph][large], turn))
-        return Batch(_stack(lr), _stack(hr), _stack(extra) if extra else None, samples)
+        images = ((self.store.lr(index), self.store.hr(index), *([outputs[index]] if outputs is not None else []))
+                  for index, *_ in samples)
+        return assemble(images, samples, self.patch)
