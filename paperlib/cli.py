@@ -92,12 +92,6 @@ def _progress(unit: str) -> Iterator[Any]:
         yield update
 
 
-def _results(out: Path | None, profile: str | None) -> Path:
-    from paperlib.records import root
-
-    return out or root() / "results" / _profile(profile)
-
-
 def _profile(profile: str | None) -> str:
     return profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
 
@@ -109,14 +103,22 @@ def _reproduce(args: argparse.Namespace) -> int:
                      parse_assignments(args.assignments), args.force)
 
 
+def _train(args: argparse.Namespace) -> int:
+    from paperlib.records import open_run
+    from paperlib.stages import train_stage
+
+    run = open_run(_profile(args.profile), args.out, parse_assignments(args.assignments))
+    print(f"trained: {train_stage(run, args.stage).path}")
+    return 0
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from paperlib.data import Pairs, read_pairs
     from paperlib.evaluate import evaluate, load_upscaler, score_lines
 
     if args.json:
         _writable(args.json.parent)
-    pairs = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images])
-    upscaler = load_upscaler(args.model)
+    pairs, upscaler = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images]), load_upscaler(args.model)
     with _progress("image") as progress:
         result = evaluate(upscaler, pairs, progress)
     if result["failed"] and len(pairs) == 1:
@@ -180,8 +182,8 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json:
         _writable(args.json.parent)
     result = run_benchmarks(args.only)
-    print(json.dumps(result, indent=2))
     _write_json(args.json, result)
+    print(json.dumps(result, indent=2))
     return 0
 
 
@@ -200,15 +202,15 @@ def _data(args: argparse.Namespace) -> int:
             store = open_store(settings, progress)
         print(f"training pixels of {len(store)} photographs: {store.folder}")
     lines = div2k.status(settings)
-    for line in lines:
-        print(f"{line['split']}: {line['state']}: {line['where']}")
+    print(*(f"{line['split']}: {line['state']}: {line['where']}" for line in lines), sep="\n")
     return 1 if any(line["state"] == "missing" for line in lines) else 0
 
 
 def _table(args: argparse.Namespace) -> int:
+    from paperlib.records import root
     from paperlib.tables import format_tables
 
-    print(format_tables(_results(args.out, args.profile), args.format), end="")
+    print(format_tables(args.out or root() / "results" / _profile(args.profile), args.format), end="")
     return 0
 
 
@@ -223,14 +225,23 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
+    def choose(command: argparse.ArgumentParser, *what: str) -> None:
+        command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
+        if "out" in what:
+            command.add_argument("--out", type=Path, metavar="DIR", help="results; default: results/<profile>")
+        if "set" in what:
+            command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[],
+                                 metavar="FIELD=VALUE", help="override settings, for instance stage1.steps=500")
+
     command = add("reproduce", _reproduce, "Run the notebooks in order; skip what is current, resume what was stopped.")
-    command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
-    command.add_argument("--out", type=Path, help="folder for the results; default: results/<profile>")
+    choose(command, "out", "set")
     command.add_argument("--from", dest="first", default="01", metavar="NN", help="first notebook, 01 to 07")
     command.add_argument("--until", dest="last", default="07", metavar="NN", help="last notebook")
-    command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
-                         help="override settings, for instance stage1.steps=500")
     command.add_argument("--force", action="store_true", help="run notebooks again that are current")
+
+    command = add("train", _train, "Train one stage without its notebook, also under torchrun.")
+    command.add_argument("stage", choices=("stage1", "stage2", "stage3"))
+    choose(command, "out", "set")
 
     command = add("evaluate", _evaluate, "PSNR and SSIM of a model on a folder of images.")
     command.add_argument("model", nargs="?", default="pretrained", metavar="MODEL", help=MODELS)
@@ -255,18 +266,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
 
     command = add("bench", _bench, "Benchmarks, each a ratio inside one run.")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
     command.add_argument("--only", metavar="NAME", help="one benchmark")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
 
     command = add("data", _data, "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
     command.add_argument("action", choices=("status", "prepare"))
-    command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
-    command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
-                         help="single settings, such as data.div2k=/my/DIV2K")
+    choose(command, "set")
 
     command = add("table", _table, "Print the tables of a run.")
-    command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; default: results/<profile>")
+    choose(command, "out")
     command.add_argument("--format", choices=("text", "markdown", "latex"), default="text")
     return parser
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from paperlib.baselines import build_model, fuse_model, load_model
@@ -28,7 +29,7 @@ from paperlib.distill import (
 )
 from paperlib.evaluate import StudentUpscaler
 from paperlib.files import atomic_path, sha256_file
-from paperlib.measure import Data
+from paperlib.measure import Data, open_data
 from paperlib.metrics import psnr_rgb
 from paperlib.patches import TrainSet
 from paperlib.quantise import freeze_observers, load_qat, prepare_qat, save_qat
@@ -258,3 +259,25 @@ def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Ta
     if settings.teacher.stage3 == "student":
         return self_targets(run, settings)
     return teacher_targets(run, data, open_teacher(run, data))
+
+
+def train_stage(run: Run, name: str) -> Trained:
+    """One stage of a run outside its notebook; under torchrun the first process prepares data and teacher for all.
+
+    Args:
+        name: stage1, stage2 or stage3.
+
+    Raises:
+        UserError: the stage before it has not run, or see `fit`.
+    """
+    with PartialState().main_process_first():
+        data = open_data(run)
+        if name == "stage2":
+            targets = teacher_targets(run, data, open_teacher(run, data))
+        elif name == "stage3":
+            targets = stage3_targets(run, data)
+    if name == "stage1":
+        return stage1(run, data)
+    if name == "stage2":
+        return stage2(run, data, targets)
+    return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)

@@ -20,7 +20,7 @@ from paperlib.errors import UserError
 from paperlib.quantise import prepare_qat, save_qat
 from paperlib.student import Student, fuse, save_student
 
-COMMANDS = ("reproduce", "evaluate", "upscale", "export", "verify", "bench", "data", "table")
+COMMANDS = ("reproduce", "train", "evaluate", "upscale", "export", "verify", "bench", "data", "table")
 
 
 def shell(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -235,4 +235,6 @@ def test_the_parser_knows_the_documented_syntax():
     assert parse(["export", "q", "--out", "o"]).width == 1280
     assert parse(["bench", "--only", "scan", "--json", "f"]).only == "scan"
     assert parse(["data", "status"]).action == "status"
+    args = parse(["train", "stage2", "--profile", "demo", "--set", "stage2.steps=3", "--out", "o"])
+    assert (args.stage, args.profile, args.assignments) == ("stage2", "demo", ["stage2.steps=3"])
     assert parse(["table", "--format", "latex"]).format == "latex"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.measure import open_data
 from paperlib.records import open_run
@@ -54,3 +55,21 @@ def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path):
     run, data = run_of(tmp_path, **{"quant.start": str(tmp_path / "none.safetensors")})
     with pytest.raises(UserError, match="no checkpoint at"):
         recalibrated(run, data)
+
+
+def test_stages_can_be_trained_from_the_command_line(tmp_path, capsys):
+    """All three in a row, as the notebooks would; a second call finds them finished."""
+    changes = [f"{field}={value}" for field, value in TINY.items()]
+    for _ in range(2):
+        for name, file in (("stage1", "student"), ("stage2", "student"), ("stage3", "qat")):
+            assert main(["train", name, "--profile", "smoke", "--out", str(tmp_path), "--set", *changes,
+                         "teacher.outputs=on_the_fly"]) == 0
+            assert f"checkpoints/{name}/{file}.safetensors" in capsys.readouterr().out
+    history = (tmp_path / "checkpoints" / "stage1" / "history.csv").read_text().splitlines()
+    assert len(history) == 3  # header and two validations: trained once
+
+
+def test_a_stage_without_the_one_before_it_is_told(tmp_path, capsys):
+    changes = [f"{field}={value}" for field, value in TINY.items()]
+    assert main(["train", "stage3", "--profile", "smoke", "--out", str(tmp_path), "--set", *changes]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
