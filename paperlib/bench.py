@@ -19,7 +19,7 @@ from skimage.metrics import structural_similarity
 
 from paperlib.baselines import build_model, fuse_model
 from paperlib.bench_epoch import bench_epoch, photograph
-from paperlib.bench_int8 import bench_int8
+from paperlib.bench_int8 import bench_int8, bench_upscale
 from paperlib.budget import cost_table
 from paperlib.config import DataSettings, LossSettings, StudentSettings
 from paperlib.errors import UserError
@@ -142,7 +142,7 @@ def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
     from paperlib.bench_teacher import bench_scan, bench_teacher
 
     return {"data": bench_data, "step": bench_step, "epoch": bench_epoch, "metrics": bench_metrics, "scan": bench_scan,
-            "teacher": bench_teacher, "int8": _int8}
+            "teacher": bench_teacher, "int8": _int8, "upscale": bench_upscale}
 
 
 def run_benchmarks(only: str | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Benchmark `int8`: CPU time of .tflite files, interleaved in one run so that a busy machine slows all alike."""
+"""Benchmarks `int8` and `upscale`: CPU time of .tflite files, interleaved so that a busy machine slows all alike."""
 
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.tflite import interpreter_module, open_interpreter
+from paperlib.bench_epoch import photograph
+from paperlib.pretrained import pretrained
+from paperlib.tflite import TFLiteModel, interpreter_module, open_interpreter
+from paperlib.upscale import upscale_pixels
 
 
 def _prepared(path: Path, threads: int, height: int, width: int, xnnpack: bool) -> Any:
@@ -57,3 +61,28 @@ def bench_int8(
         "kernels": "XNNPACK" if xnnpack else "built-in", "interpreter": interpreter_module()[1], "rounds": rounds,
         "files": {str(path): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
                               "input_size": sizes[path]} for path in paths}}
+
+
+def bench_upscale(height: int = 720, width: int = 1280, rounds: int = 5) -> dict[str, Any]:
+    """A whole frame through `paperlib upscale`'s path (tiles, rounding, seams) against the interpreter alone.
+
+    Returns:
+        Median `s_upscale` (frame to frame, without reading and writing files) and `s_interpreter` (one invocation on
+        the whole frame), `overhead` (their ratio), `what`.
+
+    Raises:
+        UserError: the shipped student is missing or damaged.
+    """
+    frame, path = photograph(height, width), pretrained()
+    model, interpreter = TFLiteModel(path), _prepared(path, 2, height, width, True)
+    seconds: dict[str, list[float]] = {"upscale": [], "interpreter": []}
+    for number in range(rounds + 1):
+        for name, job in (("upscale", lambda: upscale_pixels(model, frame)), ("interpreter", interpreter.invoke)):
+            begin = time.perf_counter()
+            job()
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"what": f"a {width}×{height} frame made {3 * width}×{3 * height} by the shipped INT8 student, 2 threads",
+            "s_upscale": medians["upscale"], "s_interpreter": medians["interpreter"],
+            "overhead": medians["upscale"] / medians["interpreter"]}

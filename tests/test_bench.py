@@ -7,6 +7,7 @@ import torch
 
 from paperlib.bench import interleaved
 from paperlib.bench_epoch import bench_epoch, decoded_batch, write_photographs
+from paperlib.bench_int8 import bench_upscale
 from paperlib.config import DataSettings
 from paperlib.patches import TrainSet
 from paperlib.store import open_store
@@ -38,3 +39,9 @@ def test_interleaved_runs_every_job_in_every_round():
     seconds = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=2)
     assert calls == ["a", "b"] * 3
     assert set(seconds) == {"a", "b"}
+
+
+def test_upscaling_a_frame_is_measured_on_the_shipped_student():
+    result = bench_upscale(24, 40, rounds=1)
+    assert result["overhead"] > 0
+    assert "40×24 frame made 120×72" in result["what"]
