@@ -21,7 +21,7 @@ from paperlib.resize import SCALE
 
 MARKERS = "osD^vPX"
 """A marker a group, so that colour is never the only difference."""
-LOSS_TERMS = ("loss", "l1", "charbonnier", "dct", "kd")
+LOSS_TERMS = ("loss", "l1", "charbonnier", "mse", "dct", "kd")
 
 
 def _picture(axes: Axes, image_255: np.ndarray, title: str) -> None:

@@ -83,7 +83,7 @@ BENCHMARK: dict[str, Any] = {
                "validate_every": 500, "checkpoint_every": 250, "loss": CLOSE_TO_FLOAT,
                "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
     "quant": {"quantiser": "tflite", "residual": "exact", "equalise": True},
-    "ablation": {"stage1_steps": 400, "stage3_steps": 200, "seeds": (1234, 1235),
+    "ablation": {"stage1_steps": 300, "stage3_steps": 150, "seeds": (1234, 1235),
                  "switches": ("teacher_none",)},
 }
 
