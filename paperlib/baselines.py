@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paperlib.config import StudentSettings
 from paperlib.errors import UserError
-from paperlib.student import SCALE, Student, fuse, load_weights, read_checkpoint
+from paperlib.student import SCALE, Student, bilinear_kernel, fuse, load_weights, read_checkpoint
 
 STUDENTS = ("mobileone", "repconv", "repdw")
 
@@ -28,6 +28,23 @@ def subpixel_weight(weight: Tensor, scale: int = SCALE) -> Tensor:
     k = size // scale
     taps = weight.reshape(inputs, outputs, k, scale, k, scale).flip(2, 4)  # taps run against the offset
     return taps.permute(1, 3, 5, 0, 2, 4).reshape(outputs * scale**2, inputs, k, k).contiguous()
+
+
+def transposed_weight(kernel: Tensor, scale: int = SCALE) -> Tensor:
+    """The inverse of `subpixel_weight`: (O·scale², I, k, k) → (I, O, scale·k, scale·k)."""
+    outputs, inputs, k, _ = kernel.shape
+    taps = kernel.reshape(outputs // scale**2, scale, scale, inputs, k, k).permute(3, 0, 4, 1, 5, 2).flip(2, 4)
+    return taps.reshape(inputs, outputs // scale**2, scale * k, scale * k).contiguous()
+
+
+@torch.no_grad()
+def _pass_rgb_on(body: nn.ModuleList) -> None:
+    """Let the first three channels of a chain of convolutions carry the image, which activations of x ≥ 0 keep."""
+    for conv in body:
+        middle = conv.kernel_size[0] // 2
+        conv.weight[:3] = 0
+        conv.weight[:3, :3, middle, middle] = torch.eye(3)
+        conv.bias[:3] = 0
 
 
 class FSRCNN(nn.Module):
@@ -54,6 +71,10 @@ class FSRCNN(nn.Module):
         self.shuffle = nn.PixelShuffle(SCALE) if form == "fused" else nn.Identity()
         nn.init.normal_(self.head.weight, std=1e-3)
         nn.init.zeros_(self.head.bias)
+        if settings.init == "bilinear" and form == "training":
+            _pass_rgb_on(self.body)
+            with torch.no_grad():
+                self.head.weight.zero_()[:3] = transposed_weight(bilinear_kernel())
 
     def forward(self, x: Tensor) -> Tensor:
         features = x
@@ -90,6 +111,13 @@ class ABPN(nn.Module):
         self.act = nn.ReLU()
         self.head = nn.Conv2d(27, 3 * SCALE**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(SCALE)
+        if settings.init == "bilinear":
+            _pass_rgb_on(self.body)
+            with torch.no_grad():
+                self.head.weight.zero_()[:, :3] = bilinear_kernel()
+                nearest = torch.eye(3).repeat_interleave(SCALE**2, dim=0)  # the anchor's part
+                self.head.weight[:, :3, 1, 1] -= nearest
+                self.head.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         features = x

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paperlib.baselines import ABPN, FSRCNN, build_model, fuse_model, load_model, subpixel_weight
+from paperlib.baselines import ABPN, FSRCNN, build_model, fuse_model, load_model, subpixel_weight, transposed_weight
 from paperlib.config import StudentSettings
 from paperlib.errors import UserError
 from paperlib.student import count_parameters, save_student
@@ -66,3 +66,18 @@ def test_quantised_checkpoint_is_refused_in_words(tmp_path):
     path = save_student(model, tmp_path / "q.safetensors")
     with pytest.raises(UserError, match="quantised weights"):
         load_model(path)
+
+
+@pytest.mark.parametrize("arch", ["fsrcnn", "abpn"])
+def test_a_bilinear_start_is_bilinear_upscaling(arch):
+    """Inside the image; at its border convolutions see zeros where the interpolation repeats the edge."""
+    model = build_model(StudentSettings(arch=arch, init="bilinear")).eval()
+    lr = torch.rand(1, 3, 9, 11) * 255
+    expected = F.interpolate(lr, scale_factor=3, mode="bilinear")
+    inside = (..., slice(3, -3), slice(3, -3))
+    torch.testing.assert_close(model(lr)[inside], expected[inside], rtol=1e-4, atol=1e-2)
+
+
+def test_transposed_weight_undoes_subpixel_weight():
+    weight = torch.rand(5, 3, 9, 9)
+    assert torch.equal(transposed_weight(subpixel_weight(weight)), weight)
