@@ -134,7 +134,8 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def compare(run: Run, tables: Sequence[str]) -> pd.DataFrame:
-    """Reported against measured for the named tables: the closing cell of a notebook."""
+    """Reported against measured for the named tables: the closing cell of a notebook, its evidence shown whole."""
+    pd.set_option("display.max_colwidth", None)
     shown = frame(table_rows(run, tables))
     return shown if run.settings.profile == "paper" else shown.drop(columns="tolerance")
 
