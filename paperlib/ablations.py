@@ -72,6 +72,8 @@ def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
     size = settings.ablation
     short = {"seed": seed}
     for stage, steps in (("stage1", size.stage1_steps), ("stage3", size.stage3_steps)):
+        if steps < getattr(settings, stage).steps:  # an average over the last thousand steps would still hold the start
+            short[f"{stage}.ema_warmup"] = True
         halving = max(1, round(getattr(settings, stage).halve_every * steps / getattr(settings, stage).steps))
         short |= {f"{stage}.steps": steps, f"{stage}.validate_every": steps, f"{stage}.halve_every": halving}
     return override(settings, short | changes)

@@ -18,6 +18,9 @@ from paperlib.quantised import image_batch
 
 LIMIT = 8.0
 """Largest factor and its inverse."""
+DEAD = 1e-3
+"""Channels below this part of the group's largest value keep their factor: nothing is gained by magnifying silence, and
+their weights would grow without bound."""
 
 
 def scale_groups(graph: Graph) -> dict[str, str]:
@@ -67,7 +70,8 @@ def _readers(graph: Graph, groups: dict[str, str], name: str) -> list[Node]:
 def channel_factors(
     graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5,
 ) -> dict[str, Tensor]:
-    """Per group (its first tensor's name) the factor of each channel, (C,), geometric mean 1.
+    """Per group (its first tensor's name) the factor of each channel, (C,), geometric mean 1
+    over the channels that carry a signal.
 
     Args:
         images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
@@ -81,7 +85,8 @@ def channel_factors(
                 for node in _readers(graph, groups, name)]
         weight = torch.stack(read).amax(0)
         log = (1 - balance) * weight.clamp(min=1e-6).log() - balance * peak.clamp(min=1e-6).log()
-        log = (log - log.mean()).clamp(-np.log(LIMIT), np.log(LIMIT))
+        alive = peak > DEAD * peak.max()
+        log = torch.where(alive, log - log[alive].mean(), 0.0).clamp(-np.log(LIMIT), np.log(LIMIT))
         factors[name] = log.exp()
     return factors
 
