@@ -57,8 +57,6 @@ def prepare_qat(
     graph = _form(graph, residual, peak)
     model = TfliteQat(fused, calibrate(graph, images), graph, _pixel_grids(residual))
     model.residual = residual
-    if residual == "exact":  # its stem copies pixels; a step of training, and they were rounded after all
-        model.kernels["stem"].requires_grad_(False)
     return model.train()
 
 
