@@ -31,7 +31,8 @@ ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": (
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
 """Table and row of each network."""
 
-PAPER_QUANTISER = {"quant.quantiser": "paper", "quant.residual": "add", "quant.equalise": False}
+PAPER_QUANTISER = {"quant.quantiser": "paper", "quant.residual": "add", "quant.equalise": False,
+                   "quant.rounding": "nearest"}
 SWITCHES: dict[str, dict[str, Any]] = {
     "teacher_none": {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0},
     "teacher_student": {"teacher.stage3": "student"},
@@ -47,6 +48,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "residual_exact": {"quant.quantiser": "tflite", "quant.residual": "exact"},
     "residual_concat": {"quant.quantiser": "tflite", "quant.residual": "concat"},
     "residual_add": {"quant.residual": "add"},
+    "rounding_data": {"quant.quantiser": "tflite", "quant.rounding": "data"},
+    "rounding_nearest": {"quant.rounding": "nearest"},
     "branches_qat": PAPER_QUANTISER,
     "bn_recalibration_off": {"stage2.recalibrate_batches": 0},
     "post_training": {},

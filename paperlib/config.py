@@ -153,6 +153,9 @@ class QuantSettings(_Section):
     """Training photographs shown to the observers before stage 3, and to post-training quantisation."""
     equalise: bool = False
     """tflite only: exact cross-layer re-scaling before QAT."""
+    rounding: Literal["nearest", "data"] = "nearest"
+    """tflite only: where the kernels start. data: on their int8 grids, rounded by what they do to the calibration
+    photographs (`paperlib.rounding`)."""
     residual: Literal["add", "concat", "exact"] = "add"
     """tflite only: how the global skip is computed. add: as published; concat, exact: without an ADD, carried by
     convolutions (`paperlib.graph_forms`)."""

@@ -80,6 +80,7 @@ Trained by this kit, profile `{settings.profile}`, commit `{record['commit'][:12
 - teacher of stage 2: MambaIRv2-light, published weights; of stage 3: {
     'the stage-2 student' if settings.teacher.stage3 == 'student' else 'the same'}
 - quantiser `{settings.quant.quantiser}`, skip `{settings.quant.residual}`, equalised: {settings.quant.equalise}
+- kernels rounded to {settings.quant.rounding} before stage 3
 
 ## Scores
 

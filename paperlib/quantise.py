@@ -20,6 +20,7 @@ from paperlib.graph_forms import exact_skip, without_add
 from paperlib.quant_fx import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
 from paperlib.quant_tflite import TfliteQat, freeze_tflite, tflite_graph
 from paperlib.quantised import QuantisedGraph, image_batch
+from paperlib.rounding import round_to_data
 from paperlib.student import load_weights, read_checkpoint
 
 RESIDUALS = ("add", "concat", "exact")
@@ -55,6 +56,8 @@ def prepare_qat(
         graph = equalise(graph, images)
     peak = calibrate(graph, images)[graph["skip"].inputs[0]].high if residual == "exact" else 255.0
     graph = _form(graph, residual, peak)
+    if settings.rounding == "data":
+        graph = round_to_data(graph, images)
     model = TfliteQat(fused, calibrate(graph, images), graph, _pixel_grids(residual))
     model.residual = residual
     return model.train()
