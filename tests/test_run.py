@@ -242,9 +242,10 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(folder, tmp_path):
         time.sleep(600)
     """))
     script = textwrap.dedent(f"""
-        import sys
+        import signal, sys
         from pathlib import Path
         from paperlib.run import reproduce
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
         try:
             reproduce("smoke", {str(tmp_path / 'out')!r}, "01", "01", folder=Path({str(folder)!r}))
         except KeyboardInterrupt:
