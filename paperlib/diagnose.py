@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paperlib.graph import Graph, Node, run_graph
-from paperlib.quantised import QuantisedGraph, image_batch, run_quantised
+from paperlib.quantised import QuantisedGraph, image_batch, on_grid, run_quantised
 
 
 def _outputs(run: Callable[[Callable[[Node, Tensor], Tensor]], None]) -> dict[str, Tensor]:
@@ -66,7 +66,9 @@ def layer_ranges(graph: Graph | QuantisedGraph, images: Sequence[np.ndarray]) ->
 
 @torch.no_grad()
 def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Signal-to-quantisation-noise of every node's output, in dB, float graph against fake-quant.
+    """Signal-to-quantisation-noise of every node's output, in dB: what rounding the activations adds up to.
+
+    The signal is the graph with the shipped weights in float (`on_grid`).
 
     Args:
         images: LR images, uint8 (h, w, 3).
@@ -76,9 +78,10 @@ def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dic
     """
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
+    graph = on_grid(qgraph)
     for image in images:
         x = image_batch(image)
-        plain = _outputs(lambda keep, x=x: run_graph(qgraph.graph, x, after=keep))
+        plain = _outputs(lambda keep, x=x: run_graph(graph, x, after=keep))
         fake = _outputs(lambda keep, x=x: run_quantised(qgraph, x, observe=keep))
         for name, out in plain.items():
             signal[name] = signal.get(name, 0.0) + float(out.var(unbiased=False))

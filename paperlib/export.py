@@ -17,7 +17,7 @@ from paperlib.files import atomic_path, write_json
 from paperlib.graph import Graph, macs_per_lr_pixel, parameters, run_graph
 from paperlib.npu import estimate_if_available
 from paperlib.quantise import quantised_graph
-from paperlib.quantised import QuantisedGraph, image_batch, run_quantised
+from paperlib.quantised import QuantisedGraph, image_batch, on_grid, run_quantised
 from paperlib.tf_graph import FloatBuilder, Int8Builder, tensorflow
 from paperlib.tflite import TFLiteModel
 from paperlib.tflite_inspect import inspect_tflite
@@ -132,7 +132,7 @@ def export_all(
     model: nn.Module | QuantisedGraph, folder: str | Path, settings: ExportSettings,
     images: Sequence[np.ndarray] | None = None, upsample: str = "depth_to_space",
 ) -> dict[str, Any]:
-    """Write the shipped files: dynamic and fixed INT8, float, and `export.json` that describes them.
+    """Write the shipped files: dynamic and fixed INT8, the same weights in float, and `export.json` about them.
 
     Args:
         model: a model from quantisation-aware training, or a quantised graph read from a checkpoint.
@@ -151,7 +151,7 @@ def export_all(
     height, width = settings.height, settings.width
     dynamic = export_tflite(qgraph, folder / "student_dynamic_int8.tflite")
     fixed = export_tflite(qgraph, folder / "student_fixed_int8.tflite", height, width, upsample)
-    float_file = export_float(qgraph.graph, folder / "student_float.tflite")
+    float_file = export_float(on_grid(qgraph), folder / "student_float.tflite")
     files = {path.name: inspect_tflite(path, height, width) for path in (dynamic, fixed, float_file)}
     report = {
         "quantiser": qgraph.quantiser,

@@ -14,7 +14,7 @@ from paperlib.files import write_json
 from paperlib.measure import Data, measure
 from paperlib.npu import estimate_if_available
 from paperlib.quantise import load_qat, quantised_graph
-from paperlib.quantised import QuantisedGraph
+from paperlib.quantised import QuantisedGraph, on_grid
 from paperlib.records import Run
 from paperlib.stages import calibration
 from paperlib.student import load_student
@@ -146,6 +146,6 @@ def ship(run: Run, data: Data) -> Shipped:
     qat = load_qat(run.checkpoint("stage3") / "qat.safetensors")
     export = run.settings.export
     report = export_all(qat, folder, export, [pair.lr for pair in data.valid[:2]], upsample=export.upsample)
-    export_ptq(quantised_graph(qat).graph, calibration(data, run.settings), folder / NAMES["ptq"])
+    export_ptq(on_grid(quantised_graph(qat)), calibration(data, run.settings), folder / NAMES["ptq"])
     write_json(folder / "export.json", report)
     return Shipped(run, folder, report)

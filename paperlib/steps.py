@@ -8,7 +8,8 @@ STEPS = {
     ("B", "bicubic"): "bicubic", ("stages", "teacher"): "teacher", ("stages", "stage1"): "stage 1",
     ("B", "student_stage2"): "stage 2", ("stages", "fused_before_qat"): "fused, before QAT",
     ("stages", "rounded_before_qat"): "rounded to INT8 without training",
-    ("export", "float_after_qat"): "stage 3's weights in float", ("export", "fakequant"): "stage 3, fake-quantised",
+    ("export", "float_after_qat"): "stage 3, only the weights rounded",
+    ("export", "fakequant"): "stage 3, fake-quantised",
     ("export", "tflite_dynamic"): "INT8 TFLite, dynamic", ("abstract", "student_fixed_tflite"): "INT8 TFLite, fixed",
     ("export", "tflite_post_training"): "INT8 TFLite by post-training quantisation (the authors' way)"}
 """(table, row) of a measured row → what it is, in the order of the method."""

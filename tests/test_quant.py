@@ -36,6 +36,7 @@ from paperlib.quantised import (
     fake_quant_weight,
     grid_owners,
     image_batch,
+    on_grid,
     run_quantised,
 )
 from paperlib.student import save_student
@@ -279,6 +280,23 @@ def test_diagnosis_agrees_with_itself():
     assert drops["float"] == 0.0
     assert 0 < drops["weights only"] < drops["both"]
     assert 0 < drops["activations only"] < drops["both"]
+
+
+def test_float_form_does_not_depend_on_where_between_grid_values_the_latent_weights_stand():
+    model = prepared("tflite")
+    before = quantised_graph(model)
+    with torch.no_grad():
+        for node in before.graph.nodes:
+            if node.weight is not None:
+                rounded = on_grid(before)[node.name].weight
+                small = rounded.abs() < 0.9 * rounded.abs().amax((1, 2, 3), keepdim=True)  # the largest sets the scale
+                step = model.scales(node)[:, None, None, None]
+                model.kernels[node.name.replace(".", "_")].weight.copy_(rounded + 0.4 * step * small)
+    after = quantised_graph(model)
+    x = image_batch(IMAGES[0])
+    assert (run_graph(after.graph, x) - run_graph(before.graph, x)).abs().max() > 1  # the latent weights do differ
+    torch.testing.assert_close(run_graph(on_grid(after), x), run_graph(on_grid(before), x))
+    assert torch.equal(run_graph(on_grid(after), x), run_quantised(after, x, activations=False))
 
 
 def test_published_fake_quant_is_reproduced(assets, golden):
