@@ -16,7 +16,7 @@ MEANING = {
     Verdict.REPRODUCED: "measured with the paper's data and schedule, inside the tolerance",
     Verdict.MISSED: "measured with the paper's data and schedule, outside the tolerance",
     Verdict.HOLDS: "a smaller experiment; the paper's comparisons point the same way",
-    Verdict.FAILS: "a smaller experiment; at least one of the paper's comparisons points the other way",
+    Verdict.FAILS: "a smaller experiment; at least one of the paper's comparisons points the other way, or no way",
     Verdict.RECOMPUTED: "arithmetic on reported values",
     Verdict.NOT_PUBLIC: "needs the challenge's test images or its device",
     Verdict.NOT_RUN: "nothing measured, or nothing to compare with",

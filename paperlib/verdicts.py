@@ -88,6 +88,9 @@ def tolerance(key: Key) -> tuple[float | None, str]:
 TIE = {"psnr": 0.02, "ssim": 0.0015}
 """Reported differences below this are no order but a tie; ours must then stay within twice as much."""
 
+LEAST = {"psnr": 0.005, "ssim": 0.0002}
+"""Measured differences below this show no order, nor do those below the seeds' noise where it is known."""
+
 COMPARED: dict[Model, tuple[Model, ...]] = {
     ("B", "bicubic", "fp32"): (("B", "fsrcnn", "fp32"), ("B", "student_stage2", "fp32")),
     ("B", "fsrcnn", "fp32"): (("B", "bicubic", "fp32"), ("B", "student_stage2", "fp32")),
@@ -105,7 +108,7 @@ COMPARED: dict[Model, tuple[Model, ...]] = {
     ("abstract", "student_dynamic_tflite", "int8"): (("abstract", "student_fixed_tflite", "int8"),),
     ("abstract", "student_fixed_tflite", "int8"): (("abstract", "student_dynamic_tflite", "int8"),),
 }
-"""Smaller profiles: the rows whose reported differences to this one must have the same sign. What a run does not
+"""Smaller profiles: the rows whose reported differences to this one must be found again, in sign. What a run does not
 measure is left out; a row with nothing to compare it with is `not run`."""
 
 DROPS: dict[Model, tuple[Model, ...]] = {
@@ -127,18 +130,21 @@ def noise(rows: Iterable[Mapping[str, Any]]) -> float | None:
 
 def _difference(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]], plus: list[Key], minus: list[Key],
                 label: str) -> tuple[bool, str] | None:
-    """Compare one difference of reported numbers with ours: whether it has the same sign, and a sentence."""
+    """Compare one difference of reported numbers with ours: whether ours shows the same order, and a sentence."""
     keys = plus + minus
     if any(key not in paper or ours.get(key, {}).get("value") is None for key in keys):
         return None
     theirs = sum(paper[key] for key in plus) - sum(paper[key] for key in minus)
     here = sum(ours[key]["value"] for key in plus) - sum(ours[key]["value"] for key in minus)
     tie = TIE[keys[0][3]]
-    holds = abs(here) <= 2 * tie if abs(theirs) < tie else theirs * here > 0
     text = f"{label}: paper {theirs:+.4g}, here {here:+.4g}"
-    spread = noise([ours[key] for key in keys])
+    spread, least = noise([ours[key] for key in keys]), LEAST[keys[0][3]]
     if spread is not None and abs(here) < spread:
         text += f" (below the seeds' noise of {spread:.2g})"
+    elif abs(here) < least:
+        text += " (no difference)"
+    shown = theirs * here > 0 and abs(here) >= max(spread or 0.0, least)
+    holds = abs(here) <= 2 * tie if abs(theirs) < tie else shown
     steps = [ours[key].get("steps") for key in keys]
     if None not in steps and len(set(steps)) > 1:
         text += f" (trained for {' and '.join(f'{count:,}' for count in dict.fromkeys(steps))} steps)"

@@ -124,8 +124,19 @@ def test_differences_below_the_seeds_noise_are_called_that():
     def ours(sd):
         return {key: {"value": value, "sd": sd} for key, value in zip(keys, (27.05, 27.0), strict=True)}
 
-    assert "noise of 0.071" in trend(keys[0], tables.reported(), ours(0.05))[1]
-    assert "noise" not in trend(keys[0], tables.reported(), ours(0.03))[1]
+    verdict, text = trend(keys[0], tables.reported(), ours(0.05))
+    assert verdict is Verdict.FAILS  # the sign alone is no order
+    assert "noise of 0.071" in text
+    verdict, text = trend(keys[0], tables.reported(), ours(0.03))
+    assert verdict is Verdict.HOLDS
+    assert "noise" not in text
+
+
+def test_one_seed_shows_no_order_by_a_thousandth_of_a_db():
+    keys = [("D", name, "int8", "psnr") for name in ("qat_teacher", "qat_direct")]
+    for gap, expected in ((0.001, Verdict.FAILS), (0.006, Verdict.HOLDS), (-0.006, Verdict.FAILS)):
+        ours = {keys[0]: {"value": 27.0 + gap}, keys[1]: {"value": 27.0}}
+        assert trend(keys[0], tables.reported(), ours)[0] is expected
 
 
 def test_unequal_schedules_are_named():
