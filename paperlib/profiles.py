@@ -83,7 +83,7 @@ BENCHMARK: dict[str, Any] = {
                "clip_body": 0, "clip_ends": 0, "validate_every": 250, "checkpoint_every": 250, "loss": CLOSE_TO_FLOAT,
                "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
     "quant": {"quantiser": "tflite", "residual": "exact", "equalise": True, "rounding": "data"},
-    "ablation": {"stage1_steps": 300, "stage3_steps": 150, "seeds": (1234, 1235),
+    "ablation": {"stage1_steps": 1500, "stage3_steps": 300, "seeds": (1234, 1235),
                  "switches": ("teacher_none",)},
 }
 
