@@ -4,7 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +47,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise _explain(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
+    """Delete what killed processes left of `atomic_path` below `folder`, and return it; `older_than` in seconds.
+
+    A temporary file younger than that may belong to a process that is still writing.
+    """
+    named = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")
+    stale = [path for path in Path(folder).rglob(".*") if named.fullmatch(path.name) and path.is_file()
+             and time.time() - path.stat().st_mtime > older_than]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
 
 
 def write_text(path: str | Path, text: str) -> Path:

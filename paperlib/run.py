@@ -15,7 +15,7 @@ from typing import Any
 
 from paperlib.data import named_folder, split_sources
 from paperlib.errors import UserError
-from paperlib.files import assets_dir, file_lock, sha256_file, write_json
+from paperlib.files import assets_dir, file_lock, remove_stale, sha256_file, write_json
 from paperlib.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
 from paperlib.records import Run, open_run, root
 from paperlib.report import export_notebooks, write_report
@@ -136,6 +136,7 @@ def reproduce(
     paths = {path.stem: path for path in find_notebooks(folder or root() / "notebooks")}
     chosen = _select(list(paths.values()), first, last)
     with file_lock(run.out / ".lock"), kernel_environment():
+        remove_stale(run.out)
         prints = fingerprints(list(paths.values()), run)
         state_path = run.out / ".state.json"
         state = _read_state(state_path)

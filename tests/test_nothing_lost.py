@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from paperlib.errors import UserError
-from paperlib.files import file_lock
+from paperlib.files import atomic_path, file_lock, remove_stale
 from paperlib.measure import open_data
 from paperlib.records import Run, open_run
 from paperlib.stages import Targets, recalibrated, stage1, stage2, stage3, stage3_targets
@@ -167,3 +167,17 @@ def test_changed_settings_are_refused_with_the_difference(tmp_path):
     first(open_run("smoke", tmp_path, TINY))
     with pytest.raises(UserError, match=r"stage\.lr: 0\.0001 → 0\.002"):
         first(open_run("smoke", tmp_path, TINY | {"stage1.lr": 2e-3}))
+
+
+def test_what_a_killed_process_left_half_written_is_removed_later(tmp_path):
+    begun = atomic_path(tmp_path / "checkpoints" / "qat.safetensors")
+    left = begun.__enter__()  # never left, as in a killed process
+    kept = [tmp_path / name for name in (".state.json", ".kernel.log", "qat.safetensors", ".lock")]
+    for path in kept:
+        path.write_text("")
+        os.utime(path, (0, 0))
+    assert remove_stale(tmp_path) == []  # young: somebody may still be writing
+    os.utime(left, (0, 0))
+    assert remove_stale(tmp_path) == [left]
+    assert all(path.is_file() for path in kept)
+    assert not left.exists()
