@@ -168,8 +168,8 @@ class ExportSettings(_Section):
 
     height: int = Field(720, ge=3)
     width: int = Field(1280, ge=3)
-    overlap: int = Field(16, ge=0)
-    """LR pixels two neighbouring tiles share where an image is larger than the fixed input."""
+    overlap: int = Field(24, ge=0)
+    """LR pixels two neighbouring tiles share where an image is larger than the fixed input; exact from 20 on."""
     threads: int = Field(2, ge=1)
     upsample: Literal["depth_to_space", "rows"] = "depth_to_space"
     """rows: PixelShuffle of the fixed file by operators that stay on an NPU, same values."""

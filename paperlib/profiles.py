@@ -44,7 +44,7 @@ SMOKE: dict[str, Any] = {
     "stage3": {"steps": 5, "batch": 2, "patch": 16, "lr": 1e-6, "decay": "halve", "ema_warmup": True,
                "validate_every": 5, "checkpoint_every": 5, "loss": STAGE3_LOSS, "expect": "no meaningful score"},
     "quant": {"calibration_images": 2},
-    "export": {"height": 32, "width": 48, "overlap": 16},
+    "export": {"height": 32, "width": 48},
     "ablation": {"archs": ("mobileone", "repdw", "abpn"), "stage1_steps": 2, "stage3_steps": 2},
 }
 
@@ -64,7 +64,7 @@ DEMO: dict[str, Any] = {
                "ema": 0.99, "ema_warmup": True, "validate_every": 100, "checkpoint_every": 50, "loss": STAGE3_LOSS,
                "expect": "a loss of some hundredths of a dB against float"},
     "quant": {"calibration_images": 8, "quantiser": "tflite"},
-    "export": {"height": 128, "width": 128, "overlap": 16},
+    "export": {"height": 128, "width": 128},
     "ablation": {"stage1_steps": 150, "stage3_steps": 60, "switches": ("teacher_none",)},
 }
 

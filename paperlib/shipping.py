@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from paperlib.audit import FILES, authors_folder
@@ -27,12 +26,6 @@ NAMES = {"dynamic": "student_dynamic_int8.tflite", "fixed": "student_fixed_int8.
 
 FRAME = 1280 * 720
 """LR pixels of the challenge's frame."""
-
-
-def _to_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An LR image (h, w, 3) padded by reflection, or cropped, at the bottom and right."""
-    missing = (max(0, height - image.shape[0]), max(0, width - image.shape[1]))
-    return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")[:height, :width]
 
 
 @dataclass
@@ -113,15 +106,10 @@ class Shipped:
         return pd.DataFrame(lines)
 
     def parity(self, data: Data) -> pd.DataFrame:
-        """Each INT8 file against the fake-quantised graph on the validation photographs, in output steps.
-
-        For the fixed file they are padded or cropped to its input size first, so that both see the same pixels.
-        """
-        export, images = self.run.settings.export, [pair.lr for pair in data.valid[:4]]
-        tiles = [_to_size(image, export.height, export.width) for image in images]
-        lines = [{"file": NAMES[kind]} | parity(self.qgraph, self.upscaler(kind), chosen)
-                 for kind, chosen in (("dynamic", images), ("fixed", tiles))]
-        return pd.DataFrame(lines)
+        """Each INT8 file against the fake-quantised graph on the validation photographs, in output steps."""
+        images = [pair.lr for pair in data.valid[:4]]
+        return pd.DataFrame([{"file": NAMES[kind]} | parity(self.qgraph, self.upscaler(kind), images)
+                             for kind in ("dynamic", "fixed")])
 
     def measure(self, data: Data) -> list[dict[str, Any]]:
         """Rows of Table B and the abstract, and of `export`: float, fake-quant and the authors' way, same weights."""

@@ -1,4 +1,4 @@
-"""Any image through a network of fixed input size: reflect-padding, overlapping tiles (paper section 5)."""
+"""Any image through a network of fixed input size: overlapping tiles, true borders (paper section 5)."""
 
 from collections.abc import Callable
 from itertools import product
@@ -11,13 +11,15 @@ from paperlib.student import SCALE
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """First pixels of the tiles that cover `length` pixels; neighbours share at least `overlap`.
 
+    A tile that is too long is laid twice: from the first pixel on, and up to the last one (its start is negative).
+
     Raises:
         ValueError: the overlap is not smaller than the tile.
     """
     if overlap >= tile:
         raise ValueError(f"overlap {overlap} is not smaller than the tile {tile}")
     if length <= tile:
-        return [0]
+        return [0, length - tile] if length < tile else [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
@@ -34,8 +36,9 @@ def run_tiled(
 ) -> np.ndarray:
     """Upscale an image of any size with a network of fixed input size.
 
-    An image smaller than the tile is padded at the bottom and right by reflection (repeated where it is small; an axis
-    of one pixel repeats that pixel), and the result is cropped.
+    At its border a convolution reads zeros; padding would put pixels there. An image smaller than the tile is therefore
+    run twice an axis, padded behind and padded in front (by reflection, repeated where it is small), and each run gives
+    the half that touches a true border. So a fixed file gives what a dynamic one gives, from twice its reach on.
 
     Args:
         run: (height, width, 3) → (3·height, 3·width, 3), same type.
@@ -46,10 +49,11 @@ def run_tiled(
     """
     h, w = lr.shape[:2]
     rows, columns = starts(h, height, overlap), starts(w, width, overlap)
-    padded = np.pad(lr, ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0)), mode="reflect")
+    before, aside = max(0, height - h), max(0, width - w)
+    padded = np.pad(lr, ((before, before), (aside, aside), (0, 0)), mode="reflect")
     sr: np.ndarray | None = None
     for (i, y), (j, x) in product(enumerate(rows), enumerate(columns)):
-        tile = run(padded[y : y + height, x : x + width])
+        tile = run(padded[y + before : y + before + height, x + aside : x + aside + width])
         if sr is None:
             sr = np.empty((h * SCALE, w * SCALE, 3), tile.dtype)
         top, bottom = _kept(rows, i, height, h)
