@@ -145,7 +145,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             about = (file.metadata() or {}).get("paperlib")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable .safetensors file ({error}). Delete it and train again.") from error
+        raise UserError(f"{path} is not a readable .safetensors file ({error}). Name a checkpoint of this kit; "
+                        "if this is one and damaged, train that stage again.") from error
     if about is None:
         raise UserError(f"{path} was not written by paperlib: its metadata name no architecture. Name another file.")
     return tensors, json.loads(about)
