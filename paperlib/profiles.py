@@ -65,7 +65,7 @@ DEMO: dict[str, Any] = {
                "expect": "a loss of some hundredths of a dB against float"},
     "quant": {"calibration_images": 8, "quantiser": "tflite"},
     "export": {"height": 128, "width": 128},
-    "ablation": {"stage1_steps": 150, "stage3_steps": 60, "switches": ("teacher_none",)},
+    "ablation": {"stage1_steps": 300, "stage3_steps": 60, "switches": ("teacher_none",)},
 }
 
 BENCHMARK: dict[str, Any] = {
