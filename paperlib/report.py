@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 
 from paperlib import compare, costs, lookahead
-from paperlib.checkpoint import flatten
 from paperlib.differences import difference_table
 from paperlib.figures import scatter
 from paperlib.files import write_text
 from paperlib.peers import our_points, peer_points
 from paperlib.records import NOTEBOOKS, STYLE, Run
-from paperlib.summary import MEANING, teacher_used, verdict_counts
+from paperlib.summary import MEANING, settings_changed, settings_used, teacher_used, verdict_counts
 from paperlib.tables import DATASET, TABLES, frame, measured, table_rows
 
 FIGURES = {
@@ -149,7 +148,7 @@ def write_report(run: Run) -> Path:
         dividers=[compare.divider(name, pictures) for name, pictures in compare.saved_comparisons(run).items()],
         measured=measured(run, [row["table"] for record in records.values() for row in record["rows"]]),
         changes=difference_table(run).to_dict("records"), win=lookahead,
-        provenance=_provenance(run, records), settings=flatten("", run.settings.model_dump(mode="json")),
+        provenance=_provenance(run, records), settings=settings_used(run), changed=settings_changed(run),
         script=compare.PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))
     return write_text(run.out / "report.html", text)
 

@@ -1,10 +1,13 @@
 """`summary.md`: a run in one page of Markdown, for readers who open nothing else (paper section 7)."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from paperlib import lookahead
+from paperlib.checkpoint import flatten
+from paperlib.config import load_settings
 from paperlib.differences import difference_table
 from paperlib.files import write_text
 from paperlib.records import NOTEBOOKS, Run
@@ -27,6 +30,19 @@ def teacher_used(records: dict[str, dict[str, Any]]) -> str:
     """Which teacher the records name, in words; several where they differ."""
     named = list(dict.fromkeys(record["teacher"] for record in records.values() if record.get("teacher")))
     return "; ".join(named) or "no record names one"
+
+
+def settings_used(run: Run) -> dict[str, Any]:
+    """The settings that the last recorded notebook ran with, flat; the run's own where nothing is recorded."""
+    records = [record for name, record in run.records().items() if name in NOTEBOOKS]
+    return flatten("", records[-1]["settings"] if records else run.settings.model_dump(mode="json"))
+
+
+def settings_changed(run: Run) -> str:
+    """The used settings that differ from the profile's, as `name = value, …`; empty where none does."""
+    usual = flatten("", load_settings(run.settings.profile).model_dump(mode="json"))
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings_used(run).items()
+                     if value != usual.get(name) and not name.endswith(".expect"))
 
 
 def verdict_counts(rows: list[Row]) -> dict[Verdict, int]:
@@ -69,6 +85,7 @@ def write_summary(run: Run) -> Path:
     parts = [
         f"# Results, profile {run.settings.profile}",
         f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {teacher_used(records)}.",
+        *([f"Settings that differ from the profile's: {changed}."] if (changed := settings_changed(run)) else []),
         "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
         "Reported are the paper's numbers on DIV2K validation; measured are ours on this profile's validation "
         f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "

@@ -14,6 +14,7 @@ from paperlib import compare, costs, figures
 from paperlib.errors import UserError
 from paperlib.records import measured_row, open_run
 from paperlib.report import export_notebooks, write_report
+from paperlib.summary import write_summary
 from paperlib.tables import reported
 
 
@@ -91,6 +92,17 @@ def test_the_page_shows_verdicts_numbers_teacher_and_what_rounding_costs(run):
     assert 'class="badge trend-holds"' in text
     assert 'class="badge not-public"' in text
     assert "09_surprise" in words
+
+
+def test_changed_settings_are_named_from_the_records_whoever_renders(tmp_path, run):
+    changed = open_run("demo", run.out, {"stage1.steps": 7, "quant.start": "there.pt"})
+    fill(changed)
+    plain = open_run("demo", run.out)  # renders the same folder with the profile's own settings
+    page, summary = write_report(plain).read_text(), write_summary(plain).read_text()
+    for text in (page.replace("&#34;", '"'), summary):
+        assert 'stage1.steps = 7, quant.start = "there.pt"' in text
+    fill(plain)
+    assert "Settings that differ" not in write_summary(plain).read_text()
 
 
 def test_an_empty_run_says_not_run_everywhere(run):
