@@ -107,6 +107,15 @@ def data_dir() -> Path | None:
     return _folder_from("PAPERLIB_DATA")
 
 
+def portable(text: str) -> str:
+    """Text with the folders of this machine named by the variables that choose them, for results that others read."""
+    chosen = {f"${name}": os.environ.get(name, "").rstrip("/") for name in ("PAPERLIB_ASSETS", "PAPERLIB_DATA")}
+    for name, place in (chosen | {"$PAPERLIB_CACHE": str(cache_dir())}).items():
+        if place.count("/") > 1:  # a folder named / or /data would be found in other paths
+            text = re.sub(rf"{re.escape(place)}(?=/|$)", lambda _, name=name: name, text)
+    return text
+
+
 @contextmanager
 def file_lock(path: str | Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` for the block; the operating system frees it when the process dies.

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from paperlib.checkpoint import flatten
 from paperlib.config import Settings, load_settings
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, sha256_file, write_json
+from paperlib.files import atomic_path, portable, sha256_file, write_json
 
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
 PACKAGES = ("paperlib", "torch", "torchvision", "tensorflow", "ai-edge-litert", "timm", "numpy", "accelerate",
@@ -210,7 +210,7 @@ class Run:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types: numbers of numpy and torch become Python's, paths text, and undefined numbers null."""
+    """JSON's own types: numbers of numpy and torch become Python's, paths portable text, undefined numbers null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, pd.DataFrame):
@@ -221,7 +221,7 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    return str(value) if isinstance(value, Path) else value
+    return portable(str(value)) if isinstance(value, str | Path) else value
 
 
 def open_run(profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None) -> Run:

@@ -87,6 +87,17 @@ def test_numbers_of_other_libraries_become_plain_json(run):
         "a": 0.5, "b": [1, 2], "c": None, "d": [3, "x"], "5": [[None, 1.0]]}
 
 
+def test_folders_of_this_machine_are_named_by_their_variables(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path / "assets"))
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PAPERLIB_DATA", "/")
+    path = run.record("01_data", [], teacher=f"found at {tmp_path}/assets/t.pth; scan: numba",
+                      places=[tmp_path / "cache", tmp_path / "cached" / "x", tmp_path / "assets"])
+    record = json.loads(path.read_text())
+    assert record["teacher"] == "found at $PAPERLIB_ASSETS/t.pth; scan: numba"
+    assert record["places"] == ["$PAPERLIB_CACHE", f"{tmp_path}/cached/x", "$PAPERLIB_ASSETS"]
+
+
 def test_seeds_become_mean_and_sample_standard_deviation():
     values = [30.0, 30.5, 31.3]
     row = measured_row("C", "repdw", "int8", "psnr", values, "validation", steps=200)
