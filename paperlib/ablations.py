@@ -71,9 +71,14 @@ def sizes(archs: Sequence[str]) -> pd.DataFrame:
 
 
 def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
-    """Settings of an ablation training: the short schedule, validated once, at the end."""
+    """Settings of an ablation training: the short schedule, validated once, at the end.
+
+    A warm-up becomes a tenth at least: a fiftieth of 1,500 steps let a RepConv network's last block die.
+    """
     size = settings.ablation
     short = {"seed": seed}
+    if settings.stage1.warmup:
+        short["stage1.warmup"] = max(settings.stage1.warmup, 0.1)
     for stage, steps in (("stage1", size.stage1_steps), ("stage3", size.stage3_steps)):
         if steps < getattr(settings, stage).steps:  # an average over the last thousand steps would still hold the start
             short[f"{stage}.ema_warmup"] = True

@@ -19,7 +19,7 @@ from paperlib.baselines import build_model, fuse_model
 from paperlib.config import StudentSettings
 from paperlib.errors import UserError
 from paperlib.graph import Graph, deployment_graph
-from paperlib.quantised import Grid, QuantisedGraph, channel_scales, grid_owners
+from paperlib.quantised import Grid, QuantisedGraph, channel_scales, grid_owners, runnable
 from paperlib.student import load_weights, our_name
 
 
@@ -126,7 +126,7 @@ def paper_graph(model: PaperQat) -> QuantisedGraph:
             scales[node.name] = model.fx.get_submodule(node.name).weight_fake_quant.scale.detach().clone()
         elif node.op == "prelu":
             scales[node.name] = channel_scales(node.weight.reshape(1, -1))
-    return QuantisedGraph(graph, grids, scales, "paper")
+    return runnable(QuantisedGraph(graph, grids, scales, "paper"))
 
 
 def read_published_qat(path: str | Path) -> QuantisedGraph:

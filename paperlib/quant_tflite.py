@@ -24,6 +24,7 @@ from paperlib.quantised import (
     fake_quant_bias,
     fake_quant_weight,
     grid_owners,
+    runnable,
 )
 
 
@@ -173,4 +174,4 @@ def tflite_graph(model: TfliteQat) -> QuantisedGraph:
             weights[node.name] = (kernel.weight.detach().clone(), bias)
             scales[node.name] = model.scales(node)
     grids = {name: model.grids[_key(name)].grid for name in set(model.owners.values())}
-    return QuantisedGraph(model.graph.with_weights(weights), grids, scales, "tflite")
+    return runnable(QuantisedGraph(model.graph.with_weights(weights), grids, scales, "tflite"))

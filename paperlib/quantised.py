@@ -6,7 +6,7 @@ input scale × weight scale. `run_quantised` executes this in float: the referen
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -88,6 +88,34 @@ def grid_owners(graph: Graph) -> dict[str, str]:
             for member in members:
                 owner[member] = members[0]
     return {name: root(name) for name in owner}
+
+
+def runnable(qgraph: QuantisedGraph) -> QuantisedGraph:
+    """The same with no step so small that a file could not hold or run it (source: XNNPACK's checks; int32 biases).
+
+    XNNPACK wants input step × weight step / output step below 256 in a convolution, and an addend's step between 2^-10
+    and 2^8 of the sum's; a bias must fit int32. Only a map that is zero nearly everywhere, of a network whose block has
+    died, comes near that.
+    """
+    owners, grids = grid_owners(qgraph.graph), dict(qgraph.grids)
+    fixed = {owners[qgraph.graph.nodes[0].name], owners[qgraph.graph.nodes[-1].name]}
+
+    def at_least(name: str, scale: float) -> None:
+        owner = owners[name]
+        if owner not in fixed and grids[owner].scale < scale:
+            grids[owner] = Grid(scale, grids[owner].zero_point)
+
+    for node in qgraph.graph.nodes:
+        if node.op == "conv":
+            scales = qgraph.weight_scales[node.name]
+            if node.bias is not None:
+                at_least(node.inputs[0], float((node.bias.detach().abs() / scales).max()) / 2**30)
+            at_least(node.name, grids[owners[node.inputs[0]]].scale * float(scales.max()) / 128)
+        elif node.op == "add":
+            for name in node.inputs:
+                at_least(name, grids[owners[node.name]].scale / 512)
+                at_least(node.name, grids[owners[name]].scale / 128)
+    return replace(qgraph, grids=grids)
 
 
 def channel_scales(weight: Tensor) -> Tensor:

@@ -116,7 +116,11 @@ class TFLiteModel:
         if size != self._size:
             if self.fixed is None:
                 self._interpreter.resize_tensor_input(self.input["index"], [1, *size, 3])
-            self._interpreter.allocate_tensors()
+            try:
+                self._interpreter.allocate_tensors()
+            except RuntimeError as error:
+                raise UserError(f"{self.path} cannot be run for an image of {size[1]}×{size[0]} pixels ({error}). Name "
+                                "another file, or export this one again.") from error
             self._size = size
         self._interpreter.set_tensor(self.input["index"], image[None])
         self._interpreter.invoke()

@@ -73,3 +73,24 @@ def test_dead_channels_and_saturated_output(tmp_path, quantiser):
         expected = run_quantised(qgraph, image_batch(picture))[0].permute(1, 2, 0).numpy()
         distance = np.abs(file(picture) - expected) / qgraph.grid("output").scale
         assert np.mean(distance < 1.01) >= 0.99
+
+
+@pytest.mark.parametrize("quantiser", ["paper", "tflite"])
+@pytest.mark.parametrize("arch", ["mobileone", "repdw", "abpn"])
+@pytest.mark.parametrize(("factor", "bias"), [(1.0, -1e3), (1e-4, -1e-3)])
+def test_a_dead_block_can_be_exported_and_run(tmp_path, quantiser, arch, factor, bias):
+    """Its map is (nearly) zero everywhere: a step as small as that map asks for would be refused by XNNPACK."""
+    fused = deployed(arch, blocks=2, channels=8)
+    last = [module for name, module in fused.named_modules() if "body" in name and isinstance(module, torch.nn.Conv2d)]
+    with torch.no_grad():
+        last[-1].weight.mul_(factor)
+        last[-1].bias.fill_(bias)
+    images = pictures(12, 12, 1)
+    qgraph = quantised_graph(prepare_qat(fused, QuantSettings(quantiser=quantiser), images).eval())
+    path = export_tflite(qgraph, tmp_path / "net.tflite")
+    for xnnpack in (True, False):
+        file = TFLiteModel(path, threads=1, xnnpack=xnnpack)
+        for picture in images:
+            expected = run_quantised(qgraph, image_batch(picture))[0].permute(1, 2, 0).numpy()
+            distance = np.abs(file(picture) - expected) / qgraph.grid("output").scale
+            assert np.mean(distance < 1.01) >= 0.99
