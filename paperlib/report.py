@@ -126,9 +126,9 @@ def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[dict[str, 
     costs = records.get("00_reproduce", {}).get("notebooks", {})
     lines = []
     for name in NOTEBOOKS:
-        page = run.out / "notebooks" / f"{name}.html"
+        pages = [path for path in (f"notebooks/{name}.html", f"notebooks/{name}.ipynb") if (run.out / path).is_file()]
         lines.append({"name": name, "record": records.get(name), "cost": costs.get(name),
-                      "page": f"notebooks/{page.name}" if page.is_file() else ""})
+                      "page": pages[0] if pages else ""})
     return lines
 
 
