@@ -12,7 +12,7 @@ from paperlib import ablations
 from paperlib.ablations import SWITCHES, stage3_variants
 from paperlib.baselines import build_model, fuse_model
 from paperlib.branches import BranchQat, fuse_branches
-from paperlib.config import StudentSettings
+from paperlib.config import StudentSettings, load_settings
 from paperlib.errors import UserError
 from paperlib.measure import open_data
 from paperlib.quant_fx import calibrate_paper
@@ -165,3 +165,9 @@ def test_two_trainings_on_a_cluster_are_those_of_this_process(tmp_path, monkeypa
     monkeypatch.setenv("PAPERLIB_DASK", scheduler)
     assert rows(tmp_path / "there") == here
     assert len(list((tmp_path / "there").glob("checkpoints/ablation/*/stage3/qat.safetensors"))) == 2
+
+
+def test_short_schedules_warm_up_for_a_tenth_and_keep_a_longer_or_no_warm_up():
+    for warmup, expected in ((0.02, 0.1), (0.3, 0.3), (0.0, 0.0)):
+        settings = load_settings("benchmark", {"stage1.warmup": warmup})
+        assert ablations._short(settings, 1, {}).stage1.warmup == expected
