@@ -1,8 +1,15 @@
 """paperlib: reproduces *Efficient INT8 Single-Image Super-Resolution via Deployment-Aware Quantization and
 Teacher-Guided Training* (arXiv 2604.20291).
 
-The notebooks tell the story; this package holds what they call. Modules follow the data: config, data, blocks, student,
-scan, teacher, losses, train, quant, export, metrics, evaluate, tables, report, run, cli.
+The notebooks tell the story; this package holds what they call, in folders that carry the paper's words: data, student,
+teacher, quantisation, export, evaluation, training, reporting; running and benchmarks drive them. A folder imports only
+from floors below its own (`tests/test_floors.py`), and importing one loads neither torch nor TensorFlow before a name
+that needs them is used.
 """
 
-__version__ = "0.1.0"
+import lazy_loader
+
+__version__ = "0.2.0"
+
+__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"run": ["open_run"]})
+__all__ = ["__version__", "open_run"]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from paperlib import __version__
-from paperlib.config import PROFILES
 from paperlib.errors import UserError
+from paperlib.profiles import PROFILES
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
           ".tflite file")
@@ -97,15 +97,15 @@ def _profile(profile: str | None) -> str:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    from paperlib.run import reproduce
+    from paperlib.running.reproduce import reproduce
 
     return reproduce(_profile(args.profile), args.out, args.first.zfill(2), args.last.zfill(2),
                      parse_assignments(args.assignments), args.force)
 
 
 def _train(args: argparse.Namespace) -> int:
-    from paperlib.records import open_run
-    from paperlib.stages import train_stage
+    from paperlib.run import open_run
+    from paperlib.training.stages import train_stage
 
     run = open_run(_profile(args.profile), args.out, parse_assignments(args.assignments))
     print(f"trained: {train_stage(run, args.stage).path}")
@@ -113,8 +113,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from paperlib.data import Pairs, read_pairs
-    from paperlib.evaluate import evaluate, load_upscaler, score_lines
+    from paperlib.data.photographs import Pairs, read_pairs
+    from paperlib.evaluation.scoring import evaluate, score_lines
+    from paperlib.evaluation.upscalers import load_upscaler
 
     if args.json:
         _writable(args.json.parent)
@@ -131,7 +132,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _upscale(args: argparse.Namespace) -> int:
-    from paperlib.evaluate import load_upscaler
+    from paperlib.evaluation.upscalers import load_upscaler
     from paperlib.upscale import upscale_files
 
     _writable(args.out)
@@ -147,9 +148,9 @@ def _upscale(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from paperlib.config import load_settings
-    from paperlib.export import export_all
-    from paperlib.quantise import read_quantised
+    from paperlib.export.convert import export_all
+    from paperlib.profiles import load_settings
+    from paperlib.quantisation.qat import read_quantised
 
     settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
     model = read_quantised(args.checkpoint)
@@ -165,7 +166,7 @@ def _export(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     import pandas as pd
 
-    from paperlib.audit import verify
+    from paperlib.evaluation.audit import verify
 
     if args.json:
         _writable(args.json.parent)
@@ -177,7 +178,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from paperlib.bench import run_benchmarks
+    from paperlib.benchmarks.suite import run_benchmarks
 
     if args.json:
         _writable(args.json.parent)
@@ -188,27 +189,28 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from paperlib import div2k
-    from paperlib.config import load_settings
-    from paperlib.store import open_store
+    from paperlib.data.div2k import prepare
+    from paperlib.data.pixel_store import open_store
+    from paperlib.data.splits import status
+    from paperlib.profiles import load_settings
 
     settings = load_settings(_profile(args.profile), parse_assignments(args.assignments)).data
     if args.action == "prepare":
         if settings.source == "div2k":
             with _progress("B") as progress:
-                done = div2k.prepare(settings, progress=lambda name, have, size: progress(have, size))
+                done = prepare(settings, progress=lambda name, have, size: progress(have, size))
             print("\n".join(done))
         with _progress("photograph") as progress:
             store = open_store(settings, progress)
         print(f"training pixels of {len(store)} photographs: {store.folder}")
-    lines = div2k.status(settings)
+    lines = status(settings)
     print(*(f"{line['split']}: {line['state']}: {line['where']}" for line in lines), sep="\n")
     return 1 if any(line["state"] == "missing" for line in lines) else 0
 
 
 def _table(args: argparse.Namespace) -> int:
-    from paperlib.records import root
-    from paperlib.tables import format_tables
+    from paperlib.environment import root
+    from paperlib.reporting.tables import format_tables
 
     print(format_tables(args.out or root() / "results" / _profile(args.profile), args.format), end="")
     return 0

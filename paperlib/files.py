@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,42 +80,6 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_dir() -> Path:
-    """Folder for downloads, decoded pixels and teacher outputs: `PAPERLIB_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("PAPERLIB_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "paperlib"
-
-
-def _folder_from(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    if not value:
-        return None
-    if not Path(value).is_dir():
-        raise UserError(f"{variable}={value} is not a folder. Unset it or point it to an existing folder.")
-    return Path(value)
-
-
-def assets_dir() -> Path | None:
-    """Folder of downloaded weights named by `PAPERLIB_ASSETS`, or None when unset."""
-    return _folder_from("PAPERLIB_ASSETS")
-
-
-def data_dir() -> Path | None:
-    """Folder of image sets named by `PAPERLIB_DATA`, or None when unset."""
-    return _folder_from("PAPERLIB_DATA")
-
-
-def portable(text: str) -> str:
-    """Text with the folders of this machine named by the variables that choose them, for results that others read."""
-    chosen = {f"${name}": os.environ.get(name, "").rstrip("/") for name in ("PAPERLIB_ASSETS", "PAPERLIB_DATA")}
-    for name, place in (chosen | {"$PAPERLIB_CACHE": str(cache_dir())}).items():
-        if place.count("/") > 1:  # a folder named / or /data would be found in other paths
-            text = re.sub(rf"{re.escape(place)}(?=/|$)", lambda _, name=name: name, text)
-    return text
-
-
 @contextmanager
 def file_lock(path: str | Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` for the block; the operating system frees it when the process dies.
@@ -141,3 +105,7 @@ def file_lock(path: str | Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) while something long goes on."""

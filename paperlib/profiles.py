@@ -4,7 +4,11 @@ The smaller ones run the same code on less: they show that the method works, nev
 what its source reports (`expect`).
 """
 
+import os
 from typing import Any
+
+from paperlib.errors import UserError
+from paperlib.settings import Settings, _nearest, override, parse_overrides
 
 STAGE2_LOSS = {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03}
 # λ(t) of the published command line that names the Mamba teacher in stage 3.
@@ -12,7 +16,6 @@ STAGE3_LOSS = {
     "charbonnier": 1.0, "dct": 0.015, "kd": 0.010, "kd_mid": 0.005, "kd_low": 0.01, "kd_p1": 0.25, "kd_p2": 0.60}
 # Ours: INT8 is to compute what the float student computes; the photograph itself only breaks ties.
 CLOSE_TO_FLOAT = {"mse": 0.1, "kd": 1.0, "kd_error": "l2", "confidence": False}
-
 PAPER: dict[str, Any] = {
     "data": {"source": "div2k"},
     "teacher": {"kind": "published", "outputs": "on_the_fly"},
@@ -30,7 +33,6 @@ PAPER: dict[str, Any] = {
         "stage1_steps": 30_000, "stage3_steps": 7_500,
         "switches": ("teacher_none", "teacher_student", "dct_off", "confidence_off")},
 }
-
 SMOKE: dict[str, Any] = {
     "data": {"source": "embedded", "train_crop": 144, "valid_crop": 96, "max_train": 4, "max_valid": 2},
     "student": {"init": "bilinear"},
@@ -47,7 +49,6 @@ SMOKE: dict[str, Any] = {
     "export": {"height": 32, "width": 48},
     "ablation": {"archs": ("mobileone", "repdw", "abpn"), "stage1_steps": 2, "stage3_steps": 2},
 }
-
 DEMO: dict[str, Any] = {
     "data": {"source": "embedded", "valid_crop": 384, "sampling": "area"},
     "student": {"init": "bilinear"},
@@ -67,7 +68,6 @@ DEMO: dict[str, Any] = {
     "export": {"height": 128, "width": 128},
     "ablation": {"stage1_steps": 300, "stage3_steps": 60, "switches": ("teacher_none",)},
 }
-
 BENCHMARK: dict[str, Any] = {
     "data": {"source": "folders", "train": ("bsds400", "t91", "cid22"), "valid": ("clic_val",),
              "tests": ("benchmark/Set5", "benchmark/Set14", "benchmark/B100"), "sampling": "area"},
@@ -86,6 +86,24 @@ BENCHMARK: dict[str, Any] = {
     "ablation": {"stage1_steps": 1500, "stage3_steps": 300, "seeds": (1234, 1235),
                  "switches": ("teacher_none",)},
 }
-
 PROFILE_VALUES: dict[str, dict[str, Any]] = {
     "smoke": SMOKE, "demo": DEMO, "benchmark": BENCHMARK, "paper": PAPER}
+PROFILES = ("smoke", "demo", "benchmark", "paper")
+
+
+def load_settings(profile: str | None = None, overrides: str | dict[str, Any] | None = None) -> Settings:
+    """The settings of a profile with single fields overridden.
+
+    Args:
+        profile: one of `PROFILES`; None or "" takes the environment variable PAPERLIB_PROFILE, else "smoke".
+        overrides: dotted field names and values, as a dict or a JSON object in a string.
+
+    Raises:
+        UserError: unknown profile or field (the nearest names are given), or a value of the wrong kind or range.
+    """
+    from paperlib.profiles import PROFILE_VALUES
+
+    profile = profile or os.environ.get("PAPERLIB_PROFILE") or "smoke"
+    if profile not in PROFILES:
+        raise UserError(f"unknown profile {profile!r}. Nearest: {_nearest(profile, list(PROFILES))}.")
+    return override(Settings(profile=profile, **PROFILE_VALUES[profile]), parse_overrides(overrides))

@@ -1,192 +1,200 @@
-"""The notebooks 01 to 07 headlessly in order: skip what is current, resume, then tables and report (paper section 7).
+"""A run's folder and its records: every number with commit, settings, seed, versions and input hashes beside it.
 
-A notebook is current when its record is there, unchanged, and nothing that it depends on has changed: its own cells,
-the settings, paperlib's sources, the photographs and weights that go in, and what the notebooks before it depend on.
+`results/<profile>/` holds tables, records, figures, executed notebooks, checkpoints (git-ignored) and `report.html`;
+what is measured follows the paper's section 7.
 """
 
 import json
-import shlex
-import sys
+import math
+import resource
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from paperlib.data import named_folder, split_sources
+import pandas as pd
+from IPython.display import Image
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from paperlib.environment import portable, provenance, root
 from paperlib.errors import UserError
-from paperlib.files import assets_dir, file_lock, remove_stale, sha256_file, write_json
-from paperlib.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
-from paperlib.records import Run, open_run, root
-from paperlib.report import export_notebooks, write_report
-from paperlib.summary import write_summary
-from paperlib.tables import format_tables, write_tables
+from paperlib.files import atomic_path, sha256_file, write_json
+from paperlib.profiles import load_settings
+from paperlib.settings import Settings, flatten
 
-SHARES = {"01": 2, "02": 26, "03": 14, "04": 12, "05": 18, "06": 8, "07": 20}
-"""Rough shares of the time in %, for the first estimate; later runs go by what they took before."""
+NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
+STYLE = Path(__file__).with_name("paper.mplstyle")
 
 
-def input_files(run: Run) -> list[Path]:
-    """The files outside the run that its results depend on: photographs, test sets, downloaded weights.
-
-    Raises:
-        UserError: a folder of photographs is missing.
-    """
-    settings = run.settings.data
-    sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
-    files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
-    folders = [named_folder(name) for name in settings.tests] + [folder for folder in [assets_dir()] if folder]
-    return files + sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-
-
-def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
-    """What each notebook's result depends on, as a hash; each one's contains those of the notebooks before it."""
-    package = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in input_files(run)]
-    value, found = json.dumps([package, files, run.settings.model_dump(mode="json")]), {}
-    for path in paths:
-        value = found[path.stem] = sha256((value + notebook_hash(path)).encode()).hexdigest()
-    return found
-
-
-def _intact(run: Run, name: str) -> bool:
-    """Whether the files of the run that a record names are there as they were."""
-    inputs = [entry for entry in run.read_record(name).get("inputs", {}).values() if isinstance(entry, dict)]
-    return all((run.out / entry["file"]).is_file() and sha256_file(run.out / entry["file"]) == entry["sha256"]
-               for entry in inputs)
-
-
-def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) -> bool:
-    """Whether a notebook need not run: same fingerprint, record untouched, and the weights it names still there."""
-    record, known = run.out / "records" / f"{name}.json", state.get(name)
-    return (known is not None and known["fingerprint"] == fingerprint and record.is_file()
-            and known["record"] == sha256_file(record) and _intact(run, name))
-
-
-def time_left(names: Sequence[str], index: int, elapsed: float, state: Mapping[str, Any]) -> float | None:
-    """Estimated seconds from the start of `names[index]` to the end; None while there is nothing to go by.
+def measured_row(table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
+                 dataset: str, **more: Any) -> dict[str, Any]:
+    """One measured number for a record.
 
     Args:
-        names: the notebooks that run, in order; those before `index` took `elapsed` seconds.
-        state: what earlier runs took, by notebook.
+        table: the paper's table (A, B, C, D, abstract), or a name of ours for numbers that no table of the paper has.
+        row: the model, as in `reported.csv`.
+        precision: fp32, int8 or fake-quant.
+        metric: psnr, ssim, or a further one.
+        value: the number, or one per seed (then their mean and sample standard deviation are kept too); None where
+            it could not be measured.
+        dataset: the image set it was measured on; the tables read "validation".
+        more: anything that belongs beside the number, such as `note`, or `steps` of the training behind it.
     """
-    known = [state.get(name, {}).get("seconds") for name in names[index:]]
-    if None not in known:
-        return sum(known)
-    done, left = (sum(SHARES.get(name[:2], 10) for name in part) for part in (names[:index], names[index:]))
-    return elapsed * left / done if done >= 10 else None
+    line = {"table": table, "row": row, "precision": precision, "metric": metric, "dataset": dataset}
+    if isinstance(value, Sequence):
+        mean = math.fsum(value) / len(value)
+        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in value) / (len(value) - 1)) if len(value) > 1 else None
+        return line | {"value": mean, "values": list(value), "sd": spread} | more
+    return line | {"value": value} | more
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def command_line(run: Run, name: str, overrides: Mapping[str, Any] | None) -> str:
-    """The command that continues a run at a notebook."""
-    words = ["paperlib", "reproduce", "--profile", run.settings.profile, "--from", name[:2]]
-    if run.out != root() / "results" / run.settings.profile:
-        words += ["--out", str(run.out)]
-    if overrides:
-        words += ["--set", *(f"{field}={value if isinstance(value, str) else json.dumps(value)}"
-                             for field, value in overrides.items())]
-    return shlex.join(words)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Delete it; every notebook then runs again.") from error
-
-
-def _select(paths: list[Path], first: str, last: str) -> list[str]:
-    names = [path.stem for path in paths]
-    numbers = [name[:2] for name in names]
-    for number in (first, last):
-        if number not in numbers:
-            raise UserError(f"no notebook {number!r}. There are {', '.join(numbers)}.")
-    if first > last:
-        raise UserError(f"nothing lies between --from {first} and --until {last}. Exchange them.")
-    return [name for name in names if first <= name[:2] <= last]
-
-
-def reproduce(
-    profile: str | None = None, out: str | Path | None = None, first: str = "01", last: str = "07",
-    overrides: dict[str, Any] | None = None, force: bool = False, folder: Path | None = None,
-) -> int:
-    """Run the notebooks from `first` to `last`, then write tables, summary and report and print the tables.
-
-    Args:
-        profile: smoke, demo, benchmark or paper; None: the variable PAPERLIB_PROFILE, else smoke.
-        out: folder for the results; None: results/<profile> in the clone.
-        first, last: numbers of notebooks, two digits.
-        overrides: dotted settings and values.
-        force: run notebooks again that are current. Finished trainings are still not repeated; delete their folder
-            under checkpoints/ for that.
-        folder: where the notebooks lie; None: the clone's.
-
-    Returns:
-        0 if every notebook ran or was current, else 1.
+def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Files as path and SHA-256 (paths inside `out` relative to it, so that they can be checked later), hashes as is.
 
     Raises:
-        UserError: unknown profile, setting or notebook number; missing photographs; a folder that cannot be written,
-            or in which another run is going on.
+        UserError: a file is missing.
     """
-    run = open_run(profile, out, overrides)
-    paths = {path.stem: path for path in find_notebooks(folder or root() / "notebooks")}
-    chosen = _select(list(paths.values()), first, last)
-    with file_lock(run.out / ".lock"), kernel_environment():
-        remove_stale(run.out)
-        prints = fingerprints(list(paths.values()), run)
-        state_path = run.out / ".state.json"
-        state = _read_state(state_path)
-        due = [name for name in chosen if force or not is_current(run, name, prints[name], state)]
-        began = time.monotonic()
-        for name in chosen:
-            label = f"[{chosen.index(name) + 1}/{len(chosen)}] {name}"
-            if name not in due:
-                print(f"{label}: up to date", flush=True)
-                continue
-            elapsed = time.monotonic() - began
-            left = time_left(due, due.index(name), elapsed, state)
-            print(f"{label}: running, {_minutes(elapsed)} so far, "
-                  f"{'time left not known yet' if left is None else f'about {_minutes(left)} left'}", flush=True)
-            try:
-                state[name] = _one(paths[name], run, overrides, prints[name])
-            except NotebookError as error:
-                print(f"{label}: failed: {error}\n      executed copy: {run.out / 'notebooks' / paths[name].name}\n"
-                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
-                return 1
-            except KeyboardInterrupt:
-                print(f"\n{label}: interrupted; finished work is kept.\n"
-                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
-                raise
-            write_json(state_path, state)
-            print(f"{label}: done in {_minutes(state[name]['seconds'])}, peak memory "
-                  f"{state[name]['peak_bytes'] / 1e9:.1f} GB", flush=True)
-        write_results(run, state)
-    return 0
+    described: dict[str, Any] = {}
+    for label, value in inputs.items():
+        if isinstance(value, Path):
+            if not value.is_file():
+                raise UserError(f"the record's input {label!r} is not a file: {value}. Run the step that writes it.")
+            place = value.relative_to(out) if value.is_relative_to(out) else value
+            described[label] = {"file": str(place), "sha256": sha256_file(value)}
+        else:
+            described[label] = value
+    return described
 
 
-def _one(path: Path, run: Run, overrides: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
-    """Run one notebook; returns what the state remembers of it."""
-    clock = time.monotonic()
-    parameters = {"profile": run.settings.profile, "out": str(run.out), "overrides": json.dumps(overrides or {})}
-    record = run.out / "records" / f"{path.stem}.json"
-    before = record.stat().st_mtime_ns if record.is_file() else None
-    peak = execute(path, run.folder("notebooks") / path.name, parameters, run.out / ".kernel.log")
-    if not record.is_file() or record.stat().st_mtime_ns == before:
-        raise NotebookError(f"it ran but wrote no {record}; restore its last cells")
-    return {"fingerprint": fingerprint, "record": sha256_file(record), "seconds": round(time.monotonic() - clock, 1),
-            "peak_bytes": peak}
+class Run:
+    """A profile's settings and the folder of its results; records count their duration from when it was made."""
+
+    def __init__(self, settings: Settings, out: Path) -> None:
+        self.settings, self.out = settings, out
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+
+    def folder(self, name: str) -> Path:
+        """A subfolder of the results, made if missing.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        path = self.out / name
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}. Choose a writable folder with --out.") from error
+        return path
+
+    def check_writable(self) -> None:
+        """Write and remove a file in the results folder, before hours of work go into it.
+
+        Raises:
+            UserError: the folder takes no files.
+        """
+        folder = self.folder("records")
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}. Choose a writable folder with --out."
+                            ) from error
+
+    def checkpoint(self, stage: str) -> Path:
+        """Folder of a stage's training state and weights."""
+        return self.folder(f"checkpoints/{stage}")
+
+    def describe(self, *sections: str) -> pd.DataFrame:
+        """The settings as a table: the named sections, or profile, seed, folder and data where none is named."""
+        flat = flatten("", self.settings.model_dump(mode="json"))
+        chosen = {key: value for key, value in flat.items() if not sections or key.split(".")[0] in sections}
+        if not sections:
+            chosen = {"profile": f"{self.settings.profile} ({self.settings.note})", "seed": self.settings.seed,
+                      "results": str(self.out)} | {key: v for key, v in chosen.items() if key.startswith("data.")}
+        return pd.DataFrame({"setting": chosen.keys(), "value": [str(value) for value in chosen.values()]})
+
+    def figure(self, name: str, figure: Figure) -> Image:
+        """Save a figure as figures/<name>.png and give that very picture for display, at half its pixel size."""
+        path = self.folder("figures") / f"{name}.png"
+        with style.context(STYLE), atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
+        return Image(filename=path, width=round(figure.get_figwidth() * 80), alt=name.replace("_", " "))
+
+    def record(self, name: str, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any] | None = None,
+               **extra: Any) -> Path:
+        """Write records/<name>.json: the measured rows with everything needed to believe them.
+
+        Args:
+            name: NN_name of the notebook.
+            rows: see `measured_row`.
+            inputs: label → Path of a file (its SHA-256 is recorded), or a hash.
+            extra: anything else worth keeping (histories, layer statistics), JSON-able; undefined numbers become null.
+
+        Raises:
+            UserError: an input file is missing, or the folder cannot be written.
+        """
+        content = provenance() | {
+            "name": name, "profile": self.settings.profile, "note": self.settings.note, "seed": self.settings.seed,
+            "settings": self.settings.model_dump(mode="json"), "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 1),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "inputs": _inputs(inputs or {}, self.out), "rows": list(rows)}
+        if taken := content.keys() & extra.keys():
+            raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
+        return write_json(self.folder("records") / f"{name}.json", _plain(content | extra))
+
+    def read_record(self, name: str) -> dict[str, Any]:
+        """A record of this run.
+
+        Raises:
+            UserError: there is none (the message says which notebook writes it), or it is damaged.
+        """
+        path = self.out / "records" / f"{name}.json"
+        if not path.is_file():
+            raise UserError(f"no record at {path}. Run notebook {name} with profile {self.settings.profile} first.")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}). Run notebook {name} again.") from error
+        if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
+            raise UserError(f"{path} is no record: it has no rows. Run notebook {name} again.")
+        return record
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """All records of this run by name, in the notebooks' order."""
+        return {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
 
 
-def write_results(run: Run, state: Mapping[str, Any]) -> None:
-    """Tables, summary and report from whatever records there are; prints the tables and where everything lies."""
-    run.record("00_reproduce", [], notebooks={name: {key: value[key] for key in ("seconds", "peak_bytes")}
-                                              for name, value in sorted(state.items())})
-    write_tables(run)
-    summary = write_summary(run)
-    export_notebooks(run)
-    page = write_report(run)
-    print(f"\n{format_tables(run.out)}\n{run.settings.note}\nSummary: {summary}\nReport:  {page}", flush=True)
+def _plain(value: Any) -> Any:
+    """JSON's own types: numbers of numpy and torch become Python's, paths portable text, undefined numbers null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, pd.DataFrame):
+        return _plain(value.to_dict("records"))
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return portable(str(value)) if isinstance(value, str | Path) else value
+
+
+def open_run(profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None) -> Run:
+    """Open (or start) a run.
+
+    Args:
+        profile: smoke, demo, benchmark or paper; empty: the variable PAPERLIB_PROFILE, else smoke.
+        out: folder for the results; empty: results/<profile> in the clone, wherever the notebook runs.
+        overrides: single settings, a dict or a JSON object in a string.
+
+    Raises:
+        UserError: unknown profile or setting, or a folder that cannot be written.
+    """
+    settings = load_settings(profile, overrides)
+    run = Run(settings, Path(out).expanduser().absolute() if out else root() / "results" / settings.profile)
+    run.check_writable()
+    return run

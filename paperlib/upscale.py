@@ -13,26 +13,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paperlib.baselines import build_model
-from paperlib.data import Progress
+from paperlib.data.images import Picture, check_writable, find_images, read_picture, write_picture
+from paperlib.data.tiles import run_tiled
 from paperlib.errors import UserError
-from paperlib.evaluate import Bicubic, StudentUpscaler, Upscaler
-from paperlib.graph import deployment_graph
-from paperlib.images import find_images
-from paperlib.pictures import Picture, check_writable, read_picture, write_picture
-from paperlib.resize import SCALE
-from paperlib.tflite import TFLiteModel, open_interpreter
-from paperlib.tiles import run_tiled
+from paperlib.evaluation.upscalers import Bicubic, StudentUpscaler, Upscaler
+from paperlib.export.tflite import TFLiteModel, _tflite_reach
+from paperlib.files import Progress
+from paperlib.settings import SCALE
+from paperlib.student.models import build_model, deployment_graph
 
 MARK = "_x3"
 """Added to a file's name, so that a result never replaces its input."""
 TILE_INT8, TILE_FLOAT = 640, 384
 """Largest tile, LR pixels a side: about the speed of the whole picture (a tenth more work) in bounded memory."""
-LOCAL = frozenset((
-    "ADD", "CAST", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK",
-    "PAD", "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "TILE",
-    "TRANSPOSE"))
-"""TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
 
 
 def reach(upscaler: Upscaler) -> int | None:
@@ -49,20 +42,6 @@ def reach(upscaler: Upscaler) -> int | None:
         return None
     nodes = deployment_graph(build_model(settings, "fused")).nodes
     return sum(node.weight.shape[-1] // 2 for node in nodes if node.op == "conv")
-
-
-def _tflite_reach(path: Path) -> int | None:
-    """`reach` of a TFLite file; None where it has an operator that is not known to be local."""
-    interpreter = open_interpreter(path, xnnpack=False)
-    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
-    total = 0
-    for operator in interpreter._get_ops_details():
-        name = operator["op_name"]
-        if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            total += max(int(size) // 2 for size in shapes[operator["inputs"][1]][1:3])
-        elif name not in LOCAL:
-            return None
-    return total
 
 
 def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:

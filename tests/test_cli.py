@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from skimage.data import chelsea, coffee
 
 from paperlib.cli import build_parser, main, parse_assignments
-from paperlib.config import QuantSettings, StudentSettings
 from paperlib.errors import UserError
-from paperlib.quantise import prepare_qat, save_qat
-from paperlib.student import Student, fuse, save_student
+from paperlib.quantisation.qat import prepare_qat, save_qat
+from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.student.models import save_student
+from paperlib.student.network import Student, fuse
 
 COMMANDS = ("reproduce", "train", "evaluate", "upscale", "export", "verify", "bench", "data", "table")
 
@@ -73,7 +74,7 @@ def test_assignments_are_json_or_text():
 
 def test_reproduce_passes_on_what_it_was_given(monkeypatch):
     calls = []
-    monkeypatch.setattr("paperlib.run.reproduce", lambda *arguments: calls.append(arguments) or 1)
+    monkeypatch.setattr("paperlib.running.reproduce.reproduce", lambda *arguments: calls.append(arguments) or 1)
     monkeypatch.delenv("PAPERLIB_PROFILE", raising=False)
     assert main(["reproduce"]) == 1
     line = "reproduce --profile smoke --out here --from 3 --until 05 --set a.b=1 c.d=x --set e.f=2.5 --force"
@@ -209,7 +210,7 @@ def test_interrupting_says_that_work_is_kept(monkeypatch, capsys):
     def stop(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paperlib.run.reproduce", stop)
+    monkeypatch.setattr("paperlib.running.reproduce.reproduce", stop)
     assert main(["reproduce"]) == 130
     assert "what was finished is kept" in capsys.readouterr().err
 

@@ -11,7 +11,8 @@ import paperlib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TOP = {"notebooks", "paperlib", "results", "environment.yml", "README.md", "tests", "pyproject.toml", "Makefile", ".ci"}
+TOP = {"notebooks", "paperlib", "results", "environment.yml", "README.md", "tests", "pyproject.toml", "Makefile", ".ci",
+       "LICENSE", "CITATION.cff"}
 
 
 def test_environment_yml_installs_this_project_with_its_extras():
@@ -32,7 +33,7 @@ def test_the_cards_packages_are_declared():
 
 
 def test_every_runtime_dependency_is_imported_or_is_a_tool():
-    sources = "\n".join(path.read_text() for path in [*ROOT.glob("paperlib/*.py"), *ROOT.glob("notebooks/*.ipynb")])
+    sources = "\n".join(path.read_text() for path in [*ROOT.glob("paperlib/**/*.py"), *ROOT.glob("notebooks/*.ipynb")])
     modules = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn",
                "ai-edge-litert": "ai_edge_litert", "ipython": "IPython"}
     # `make lab`; timm imports torchvision; scikit-learn gives photographs, read from its wheel
@@ -52,5 +53,5 @@ def test_top_level_is_the_designs():
 
 
 def test_modules_stay_small():
-    for path in ROOT.glob("paperlib/*.py"):
+    for path in ROOT.glob("paperlib/**/*.py"):
         assert len(path.read_text().splitlines()) <= 300, f"{path.name} is more than one concept"

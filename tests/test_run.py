@@ -1,265 +1,158 @@
 import json
-import os
-import signal
+import math
+import statistics
 import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 
-import nbformat
-import psutil
+import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 
-from paperlib import notebooks, run
+from paperlib import environment
+from paperlib import run as run_module
 from paperlib.errors import UserError
-from paperlib.files import file_lock
-from paperlib.records import open_run
-
-PARAMETERS = 'profile = ""\nout = ""  # a folder\noverrides = ""'
-RECORD = """
-import json, os, pathlib, sys
-place = pathlib.Path(out) / "records" / "{name}.json"
-place.parent.mkdir(exist_ok=True)
-place.write_text(json.dumps({{"rows": [], "inputs": {{}}, "overrides": overrides, "python": sys.executable,
-    "commit": None, "dirty": None, "seconds": 1, "seed": 1, "versions": {{"torch": ""}}, "device": "", "threads": 1,
-    "settings": {{}}, "profile": profile, "note": "", "started": "",
-    "malloc": os.environ["MALLOC_MMAP_MAX_"], "at": os.getcwd()}}))
-"""
-
-
-def write_notebook(folder: Path, name: str, code: str = "", parameters: str | None = PARAMETERS) -> Path:
-    cells = []
-    if parameters is not None:
-        cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    cells.append(nbformat.v4.new_code_cell(code + RECORD.format(name=name)))
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    return path
+from paperlib.files import sha256_file
+from paperlib.run import measured_row, open_run
 
 
 @pytest.fixture
-def folder(tmp_path):
-    for name in ("01_one", "02_two"):
-        write_notebook(tmp_path / "notebooks", name)
-    return tmp_path / "notebooks"
+def run(tmp_path):
+    return open_run("smoke", tmp_path / "out")
 
 
-def go(folder: Path, **more) -> int:
-    return run.reproduce("smoke", folder.parent / "out", more.pop("first", "01"), more.pop("last", "02"),
-                         folder=folder, **more)
+def test_results_lie_in_the_clone_wherever_the_notebook_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert environment.root() == Path(run_module.__file__).parents[1]
+    assert open_run("smoke").out == environment.root() / "results" / "smoke"
 
 
-def ran(capsys) -> list[str]:
-    """Names of the notebooks that the lines on stdout say were run."""
-    return [line.split()[1].rstrip(":") for line in capsys.readouterr().out.splitlines() if ": done in" in line]
+def test_an_installed_package_writes_into_the_clone_around_the_notebook(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "site-packages" / "paperlib" / "environment.py"))
+    clone = tmp_path / "clone"
+    (clone / "notebooks").mkdir(parents=True)
+    (clone / "pyproject.toml").touch()
+    monkeypatch.chdir(clone / "notebooks")
+    assert environment.root() == clone
+    monkeypatch.chdir(tmp_path)
+    assert environment.root() == tmp_path
 
 
-def test_runs_in_order_then_skips_what_is_current_and_reruns_what_changed(folder, capsys):
-    assert go(folder) == 0
-    text = capsys.readouterr().out
-    assert text.index("[1/2] 01_one: done") < text.index("[2/2] 02_two: running") < text.index("Table A")
-    out = folder.parent / "out"
-    record = json.loads((out / "records" / "01_one.json").read_text())
-    assert record["python"] == sys.executable
-    assert (record["profile"], record["overrides"], record["malloc"]) == ("smoke", "{}", "0")
-    assert record["at"] == str(folder)
-    assert {path.name for path in (out / "notebooks").glob("*.ipynb")} == {"01_one.ipynb", "02_two.ipynb"}
-    assert all((out / name).is_file() for name in ("summary.md", "report.html", "tables/B.csv"))
-    measured = open_run("smoke", out).read_record("00_reproduce")["notebooks"]
-    assert measured.keys() == {"01_one", "02_two"}
-    assert measured["01_one"]["peak_bytes"] > 10e6
-
-    assert go(folder) == 0
-    assert ran(capsys) == []
-
-    (out / "records" / "02_two.json").unlink()
-    assert go(folder) == 0
-    assert ran(capsys) == ["02_two"]
-
-    write_notebook(folder, "01_one", "changed = True\n")
-    assert go(folder) == 0
-    assert ran(capsys) == ["01_one", "02_two"]
+def test_a_record_says_where_its_numbers_come_from(run):
+    weights = run.checkpoint("stage1") / "student.safetensors"
+    weights.write_bytes(b"weights")
+    row = measured_row("B", "bicubic", "fp32", "psnr", 28.2, "validation")
+    path = run.record("01_data", [row], inputs={"stage1": weights, "pixels": "abc"}, history=[{"step": 1}])
+    record = json.loads(path.read_text())
+    assert path == run.out / "records" / "01_data.json"
+    assert record["rows"] == [row]
+    assert record["inputs"] == {
+        "stage1": {"file": "checkpoints/stage1/student.safetensors", "sha256": sha256_file(weights)}, "pixels": "abc"}
+    assert record["history"] == [{"step": 1}]
+    assert record["settings"] == run.settings.model_dump(mode="json")
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"commit", "dirty", "profile", "seed", "device", "threads", "started"} <= record.keys()
+    assert record["seconds"] >= 0
+    assert record["peak_memory_bytes"] > 1e6
+    assert run.read_record("01_data") == record == run.records()["01_data"]
 
 
-def test_a_failure_stops_with_exit_code_1_and_is_taken_up_again_there(folder, capsys):
-    error = "from paperlib.errors import UserError\nraise UserError('no photographs. Add some.')\n"
-    write_notebook(folder, "02_two", error)
-    assert go(folder, overrides={"stage1.steps": 7}) == 1
-    shown = capsys.readouterr()
-    copy = folder.parent / "out" / "notebooks" / "02_two.ipynb"
-    assert "[2/2] 02_two: failed: no photographs. Add some." in shown.err
-    assert str(copy) in shown.err
-    assert "--from 02" in shown.err
-    assert "--set stage1.steps=7" in shown.err
-    assert "no photographs" in copy.read_text()
-    assert "Table A" not in shown.out
-
-    write_notebook(folder, "02_two")
-    assert go(folder, overrides={"stage1.steps": 7}) == 0
-    assert ran(capsys) == ["02_two"]
+def test_versions_are_read_without_importing_tensorflow():
+    code = ("import sys; from paperlib.environment import provenance; found = provenance()['versions']['tensorflow']\n"
+            "sys.exit(0 if found and 'tensorflow' not in sys.modules else 1)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_other_exceptions_keep_their_kind_and_a_dead_kernel_is_named(folder, capsys):
-    write_notebook(folder, "01_one", "1 / 0\n")
-    assert go(folder, last="01") == 1
-    assert "failed: ZeroDivisionError: division by zero" in capsys.readouterr().err
-    write_notebook(folder, "01_one", "import os\nos._exit(1)\n")
-    assert go(folder, last="01") == 1
-    assert "kernel died" in capsys.readouterr().err
+def test_inputs_outside_the_run_keep_their_whole_path(run, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    teacher.write_bytes(b"x")
+    run.record("03_teacher", [], inputs={"teacher": teacher})
+    assert run.read_record("03_teacher")["inputs"]["teacher"]["file"] == str(teacher)
 
 
-def test_a_notebook_that_writes_no_record_has_failed(folder, capsys):
-    path = write_notebook(folder, "01_one")
-    book = nbformat.read(path, as_version=4)
-    book.cells[-1].source = "pass"
-    nbformat.write(book, path)
-    assert go(folder, last="01") == 1
-    assert "wrote no" in capsys.readouterr().err
+def test_a_missing_input_is_an_error(run):
+    with pytest.raises(UserError, match="stage1"):
+        run.record("02_stage1", [], inputs={"stage1": run.out / "nothing.safetensors"})
 
 
-def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd):
-    write_notebook(folder, "01_one", "import os\nprint('chatter')\nos.write(2, b'a library speaks')\n"
-                                     "print('stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left')\n")
-    assert go(folder, last="01") == 0
-    shown = capfd.readouterr()
-    assert "      stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left\n" in shown.out
-    assert "chatter" not in shown.out
-    assert shown.err == ""
-    assert "a library speaks" in (folder.parent / "out" / ".kernel.log").read_text()
+def test_extra_fields_cannot_hide_the_provenance(run):
+    with pytest.raises(ValueError, match="seed"):
+        run.record("01_data", [], seed=1)
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    ({"overrides": {"stage1.stepz": 5}}, "stage1.stepz"),
-    ({"overrides": {"stage1.steps": -5}}, "stage1.steps"),
-    ({"last": "09"}, "no notebook '09'. There are 01, 02"),
-    ({"first": "02", "last": "01"}, "Exchange"),
-])
-def test_what_is_unknown_is_refused_before_anything_runs(folder, more, words):
-    with pytest.raises(UserError, match=words):
-        go(folder, **more)
-    assert not (folder.parent / "out" / "notebooks").exists()
+def test_numbers_of_other_libraries_become_plain_json(run):
+    run.record("01_data", [], values={"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": math.nan,
+                                      "d": (np.int64(3), Path("x")), 5: np.array([[math.inf, 1.0]])})
+    assert run.read_record("01_data")["values"] == {
+        "a": 0.5, "b": [1, 2], "c": None, "d": [3, "x"], "5": [[None, 1.0]]}
 
 
-@pytest.mark.parametrize("parameters", [
-    None, PARAMETERS + "\nextra = 1", 'profile = ""', "out = profile = overrides = ''"])
-def test_notebooks_with_other_parameters_are_refused(folder, parameters):
-    write_notebook(folder, "02_two", parameters=parameters)
-    with pytest.raises(UserError, match="02_two"):
-        go(folder)
-
-
-def test_two_runs_in_one_folder_are_refused(folder):
-    out = folder.parent / "out"
-    with file_lock(out / ".lock"), pytest.raises(UserError, match=f"process {os.getpid()}"):
-        go(folder)
-
-
-def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp_path, monkeypatch):
-    paths = notebooks.find_notebooks(folder)
+def test_folders_of_this_machine_are_named_by_their_variables(run, monkeypatch, tmp_path):
     monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path / "assets"))
-    (tmp_path / "assets").mkdir()
-    weights = tmp_path / "assets" / "teacher.pth"
-    weights.write_bytes(b"one")
-    plain = run.fingerprints(paths, open_run("smoke", tmp_path / "a"))
-    assert plain == run.fingerprints(paths, open_run("smoke", tmp_path / "b"))
-    assert len(set(plain.values())) == 2
-    other = run.fingerprints(paths, open_run("smoke", tmp_path / "a", {"stage3.steps": 9}))
-    assert not set(plain.values()) & set(other.values())
-    weights.write_bytes(b"other")
-    assert not set(plain.values()) & set(run.fingerprints(paths, open_run("smoke", tmp_path / "a")).values())
-    weights.unlink()
-
-    before = run.fingerprints(paths, open_run("smoke", tmp_path / "a"))
-    write_notebook(folder, "02_two", "changed = True\n")
-    after = run.fingerprints(paths, open_run("smoke", tmp_path / "a"))
-    assert before["01_one"] == after["01_one"]
-    assert before["02_two"] != after["02_two"]
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PAPERLIB_DATA", "/")
+    path = run.record("01_data", [], teacher=f"found at {tmp_path}/assets/t.pth; scan: numba",
+                      places=[tmp_path / "cache", tmp_path / "cached" / "x", tmp_path / "assets"])
+    record = json.loads(path.read_text())
+    assert record["teacher"] == "found at $PAPERLIB_ASSETS/t.pth; scan: numba"
+    assert record["places"] == ["$PAPERLIB_CACHE", f"{tmp_path}/cached/x", "$PAPERLIB_ASSETS"]
 
 
-def test_outputs_do_not_change_a_notebooks_hash(folder):
-    path = folder / "01_one.ipynb"
-    before = notebooks.notebook_hash(path)
-    book = nbformat.read(path, as_version=4)
-    book.cells[0].outputs = [nbformat.v4.new_output("stream", text="done")]
-    book.cells[0].execution_count = 3
-    nbformat.write(book, path)
-    assert notebooks.notebook_hash(path) == before
+def test_seeds_become_mean_and_sample_standard_deviation():
+    values = [30.0, 30.5, 31.3]
+    row = measured_row("C", "repdw", "int8", "psnr", values, "validation", steps=200)
+    assert row["value"] == pytest.approx(statistics.mean(values))
+    assert row["sd"] == pytest.approx(statistics.stdev(values))
+    assert row["values"] == values
+    assert row["steps"] == 200
+    assert measured_row("C", "repdw", "int8", "psnr", [30.0], "validation")["sd"] is None
 
 
-def test_edited_records_and_lost_weights_make_a_notebook_due(tmp_path):
-    results = open_run("smoke", tmp_path)
-    weights = results.checkpoint("stage1") / "student.safetensors"
-    weights.write_bytes(b"weights")
-    record = results.record("02_stage1", [], inputs={"stage1": weights, "pixels": "abc"})
-    state = {"02_stage1": {"fingerprint": "f", "record": run.sha256_file(record)}}
-    assert run.is_current(results, "02_stage1", "f", state)
-    assert not run.is_current(results, "02_stage1", "g", state)
-    assert not run.is_current(results, "03_teacher", "f", state)
-    weights.write_bytes(b"others")
-    assert not run.is_current(results, "02_stage1", "f", state)
-    weights.unlink()
-    assert not run.is_current(results, "02_stage1", "f", state)
-    weights.write_bytes(b"weights")
-    record.write_text(record.read_text().replace("smoke", "paper", 1))
-    assert not run.is_current(results, "02_stage1", "f", state)
+def test_reading_a_record_that_is_not_there_names_the_notebook(run):
+    with pytest.raises(UserError, match=r"Run notebook 02_stage1 with profile smoke"):
+        run.read_record("02_stage1")
 
 
-def test_time_left_goes_by_earlier_runs_else_by_shares():
-    names = ["01_a", "02_b", "07_c"]
-    assert run.time_left(names, 0, 0, {name: {"seconds": 10} for name in names}) == 30
-    assert run.time_left(names, 1, 99, {name: {"seconds": 10} for name in names}) == 20
-    assert run.time_left(names, 1, 4, {}) is None
-    done, left = run.SHARES["01"] + run.SHARES["02"], run.SHARES["07"]
-    assert run.time_left(names, 2, 56, {}) == pytest.approx(56 * left / done)
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": 3}'])
+def test_a_damaged_record_is_an_error(run, text):
+    (run.out / "records" / "01_data.json").write_text(text)
+    with pytest.raises(UserError, match="01_data"):
+        run.records()
 
 
-def test_a_damaged_state_is_an_error(folder):
-    out = folder.parent / "out"
-    out.mkdir()
-    (out / ".state.json").write_text("{")
-    with pytest.raises(UserError, match="Delete it"):
-        go(folder)
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"):
+        open_run("smoke", tmp_path / "file" / "out")
 
 
-def test_the_environment_is_put_back(monkeypatch):
-    monkeypatch.setenv("TQDM_MININTERVAL", "1")
-    before = dict(os.environ)
-    with notebooks.kernel_environment():
-        assert os.environ["TQDM_MININTERVAL"] == "30"
-        place = Path(os.environ["JUPYTER_PATH"].split(os.pathsep)[0])
-        assert json.loads((place / "kernels/python3/kernel.json").read_text())["argv"][0] == sys.executable
-    assert dict(os.environ) == before
-    assert not place.exists()
+def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(run_module.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match="Read-only file system"):
+        open_run("smoke", tmp_path / "out")
 
 
-def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(folder, tmp_path):
-    mark = tmp_path / "pid"
-    write_notebook(folder, "01_one", textwrap.dedent(f"""
-        import os, time, pathlib
-        pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))
-        time.sleep(600)
-    """))
-    script = textwrap.dedent(f"""
-        import signal, sys
-        from pathlib import Path
-        from paperlib.run import reproduce
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-        try:
-            reproduce("smoke", {str(tmp_path / 'out')!r}, "01", "01", folder=Path({str(folder)!r}))
-        except KeyboardInterrupt:
-            sys.exit(130)
-    """)
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    try:
-        while not (mark.is_file() and mark.read_text()) and process.poll() is None:
-            time.sleep(0.2)
-        assert process.poll() is None, process.stderr.read()
-        process.send_signal(signal.SIGINT)
-        _, text = process.communicate(timeout=180)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "--from 01" in text
-    assert not psutil.pid_exists(int(mark.read_text()))
+def test_unknown_settings_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no field 'stepz'"):
+        open_run("smoke", tmp_path, '{"stage1.stepz": 5}')
+
+
+def test_describe_names_profile_folder_and_the_sections_asked_for(run):
+    overview = dict(run.describe().itertuples(index=False))
+    assert "not the paper's numbers" in overview["profile"]
+    assert overview["results"] == str(run.out)
+    assert set(run.describe("stage1")["setting"].str.split(".").str[0]) == {"stage1"}
+
+
+def test_the_figure_shown_is_the_figure_saved(run):
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().plot([0, 1])
+    shown = run.figure("01_pair", figure)
+    saved = (run.out / "figures" / "01_pair.png").read_bytes()
+    assert shown.data == saved
+    assert int.from_bytes(saved[16:20]) == 2 * shown.width
+    assert shown.alt == "01 pair"

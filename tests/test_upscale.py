@@ -8,22 +8,15 @@ import torch
 from PIL import Image
 from skimage.data import chelsea, coffee
 
-from paperlib.config import QuantSettings, StudentSettings
-from paperlib.evaluate import StudentUpscaler, Upscaler, load_upscaler
-from paperlib.export import export_tflite
-from paperlib.pictures import Picture
-from paperlib.quantise import prepare_qat, quantised_graph
-from paperlib.student import Student, fuse
-from paperlib.tflite import TFLiteModel
-from paperlib.tiles import run_tiled
-from paperlib.upscale import (
-    byte_runner,
-    find_inputs,
-    reach,
-    upscale_files,
-    upscale_picture,
-    upscale_pixels,
-)
+from paperlib.data.images import Picture
+from paperlib.data.tiles import run_tiled
+from paperlib.evaluation.upscalers import StudentUpscaler, Upscaler, load_upscaler
+from paperlib.export.convert import export_tflite
+from paperlib.export.tflite import TFLiteModel
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
+from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.student.network import Student, fuse
+from paperlib.upscale import byte_runner, find_inputs, reach, upscale_files, upscale_picture, upscale_pixels
 
 BICUBIC = load_upscaler("bicubic")
 

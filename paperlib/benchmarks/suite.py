@@ -1,0 +1,180 @@
+"""`paperlib bench`: speed as ratios inside one run, ours faster above 1 (paper section 4's costs, made small).
+
+A ratio of medians of interleaved runs holds on a busy machine where a time alone does not. Each benchmark says what was
+measured and on what.
+"""
+
+import copy
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from paperlib.benchmarks.epoch import bench_epoch, photograph
+from paperlib.benchmarks.tflite import bench_int8, bench_upscale
+from paperlib.benchmarks.timing import interleaved
+from paperlib.benchmarks.training import cost_table
+from paperlib.data.dataset import TrainSet
+from paperlib.data.pixel_store import open_store
+from paperlib.data.resize import bicubic_downscale
+from paperlib.errors import UserError
+from paperlib.evaluation.metrics import ssim_rgb
+from paperlib.settings import SCALE, DataSettings, LossSettings, StudentSettings
+from paperlib.student.graph import macs_per_lr_pixel
+from paperlib.student.models import build_model, deployment_graph, fuse_model
+from paperlib.student.network import with_form
+from paperlib.training.losses import stage_loss
+
+
+def bench_data(rounds: int = 5, batch: int = 16, patch: int = 42) -> dict[str, Any]:
+    """A batch from the pixel store against opening the PNG files and cropping, as the field's data sets do."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        hr = photograph(1356, 2040)
+        Image.fromarray(hr).save(folder / "0001.png")
+        (folder / "lr").mkdir()
+        Image.fromarray(bicubic_downscale(hr)).save(folder / "lr" / "0001x3.png")
+        settings = DataSettings(source="folders", train=(str(folder),))
+        patches = TrainSet(open_store(settings), settings, 0, "bench", patch)
+
+        def decode() -> None:
+            for _, top, left, _ in patches.batch(0, batch).samples:
+                with Image.open(folder / "0001.png") as large, Image.open(folder / "lr" / "0001x3.png") as small:
+                    np.asarray(large.convert("RGB"))[SCALE * top :][: SCALE * patch, SCALE * left :][:, : SCALE * patch]
+                    np.asarray(small.convert("RGB"))[top : top + patch, left : left + patch]
+
+        seconds = interleaved({"cache": lambda: patches.batch(0, batch), "decode": decode}, rounds)
+    return {"what": f"a batch of {batch} patches of {patch}² LR pixels from 2040×1356 photographs",
+            "ms_cache": 1e3 * seconds["cache"], "ms_decode": 1e3 * seconds["decode"],
+            "ratio_cache_vs_decode": seconds["decode"] / seconds["cache"]}
+
+
+def _step(model: torch.nn.Module, lr: torch.Tensor, hr: torch.Tensor) -> Callable[[], None]:
+    optimizer, loss = torch.optim.Adam(model.parameters(), lr=1e-4), LossSettings(l1=1.0)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        stage_loss(loss, model(lr), hr, None, 0.0)[0].backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_flops(size: int = 2048, rounds: int = 5) -> float:
+    """Floating-point operations per second of a large float32 matrix product, as a yardstick.
+
+    Where the matrix library does not use a processor's widest vectors, convolutions can exceed it.
+    """
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    return 2 * size**3 / interleaved({"matmul": lambda: a @ b}, rounds)["matmul"]
+
+
+def bench_step(rounds: int = 7, batch: int = 16, patch: int = 42) -> dict[str, Any]:
+    """A training step: channels-last expanded (ours) against plain expanded, and collapsed against expanded."""
+    torch.manual_seed(0)
+    plain = build_model(StudentSettings()).train()
+    ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    collapsed = with_form(ours, "collapsed")
+    lr, hr = torch.rand(batch, 3, patch, patch) * 255, torch.rand(batch, 3, SCALE * patch, SCALE * patch) * 255
+    last = lr.contiguous(memory_format=torch.channels_last)
+    seconds = interleaved({"plain": _step(plain, lr, hr), "expanded": _step(ours, last, hr),
+                           "collapsed": _step(collapsed, last, hr)}, rounds)
+    macs = macs_per_lr_pixel(deployment_graph(fuse_model(plain))) * batch * patch**2
+    return {"what": f"one training step, batch {batch}, {patch}² LR pixels, L1, Adam", "batch": batch, "patch": patch,
+            "threads": torch.get_num_threads(), **{f"s_{name}": value for name, value in seconds.items()},
+            "ratio_vs_plain": seconds["plain"] / seconds["expanded"],
+            "ratio_collapsed_vs_expanded": seconds["expanded"] / seconds["collapsed"],
+            # forward, and backward to inputs and weights: three times the forward's multiply-adds
+            "fraction_of_peak": 6 * macs / seconds["collapsed"] / peak_flops()}
+
+
+def bench_compile(rounds: int = 5, batch: int = 16, patch: int = 42) -> dict[str, Any]:
+    """A training step through torch.compile against the same step without it, expanded and collapsed.
+
+    Raises:
+        UserError: no C++ compiler, which torch.compile needs on a CPU.
+    """
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        raise UserError("torch.compile needs a C++ compiler: install g++.")
+    torch.manual_seed(0)
+    expanded = build_model(StudentSettings()).train().to(memory_format=torch.channels_last)
+    lr = (torch.rand(batch, 3, patch, patch) * 255).contiguous(memory_format=torch.channels_last)
+    hr = torch.rand(batch, 3, SCALE * patch, SCALE * patch) * 255
+    steps, compiling = {}, {}
+    for name, model in (("expanded", expanded), ("collapsed", with_form(expanded, "collapsed"))):
+        steps |= {name: _step(model, lr, hr), f"{name}_compiled": _step(torch.compile(copy.deepcopy(model)), lr, hr)}
+        begin = time.perf_counter()
+        steps[f"{name}_compiled"]()
+        compiling[f"s_compiling_{name}"] = time.perf_counter() - begin
+    seconds = interleaved(steps, rounds)
+    return {"what": f"one training step, batch {batch}, {patch}² LR pixels, L1, Adam; compiled for this processor",
+            **{f"s_{name}": value for name, value in seconds.items()}, **compiling,
+            "ratio_expanded": seconds["expanded"] / seconds["expanded_compiled"],
+            "ratio_collapsed": seconds["collapsed"] / seconds["collapsed_compiled"]}
+
+
+def bench_metrics(rounds: int = 3) -> dict[str, Any]:
+    """SSIM of a 2040×1356 image: in strips on all cores (ours) against one call of scikit-image."""
+    hr = photograph(1356, 2040)
+    sr = np.clip(hr.astype(np.float32) + 3, 0, 255)
+    one = lambda: structural_similarity(
+        sr.astype(np.float64), hr.astype(np.float64), channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False)
+    seconds = interleaved({"ours": lambda: ssim_rgb(sr, hr), "one_call": one}, rounds)
+    return {"what": "SSIM RGB, 2040×1356", "s_ours": seconds["ours"], "s_one_call": seconds["one_call"],
+            "ratio_vs_one_call": seconds["one_call"] / seconds["ours"]}
+
+
+def _int8() -> dict[str, Any]:
+    """Every INT8 file at hand: the newest run's, and the authors'."""
+    from paperlib.environment import root
+    from paperlib.evaluation.audit import FILES, authors_folder
+
+    folder = authors_folder()
+    files = sorted((root() / "results").glob("*/checkpoints/export/student_*_int8.tflite"))
+    files += [folder / FILES[name] for name in ("dynamic_int8", "fixed_int8")] if folder else []
+    if not files:
+        raise UserError("no INT8 file to time: run `paperlib reproduce` first, or set PAPERLIB_ASSETS.")
+    return bench_int8(files)
+
+
+def _with_hours(results: dict[str, Any]) -> dict[str, Any]:
+    """The results, and what the measured step makes of each profile (`paperlib.budget`)."""
+    if "step" in results:
+        results["hours"] = cost_table(results["step"]).to_dict("records")
+    return results
+
+
+def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
+    from paperlib.benchmarks.teacher import bench_scan, bench_teacher
+
+    return {"data": bench_data, "step": bench_step, "compile": bench_compile, "epoch": bench_epoch,
+            "metrics": bench_metrics, "scan": bench_scan, "teacher": bench_teacher, "int8": _int8,
+            "upscale": bench_upscale}
+
+
+def run_benchmarks(only: str | None = None) -> dict[str, Any]:
+    """Run all benchmarks, or one by name; those whose files are missing are named under `skipped`.
+
+    Raises:
+        UserError: an unknown name, or the one asked for cannot run.
+    """
+    known = _benchmarks()
+    if only:
+        if only not in known:
+            raise UserError(f"no benchmark {only!r}. There are {', '.join(known)}.")
+        return _with_hours({only: known[only]()})
+    results: dict[str, Any] = {}
+    for name, function in known.items():
+        try:
+            results[name] = function()
+        except UserError as error:
+            results.setdefault("skipped", {})[name] = str(error)
+    return _with_hours(results)

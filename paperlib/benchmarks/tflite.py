@@ -1,0 +1,88 @@
+"""Benchmarks `int8` and `upscale`: CPU time of .tflite files, interleaved so that a busy machine slows all alike."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paperlib.benchmarks.epoch import photograph
+from paperlib.export.tflite import TFLiteModel, interpreter_module, open_interpreter
+from paperlib.upscale import upscale_pixels
+from paperlib.weights import pretrained
+
+
+def _prepared(path: Path, threads: int, height: int, width: int, xnnpack: bool) -> Any:
+    """An interpreter with allocated tensors and one random image in its input."""
+    interpreter = open_interpreter(path, threads, xnnpack)
+    entry = interpreter.get_input_details()[0]
+    if -1 in entry["shape_signature"]:
+        interpreter.resize_tensor_input(entry["index"], [1, height, width, 3])
+    interpreter.allocate_tensors()
+    entry = interpreter.get_input_details()[0]
+    pixels = np.random.default_rng(0).integers(0, 256, entry["shape"])
+    is_int8 = entry["dtype"] == np.int8
+    interpreter.set_tensor(entry["index"], (pixels - 128 if is_int8 else pixels).astype(entry["dtype"]))
+    interpreter.invoke()
+    return interpreter
+
+
+def bench_int8(
+    files: Sequence[str | Path], *, height: int = 720, width: int = 1280, rounds: int = 9, xnnpack: bool = True,
+) -> dict[str, Any]:
+    """Least milliseconds of one inference for each file, with one and two threads.
+
+    Args:
+        files: .tflite files; dynamic ones are resized to height × width, fixed ones keep their size.
+        rounds: timed passes over all files.
+
+    Returns:
+        `files`: per file `ms_1_thread`, `ms_2_threads`, `input_size`; `kernels`, `interpreter`, `rounds`, `what`.
+
+    Raises:
+        UserError: a missing or unreadable file.
+    """
+    paths = [Path(file) for file in files]
+    times: dict[tuple[Path, int], list[float]] = {(path, threads): [] for path in paths for threads in (1, 2)}
+    sizes: dict[Path, list[int]] = {}
+    for threads in (1, 2):
+        interpreters = {path: _prepared(path, threads, height, width, xnnpack) for path in paths}
+        for _ in range(rounds):
+            for path, interpreter in interpreters.items():
+                begin = time.perf_counter()
+                interpreter.invoke()
+                times[path, threads].append(1e3 * (time.perf_counter() - begin))
+        sizes = {path: [int(size) for size in interpreter.get_input_details()[0]["shape"][1:3]]
+                 for path, interpreter in interpreters.items()}
+    return {
+        "what": "least ms of one inference (what other processes disturb least), files interleaved in one process",
+        "kernels": "XNNPACK" if xnnpack else "built-in", "interpreter": interpreter_module()[1], "rounds": rounds,
+        "files": {str(path): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
+                              "input_size": sizes[path]} for path in paths}}
+
+
+def bench_upscale(height: int = 720, width: int = 1280, rounds: int = 5) -> dict[str, Any]:
+    """A whole frame through `paperlib upscale`'s path (tiles, rounding, seams) against the interpreter alone.
+
+    Returns:
+        Median `s_upscale` (frame to frame, without reading and writing files) and `s_interpreter` (one invocation on
+        the whole frame), `overhead` (their ratio), `what`.
+
+    Raises:
+        UserError: the shipped student is missing or damaged.
+    """
+    frame, path = photograph(height, width), pretrained()
+    model, interpreter = TFLiteModel(path), _prepared(path, 2, height, width, True)
+    seconds: dict[str, list[float]] = {"upscale": [], "interpreter": []}
+    for number in range(rounds + 1):
+        for name, job in (("upscale", lambda: upscale_pixels(model, frame)), ("interpreter", interpreter.invoke)):
+            begin = time.perf_counter()
+            job()
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"what": f"a {width}×{height} frame made {3 * width}×{3 * height} by the shipped INT8 student, 2 threads",
+            "s_upscale": medians["upscale"], "s_interpreter": medians["interpreter"],
+            "overhead": medians["upscale"] / medians["interpreter"]}

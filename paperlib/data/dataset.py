@@ -1,0 +1,191 @@
+"""Training patches: aligned random crops with flips and turns, each a pure function of (seed, name, index) (section 4).
+
+Nothing is kept between steps, so a training resumes from its step number alone, and several processes that share a
+batch draw exactly the samples that one process would.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paperlib.data.photographs import Pair
+from paperlib.data.pixel_store import PixelStore, open_store
+from paperlib.data.splits import test_sets, validation_pairs
+from paperlib.errors import UserError
+from paperlib.settings import SCALE, DataSettings, Settings, StageSettings
+
+
+@dataclass
+class Batch:
+    """Patches of one step."""
+
+    lr: Tensor
+    """uint8 (B, 3, p, p)."""
+    hr: Tensor
+    """uint8 (B, 3, 3p, 3p)."""
+    teacher: Tensor | None = None
+    """uint8 (B, 3, 3p, 3p), the teacher's output for the same crops, or None."""
+    samples: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(photograph, top, left, turn) in LR pixels; turn 0..7 counts quarter turns, from 4 on after a flip."""
+
+
+def _augment(patch: np.ndarray, turn: int) -> np.ndarray:
+    """One of the eight symmetries of a square patch (p, p, 3)."""
+    patch = patch[:, ::-1] if turn >= 4 else patch
+    return np.rot90(patch, turn % 4)
+
+
+def _stack(patches: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack([np.ascontiguousarray(patch.transpose(2, 0, 1)) for patch in patches]))
+
+
+def assemble(
+    images: Iterable[Sequence[np.ndarray]], samples: list[tuple[int, int, int, int]], patch: int,
+) -> Batch:
+    """The batch of `samples`, cropped and turned.
+
+    Args:
+        images: for each sample LR (h, w, 3), HR (3h, 3w, 3) and, where there is a teacher, its output (3h, 3w, 3).
+        patch: LR pixels a side.
+    """
+    lr, hr, extra = [], [], []
+    for (small, large, *outputs), (_, top, left, turn) in zip(images, samples, strict=True):
+        wide = (slice(SCALE * top, SCALE * (top + patch)), slice(SCALE * left, SCALE * (left + patch)))
+        lr.append(_augment(small[top : top + patch, left : left + patch], turn))
+        hr.append(_augment(large[wide], turn))
+        extra += [_augment(output[wide], turn) for output in outputs]
+    return Batch(_stack(lr), _stack(hr), _stack(extra) if extra else None, samples)
+
+
+class TrainSet:
+    """Draws training patches from a `PixelStore`.
+
+    Args:
+        store: decoded training photographs.
+        settings: `sampling` "image" shows every photograph once per pass, "area" in proportion to its pixels.
+        seed, name: what the draw depends on besides the index; two trainings with other names see other patches.
+        patch: LR pixels a side; smaller photographs are left out (`left_out` counts them).
+
+    Raises:
+        UserError: no photograph is large enough.
+    """
+
+    def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int) -> None:
+        self.store, self.settings, self.patch = store, settings, patch
+        sides = np.array([min(store.lr(index).shape[:2]) for index in range(len(store))])
+        self.usable = np.flatnonzero(sides >= patch)
+        self.left_out = len(sides) - len(self.usable)
+        if not len(self.usable):
+            raise UserError(f"no training photograph has {patch} LR pixels a side. The largest patch possible here is "
+                            f"{sides.max()}: lower the stage's patch, or add larger photographs.")
+        self.key = int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
+        area = np.array([store.lr(int(index)).shape[0] * store.lr(int(index)).shape[1] for index in self.usable])
+        self._shares = np.cumsum(area / area.sum())
+        self._order = lru_cache(maxsize=4)(self._permutation)
+
+    def _generator(self, stream: int, index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, stream, index]))
+
+    def _permutation(self, number: int) -> np.ndarray:
+        """Order of the photographs in pass `number`."""
+        return self._generator(1, number).permutation(self.usable)
+
+    def sample(self, index: int) -> tuple[int, int, int, int]:
+        """(photograph, top, left, turn) of the sample with this index, counted from the start of the training."""
+        random = self._generator(0, index)
+        if self.settings.sampling == "image":
+            turn_of, place = divmod(index, len(self.usable))
+            photograph = int(self._order(turn_of)[place])
+        else:
+            chosen = np.searchsorted(self._shares, random.random(), side="right")
+            photograph = int(self.usable[min(int(chosen), len(self.usable) - 1)])
+        height, width = self.store.lr(photograph).shape[:2]
+        top, left = random.integers(height - self.patch + 1), random.integers(width - self.patch + 1)
+        return photograph, int(top), int(left), int(random.integers(8))
+
+    def batch(self, step: int, batch: int, rank: int = 0, world: int = 1, teacher: str | None = None) -> Batch:
+        """The patches of a step.
+
+        Args:
+            batch: samples in the step over all processes; a multiple of `world`.
+            rank, world: which process this is, and how many share the batch.
+            teacher: key of cached teacher outputs to crop along.
+
+        Raises:
+            UserError: the batch cannot be shared evenly, or the teacher's outputs are not there.
+        """
+        if batch % world:
+            raise UserError(f"a batch of {batch} cannot be shared by {world} processes. Choose a multiple of {world}.")
+        outputs = self.store.companion(teacher) if teacher else None
+        share = batch // world
+        start = step * batch + rank * share
+        samples = [self.sample(index) for index in range(start, start + share)]
+        images = ((self.store.lr(index), self.store.hr(index), *([outputs[index]] if outputs is not None else []))
+                  for index, *_ in samples)
+        return assemble(images, samples, self.patch)
+
+
+@dataclass
+class Data:
+    """What a run trains on and is measured on."""
+
+    store: PixelStore
+    """Training photographs, decoded."""
+    valid: list[Pair]
+    """Validation photographs; they decide which weights are best."""
+    tests: dict[str, Sequence[Pair]]
+    """Test sets by name, never seen in training or selection; none in the offline profiles."""
+    shown: list[Pair]
+    """Photographs for figures: embedded ones, which may be passed on with the results, whatever is measured."""
+    settings: DataSettings
+    """Where they came from: another process opens them again instead of being sent the pixels."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.settings,)
+
+    def inventory(self) -> pd.DataFrame:
+        """One line a split: photographs and megapixels (HR)."""
+        lines = [("training", [self.store.hr(index).shape for index in range(len(self.store))])]
+        lines += [("validation", [pair.hr.shape for pair in self.valid])]
+        lines += [(f"test: {name}", [pair.hr.shape for pair in pairs]) for name, pairs in self.tests.items()]
+        return pd.DataFrame([{"split": split, "photographs": len(shapes),
+                              "megapixels": round(sum(h * w for h, w, _ in shapes) / 1e6, 2)}
+                             for split, shapes in lines])
+
+
+def patches_of(data: Data, settings: Settings, stream: str, stage: StageSettings) -> TrainSet:
+    """The patches of one training; `stream` decides which are drawn, and in which order."""
+    return TrainSet(data.store, settings.data, settings.seed, stream, stage.patch)
+
+
+def lr_batches(data: Data, settings: Settings, stream: str, stage: StageSettings) -> list[Tensor]:
+    """LR patches for BN statistics: `recalibrate_batches` float tensors (B, 3, p, p) in 0..255."""
+    patches = patches_of(data, settings, stream, stage)
+    return [patches.batch(step, stage.batch).lr.float() for step in range(stage.recalibrate_batches)]
+
+
+def calibration(data: Data, settings: Settings) -> list[np.ndarray]:
+    """LR training photographs (uint8, (h, w, 3)) for first ranges and for post-training quantisation."""
+    count = min(settings.quant.calibration_images, len(data.store))
+    chosen = np.linspace(0, len(data.store) - 1, count).round().astype(int)
+    return [np.asarray(data.store.lr(int(index))) for index in chosen]
+
+
+def open_data(settings: DataSettings) -> Data:
+    """The training pixels (decoded once, cached), validation pairs and test sets that the settings name."""
+    valid = validation_pairs(settings)
+    shown = valid if settings.source == "embedded" else validation_pairs(DataSettings(source="embedded"))
+    return Data(open_store(settings), valid, test_sets(settings), shown, settings)
+
+
+@lru_cache(maxsize=1)
+def _reopen(settings: DataSettings) -> Data:
+    """For the jobs of a worker process, which share one grid's data."""
+    return open_data(settings)

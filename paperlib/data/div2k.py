@@ -1,0 +1,210 @@
+"""DIV2K, the paper's data (section 4): found, downloaded with pinned hashes, unpacked, checked; and what `data` prints.
+
+The host is slow and often down, so partial downloads continue where they stopped, and a folder or the zip files that a
+user already has are as good.
+"""
+
+import os
+import shutil
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paperlib.data.photographs import Source, match_folders
+from paperlib.environment import cache_dir
+from paperlib.errors import UserError
+from paperlib.files import sha256_file
+from paperlib.settings import SCALE, DataSettings
+
+URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
+COUNTS = {"train": 800, "valid": 100}
+RETRIES, TIMEOUT = 4, 30.0
+"""Attempts at one file, and seconds without data after which an attempt ends; each continues the one before."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One zip file of the data set; it holds the folder `folder` of PNG files."""
+
+    name: str
+    bytes: int
+    sha256: str
+    folder: str
+    split: str
+
+
+ARCHIVES = (
+    Archive("DIV2K_train_HR.zip", 3_530_603_713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
+            "DIV2K_train_HR", "train"),
+    Archive("DIV2K_valid_HR.zip", 448_993_893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc",
+            "DIV2K_valid_HR", "valid"),
+    Archive("DIV2K_train_LR_bicubic_X3.zip", 427_847_282,
+            "ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a", "DIV2K_train_LR_bicubic/X3", "train"),
+    Archive("DIV2K_valid_LR_bicubic_X3.zip", 54_513_392,
+            "04b9a2ed3b4a0715d3924d3ae8514830c3328fac8d30512ce716d6f419e052a3", "DIV2K_valid_LR_bicubic/X3", "valid"),
+)
+
+
+def base_url() -> str:
+    """The host's folder, or a mirror named by PAPERLIB_DIV2K_URL."""
+    return os.environ.get("PAPERLIB_DIV2K_URL", URL).rstrip("/")
+
+
+def div2k_folder(settings: DataSettings) -> Path:
+    """Where the data set is expected: `data.div2k`, else the cache."""
+    return Path(settings.div2k).expanduser() if settings.div2k else cache_dir() / "div2k"
+
+
+def find_folder(root: Path, archive: Archive) -> Path | None:
+    """An unpacked folder of the data set under `root`, in the usual layouts, or None."""
+    parts = Path(archive.folder)
+    for base in (root, root / "DIV2K", root / parts.parts[0]):
+        if any((base / parts).glob("*.png")):
+            return base / parts
+    return None
+
+
+def div2k_sources(settings: DataSettings, split: str, archives: tuple[Archive, ...] = ARCHIVES) -> list[Source]:
+    """The photographs of a split with the data set's own LR files, by number.
+
+    Raises:
+        UserError: the split is not there, or an LR image is missing.
+    """
+    root = div2k_folder(settings)
+    folders = {"LR" in archive.folder: find_folder(root, archive) for archive in archives if archive.split == split}
+    if None in folders.values():
+        raise UserError(f"DIV2K's {split} images are not in {root}. Run `paperlib data prepare --profile paper`, or "
+                        "set data.div2k to the folder that holds DIV2K_train_HR and its siblings, or their zip files.")
+    return match_folders(folders[False], folders[True])
+
+
+def download(url: str, path: Path, size: int, sha256: str, progress: Callable[[int, int], None] | None = None) -> None:
+    """Fetch a file, continuing a partial download (`<name>.part`), and check it.
+
+    Raises:
+        UserError: the host cannot be reached or refuses, the disk is too small, or the bytes are wrong (they are
+            deleted); the message names URL, bytes and destination.
+    """
+    part, problem = path.with_name(path.name + ".part"), ""
+    by_hand = (f"Or fetch it by hand: wget -c {url} -O {path}; {size} bytes, SHA-256 {sha256}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    if shutil.disk_usage(path.parent).free < size - have:
+        raise UserError(f"{url} needs {size - have} bytes in {path.parent}, and fewer are free. Free some, or set "
+                        "PAPERLIB_CACHE or data.div2k to a larger disk.")
+    for attempt in range(RETRIES):
+        try:
+            _continue(url, part, size, progress)
+            break
+        except urllib.error.HTTPError as error:
+            problem = f"the host answered {error.code} {error.reason}"
+            if error.code < 500:
+                break
+        except OSError as error:
+            problem = str(getattr(error, "reason", error))
+        time.sleep(min(2**attempt, 5) if attempt < RETRIES - 1 else 0)
+    have = part.stat().st_size if part.exists() else 0
+    if have < size:
+        raise UserError(f"cannot download {url} ({size} bytes) to {path}: {problem or 'it ended early'}; {have} bytes "
+                        f"are kept, so try again later. {by_hand}")
+    if (digest := sha256_file(part)) != sha256:
+        part.unlink()
+        raise UserError(f"{url} gave wrong bytes: SHA-256 {digest}, expected {sha256}; they are deleted. {by_hand}")
+    part.replace(path)
+
+
+def _continue(url: str, part: Path, size: int, progress: Callable[[int, int], None] | None) -> None:
+    """One attempt: append what is missing to `part`; starts over where the host cannot continue."""
+    have = part.stat().st_size if part.exists() else 0
+    if have > size:
+        part.unlink()
+        have = 0
+    if have == size:
+        return
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        if have and answer.status != 206:
+            have = 0
+        with part.open("ab" if have else "wb") as file:
+            while block := answer.read(1 << 20):
+                file.write(block)
+                have += len(block)
+                if progress:
+                    progress(have, size)
+    if have < size:
+        raise OSError(f"the connection ended after {have} of {size} bytes")
+
+
+def unpack(archive: Archive, path: Path, root: Path) -> Path:
+    """Unpack a zip file's PNG images into `root`, whole or not at all; returns their folder.
+
+    Raises:
+        UserError: damaged or foreign zip file, or a full disk.
+    """
+    target, building = root / archive.folder, root / f".{archive.folder.replace('/', '_')}.{os.getpid()}"
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if name.endswith(".png")]
+            building.mkdir(parents=True)
+            for name in names:
+                with file.open(name) as source, (building / Path(name).name).open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+        if not names:
+            raise UserError(f"{path} holds no PNG image. Download it again.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building.rename(target)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"cannot unpack {path} into {target}: {error}. Delete the file and try again, or free "
+                        "some space.") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def check_split(settings: DataSettings, split: str, count: int) -> None:
+    """Check number and sizes (HR = 3 × LR after cropping) of a split, reading headers only.
+
+    Raises:
+        UserError: what differs, and where.
+    """
+    from PIL import Image
+
+    sources = div2k_sources(settings, split)
+    if len(sources) != count:
+        raise UserError(f"DIV2K {split} has {len(sources)} images in {sources[0].hr.parent}, not {count}. "
+                        "Unpack it again.")
+    for source in sources:
+        with Image.open(source.hr) as hr, Image.open(source.lr) as lr:
+            if lr.size != (hr.width // SCALE, hr.height // SCALE):
+                raise UserError(f"{source.lr} is {lr.size}, a third of {source.hr} is "
+                                f"{(hr.width // SCALE, hr.height // SCALE)}. Unpack both again.")
+
+
+def prepare(settings: DataSettings, archives: tuple[Archive, ...] = ARCHIVES, counts: dict[str, int] | None = None,
+            progress: Callable[[str, int, int], None] | None = None) -> list[str]:
+    """Bring DIV2K to where it is expected (unpacked, checked); returns what was done, a line each.
+
+    What is there is kept: unpacked folders, then zip files beside them, then downloads.
+
+    Raises:
+        UserError: see `download`, `unpack` and `check_split`.
+    """
+    root, done = div2k_folder(settings), []
+    for archive in archives:
+        if find_folder(root, archive):
+            done.append(f"{archive.folder}: there")
+            continue
+        path = root / archive.name
+        if not path.is_file():
+            report = (lambda have, size, name=archive.name: progress(name, have, size)) if progress else None
+            download(f"{base_url()}/{archive.name}", path, archive.bytes, archive.sha256, report)
+        elif sha256_file(path) != archive.sha256:
+            raise UserError(f"{path} has a wrong SHA-256, expected {archive.sha256}. Delete it and try again.")
+        unpack(archive, path, root)
+        done.append(f"{archive.folder}: unpacked from {path}")
+    for split, count in (counts or COUNTS).items():
+        check_split(settings, split, count)
+    return done

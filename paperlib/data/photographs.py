@@ -1,0 +1,140 @@
+"""Photographs as training pixels and evaluation pairs (paper sections 4 and 6).
+
+A pair is an HR photograph and its LR version by MATLAB's bicubic filter, or the data set's own LR file. Training
+photographs are decoded once into flat files of pixels (`PixelStore`), so that a patch costs a copy, not a PNG.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paperlib.data.images import find_images, read_rgb
+from paperlib.data.resize import bicubic_downscale
+from paperlib.environment import data_dir
+from paperlib.errors import UserError
+from paperlib.settings import SCALE
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One evaluation image: lr uint8 (h, w, 3), hr uint8 (3h, 3w, 3)."""
+
+    name: str
+    lr: np.ndarray
+    hr: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one photograph comes from: its name, HR file, and LR file where the data set brings its own."""
+
+    name: str
+    hr: Path
+    lr: Path | None = None
+
+
+def crop_to_scale(hr: np.ndarray, name: str) -> np.ndarray:
+    """HR cropped at the bottom and right to multiples of 3.
+
+    Raises:
+        UserError: a side shorter than 3 pixels.
+    """
+    height, width = hr.shape[:2]
+    if min(height, width) < SCALE:
+        raise UserError(f"{name} is {width}×{height} pixels: an HR image needs at least {SCALE}×{SCALE}. Leave it out.")
+    return hr[: height // SCALE * SCALE, : width // SCALE * SCALE]
+
+
+def make_pair(name: str, hr: np.ndarray, lr: np.ndarray | None = None) -> Pair:
+    """A pair from HR pixels; LR by MATLAB's bicubic unless given.
+
+    Raises:
+        UserError: HR too small, or an LR image that is not a third of it.
+    """
+    hr = crop_to_scale(hr, name)
+    if lr is None:
+        return Pair(name, bicubic_downscale(hr), hr)
+    height, width = hr.shape[0] // SCALE, hr.shape[1] // SCALE
+    if lr.shape[:2] != (height, width):
+        raise UserError(f"{name}: LR is {lr.shape[1]}×{lr.shape[0]}, a third of HR is {width}×{height}. "
+                        "Give the LR image that belongs to it, or none.")
+    return Pair(name, lr, hr)
+
+
+def read_source(source: Source, crop: int = 0) -> Pair:
+    """Decode a photograph and its LR version; `crop` > 0 takes the central crop of that many HR pixels a side."""
+    hr = crop_to_scale(read_rgb(source.hr), source.name)
+    lr = read_rgb(source.lr) if source.lr else None
+    if not crop:
+        return make_pair(source.name, hr, lr)
+    size = [min(side, crop) // SCALE * SCALE for side in hr.shape[:2]]
+    top, left = ((side - part) // 2 // SCALE * SCALE for side, part in zip(hr.shape[:2], size, strict=True))
+    cut = hr[top : top + size[0], left : left + size[1]]
+    if lr is not None:
+        make_pair(source.name, hr, lr)  # refuses an LR image of another size
+        lr = lr[top // SCALE :, left // SCALE :][: size[0] // SCALE, : size[1] // SCALE]
+    return make_pair(source.name, cut, lr)
+
+
+class Pairs(Sequence[Pair]):
+    """Pairs decoded when they are asked for, so that a large set needs the memory of one image."""
+
+    def __init__(self, sources: Sequence[Source], crop: int = 0) -> None:
+        self.sources, self.crop = list(sources), crop
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Pair:
+        return read_source(self.sources[index], self.crop)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return (read_source(source, self.crop) for source in self.sources)
+
+
+def match_folders(hr_folder: Path, lr_folder: Path | None = None) -> list[Source]:
+    """The photographs of a folder, each with its LR file where a folder of those is given.
+
+    Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png` or `0801_LRBI_x3.png`.
+
+    Raises:
+        UserError: a folder is missing or empty, or an HR image has no LR image.
+    """
+    files = find_images(hr_folder)
+    if lr_folder is None:
+        return [Source(path.stem, path) for path in files]
+    found = {path.stem: path for path in find_images(lr_folder)}
+    sources = []
+    for path in files:
+        base = path.stem.removesuffix("_HR")
+        tried = [path.stem, f"{path.stem}x{SCALE}", base, f"{base}x{SCALE}", f"{base}_LRBI_x{SCALE}"]
+        lr = next((found[name] for name in tried if name in found), None)
+        if lr is None:
+            raise UserError(f"{path} has no LR image in {lr_folder} (looked for {', '.join(tried[:2])}). "
+                            "Add it, or leave out --lr to make LR images by bicubic.")
+        sources.append(Source(path.stem, path, lr))
+    return sources
+
+
+def read_pairs(hr_folder: str | Path, lr_folder: str | Path | None = None) -> Pairs:
+    """Pairs of a folder of HR images and, where given, a folder of LR images (else MATLAB bicubic ÷3)."""
+    return Pairs(match_folders(Path(hr_folder), Path(lr_folder) if lr_folder else None))
+
+
+def named_folder(name: str) -> Path:
+    """An absolute folder, or one under PAPERLIB_DATA.
+
+    Raises:
+        UserError: it is not there; the message says where it was looked for.
+    """
+    path, root = Path(name).expanduser(), data_dir()
+    if not path.is_absolute():
+        if root is None:
+            raise UserError(f"image folder {name!r}: PAPERLIB_DATA is unset. Set it to the folder that holds {name!r}, "
+                            "or give an absolute path.")
+        path = root / name
+    if not path.is_dir():
+        raise UserError(f"no image folder at {path}. Correct the data settings, or PAPERLIB_DATA.")
+    return path

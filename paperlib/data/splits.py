@@ -1,0 +1,78 @@
+"""Which photographs train, validate and test (paper sections 4 and 6), from the wheels, from folders or from DIV2K."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from paperlib.data.photographs import Pair, Pairs, Source, match_folders, named_folder, read_pairs
+from paperlib.errors import UserError
+from paperlib.settings import SCALE, DataSettings
+
+
+def status(settings: DataSettings) -> list[dict[str, str]]:
+    """What is there of a profile's photographs: one line a split, with what to do where it is missing."""
+    lines = []
+    for split in ("train", "valid"):
+        try:
+            sources = split_sources(settings, split)
+            lines.append({"split": split, "state": f"{len(sources)} photographs", "where": str(sources[0].hr.parent)})
+        except UserError as error:
+            lines.append({"split": split, "state": "missing", "where": str(error)})
+    return lines
+
+
+EMBEDDED_TRAIN = ("astronaut.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png", "flower.jpg",
+                  "hubble_deep_field.jpg", "retina.jpg", "ihc.png")
+EMBEDDED_VALID = ("coffee.png", "chelsea.png", "china.jpg")
+"""Photographs in the scikit-image and scikit-learn wheels. The motorcycles are stereo twins: both train."""
+
+
+def embedded_path(name: str) -> Path:
+    """A photograph inside the installed scikit-image or scikit-learn wheel."""
+    for package, folder in (("skimage", "data"), ("sklearn", "datasets/images")):
+        path = Path(find_spec(package).origin).parent / folder / name
+        if path.is_file():
+            return path
+    raise UserError(f"the photograph {name} is in neither the scikit-image nor the scikit-learn wheel. "
+                    "Install the versions that pyproject.toml names.")
+
+
+def split_sources(settings: DataSettings, split: str) -> list[Source]:
+    """The photographs of a split, "train" or "valid", in a fixed order.
+
+    Raises:
+        UserError: a folder of the settings is missing or empty, or DIV2K is not there.
+    """
+    train = split == "train"
+    if settings.source == "embedded":
+        names = EMBEDDED_TRAIN if train else EMBEDDED_VALID
+        sources = [Source(Path(name).stem, embedded_path(name)) for name in names]
+    elif settings.source == "div2k":
+        from paperlib.data.div2k import div2k_sources
+
+        sources = div2k_sources(settings, split)
+    else:
+        folders = settings.train if train else settings.valid
+        if not folders:
+            raise UserError(f"data.source is 'folders' but data.{split} names none. Set it, for instance "
+                            f"--set 'data.{split}=[\"/my/photographs\"]'.")
+        sources = [Source(f"{Path(folder).name}/{source.name}", source.hr)
+                   for folder in folders for source in match_folders(named_folder(folder))]
+    limit = settings.max_train if train else settings.max_valid
+    return sources[:limit] if limit else sources
+
+
+def validation_pairs(settings: DataSettings) -> list[Pair]:
+    """The validation photographs, decoded and kept in memory."""
+    return list(Pairs(split_sources(settings, "valid"), settings.valid_crop))
+
+
+def test_sets(settings: DataSettings) -> dict[str, Pairs]:
+    """The test sets by name, each a folder with HR/ and LR_bicubic/X3/, decoded when used."""
+    sets = {}
+    for name in settings.tests:
+        folder = named_folder(name)
+        sets[folder.name] = read_pairs(folder / "HR", folder / "LR_bicubic" / f"X{SCALE}")
+    return sets
+
+
+test_sets.__test__ = False  # not a test, whatever pytest thinks of the name

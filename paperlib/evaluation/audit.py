@@ -1,0 +1,139 @@
+"""The audit: what the authors' own log, report and files say beside the paper's figures (paper section 7).
+
+Two kinds of evidence. Recomputed: means of the per-image values in their published report, and the best epochs of their
+log. Measured: their checkpoints and TFLite files run by this kit on image sets at hand. Nothing of theirs is shipped
+here; the files are found under PAPERLIB_ASSETS (`aio_mai/`).
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from paperlib.data.photographs import Pair, named_folder, read_pairs
+from paperlib.data.splits import validation_pairs
+from paperlib.environment import assets_dir, data_dir
+from paperlib.errors import UserError
+from paperlib.evaluation.scoring import score_pairs
+from paperlib.evaluation.upscalers import QuantisedUpscaler, StudentUpscaler, Upscaler
+from paperlib.export.tflite import TFLiteModel
+from paperlib.files import sha256_file
+from paperlib.quantisation.fx_qat import read_published_qat
+from paperlib.settings import DataSettings
+from paperlib.student.models import read_published
+
+FILES = {
+    "stage2_fp32": "ckpt_best_s2_deploy.pt", "stage3_weights_fp32": "ckpt_best_s3_qat_deploy.pt",
+    "stage3_fakequant": "ckpt_best_s3_qat.pt", "dynamic_int8": "model_none.tflite", "fixed_int8": "model.tflite",
+}
+REPORT, LOG = "eval_div2k_full_report.json", "metrics.csv"
+
+
+def authors_folder() -> Path | None:
+    """The authors' published artifacts under PAPERLIB_ASSETS, or None where they are not at hand."""
+    folder = assets_dir()
+    return folder / "aio_mai" if folder and (folder / "aio_mai").is_dir() else None
+
+
+def _best(log: list[dict[str, str]], stage: str) -> tuple[float, float, int]:
+    """PSNR, SSIM and epoch of a stage's best validation."""
+    best = max((row for row in log if row["stage"] == stage), key=lambda row: float(row["psnr_sr_rgb_sh0"]))
+    return float(best["psnr_sr_rgb_sh0"]), float(best["ssim_sr_rgb_sh0"]), int(best["epoch"])
+
+
+def authors_report() -> list[dict[str, Any]]:
+    """Audit rows recomputed from the authors' log and per-image report; empty where these are not at hand."""
+    folder = authors_folder()
+    if folder is None:
+        return []
+    with (folder / LOG).open(encoding="utf-8", newline="") as file:
+        log = list(csv.DictReader(file))
+    images = [image["metrics"] for image in json.loads((folder / REPORT).read_text(encoding="utf-8"))["per_image"]]
+    mean = lambda key: float(np.mean([image[f"{key}_rgb_sh0"] for image in images]))
+    one, two, three = (_best(log, stage) for stage in ("s1_fp32", "s2_fp32", "s3_qat"))
+    count = f"{REPORT}: mean of {len(images)} images"
+    lines = [
+        ("stage1", "fp32", (None, None), one[:2], f"{LOG}: best epoch {one[2]}"),
+        ("student_stage2 (Table B)", "fp32", (30.28, 0.863), two[:2], f"{LOG}: best epoch {two[2]}"),
+        ("student_deploy (Table B, called INT8)", "fake-quant", (30.13, 0.858), three[:2],
+         f"{LOG}: best epoch {three[2]}; this is the fake-quant score in PyTorch, not a TFLite file's"),
+        ("mobileone (Table C, called FP32)", "fake-quant", (30.1350, 0.859), three[:2],
+         f"{LOG}: best epoch {three[2]}; the same number under another label"),
+        ("stage-3 weights as float graph", "fp32", (None, None), (mean("psnr_pt"), mean("ssim_pt")), count),
+        ("dynamic TFLite (abstract, Tables C and D)", "int8", (30.0003, 0.856),
+         (mean("psnr_model_none_int8"), mean("ssim_model_none_int8")), count),
+        ("fixed TFLite (abstract)", "int8", (30.006, 0.857),
+         (mean("psnr_model_fixed_int8"), mean("ssim_model_fixed_int8")), count),
+        ("bicubic (Table B)", "fp32", (28.26, 0.828),
+         (float(log[0]["psnr_bi_rgb_sh0"]), float(log[0]["ssim_bi_rgb_sh0"])), f"{LOG}: torch's bicubic, a = −0.75"),
+    ]
+    return [{"table": "audit", "row": row, "precision": precision, "metric": metric, "reported": paper,
+             "reproduced": value, "verdict": "recomputed", "evidence": evidence}
+            for row, precision, papers, values, evidence in lines
+            for metric, paper, value in zip(("psnr", "ssim"), papers, values, strict=True)]
+
+
+def released_run() -> dict[str, Any]:
+    """What the released stage-3 checkpoint says of its own loss; the paper's method has `kd_w` and `dct_w` alone."""
+    folder = authors_folder()
+    if folder is None:
+        return {}
+    state = torch.load(folder / FILES["stage3_fakequant"], map_location="cpu", weights_only=True)
+    keys = ("epoch", "loss_mode", "dct_w", "kd_w", "kd_res_w", "wav_w", "ms_w", "kd_freq_w", "fqkd_w", "has_ema")
+    return {key: state[key] for key in keys if key in state}
+
+
+def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
+    """The authors' checkpoints and files as upscalers, by the names of `FILES`."""
+    readers: dict[str, Callable[[Path], Upscaler]] = {
+        ".tflite": TFLiteModel, ".pt": lambda path: StudentUpscaler(
+            read_published(path), path.name, {"file": str(path), "sha256": sha256_file(path)})}
+    upscalers = {}
+    for name, file in FILES.items():
+        path = folder / file
+        if name == "stage3_fakequant":
+            # as the authors scored it: FX leaves biases in float, a TFLite file cannot
+            upscalers[name] = QuantisedUpscaler(read_published_qat(path), path.name, int32_bias=False)
+        else:
+            upscalers[name] = readers[path.suffix](path)
+    return upscalers
+
+
+def measured_authors(sets: Mapping[str, Sequence[Pair]]) -> pd.DataFrame:
+    """The authors' files on image sets: one line a file and set, four scores; empty where they are not at hand."""
+    folder = authors_folder()
+    lines = []
+    for name, upscaler in (authors_upscalers(folder) if folder else {}).items():
+        for dataset, pairs in sets.items():
+            means = score_pairs(upscaler, pairs)
+            lines.append({"authors' file": FILES[name], "as": name, "dataset": dataset} | means)
+    return pd.DataFrame(lines, columns=None if lines else ["authors' file", "as", "dataset"])
+
+
+def sets_at_hand() -> dict[str, Sequence[Pair]]:
+    """Image sets for the audit: Set5, Set14, B100 under PAPERLIB_DATA where it is set, else embedded photographs."""
+    names = [name for name in ("Set5", "Set14", "B100") if data_dir() and (data_dir() / "benchmark" / name).is_dir()]
+    if names:
+        folders = {name: named_folder(f"benchmark/{name}") for name in names}
+        return {name: read_pairs(path / "HR", path / "LR_bicubic" / "X3") for name, path in folders.items()}
+    return {"embedded": validation_pairs(DataSettings(source="embedded"))}
+
+
+def verify() -> dict[str, Any]:
+    """The whole audit for `paperlib verify`: recomputed rows, measured rows, the released run's loss, hashes.
+
+    Raises:
+        UserError: the authors' files are not at hand.
+    """
+    folder = authors_folder()
+    if folder is None:
+        raise UserError("the audit needs the authors' artifacts: set PAPERLIB_ASSETS to a folder that holds aio_mai/ "
+                        f"with {', '.join([*FILES.values(), REPORT, LOG])}.")
+    return {"recomputed": authors_report(), "measured": measured_authors(sets_at_hand()).to_dict("records"),
+            "released_run": released_run(),
+            "sha256": {file: sha256_file(folder / file) for file in [*FILES.values(), REPORT, LOG]}}

@@ -1,0 +1,137 @@
+"""Whatever can be scored, and the score of a set of images (paper section 6).
+
+An upscaler is one callable: LR pixels, uint8 (h, w, 3), to SR pixels, float32 (3h, 3w, 3), clipped to 0..255; with a
+`name` for tables and `about` for provenance. A torch network, a TFLite file, bicubic and the teacher are all scored by
+the same code.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from paperlib.data.dataset import Data
+from paperlib.data.photographs import Pair
+from paperlib.errors import UserError
+from paperlib.evaluation.metrics import METRICS, mean_scores, psnr_rgb, scores
+from paperlib.evaluation.upscalers import StudentUpscaler, Upscaler
+from paperlib.files import Progress
+from paperlib.run import measured_row
+from paperlib.student.models import fuse_model
+
+PROTOCOL = {
+    "scale": 3,
+    "psnr_rgb, ssim_rgb": "RGB, no border crop, output clipped to 0..255 and not rounded (INT8: de-quantised values)",
+    "psnr_y, ssim_y": "output rounded to 8 bits, BT.601 studio-range Y not rounded, 3-pixel border crop",
+    "ssim": "Gaussian window 11, sigma 1.5, data range 255, population covariance, only windows inside the image",
+    "mean": "of per-image values; images without a finite value are left out and named in notes",
+}
+
+
+def score_pairs(upscaler: Callable[[np.ndarray], np.ndarray], pairs: Sequence[Pair]) -> dict[str, float]:
+    """Mean of the four metrics (`paperlib.metrics.METRICS`) over pairs; an unreadable image is an error."""
+    return mean_scores(scores(upscaler(pair.lr), pair.hr) for pair in pairs)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows neither inf nor nan: such values are null, and `notes` says which images had them."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()}
+
+
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    equal = [row["name"] for row in rows if math.inf in (row["psnr_rgb"], row["psnr_y"])]
+    small = [row["name"] for row in rows if any(math.isnan(row[metric]) for metric in METRICS)]
+    notes = ((equal, "equal to the original, PSNR infinite and not in the mean"),
+             (small, "too small for a metric (SSIM's window is 11 pixels), not in its mean"))
+    return [f"{text}: {', '.join(names)}" for names, text in notes if names]
+
+
+def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | None = None) -> dict[str, Any]:
+    """Score an upscaler on pairs of LR and HR images.
+
+    Args:
+        upscaler: see `Upscaler`.
+        pairs: read one by one; one that cannot be read is listed under `failed` and the others are scored.
+        progress: called with (done, total) after each image.
+
+    Returns:
+        Values for JSON: `model`, `images` (name and four metrics each), `mean`, `failed` (messages), `notes`,
+        `protocol`, `provenance` (the model's, the hash of all pixels that went in, versions, device, threads).
+    """
+    from paperlib.environment import provenance  # needs pandas and matplotlib, upscaling does not
+
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    digest = hashlib.sha256()
+    for index in range(len(pairs)):
+        try:
+            pair = pairs[index]
+        except UserError as error:
+            failed.append(str(error))
+        else:
+            rows.append({"name": pair.name, **scores(upscaler(pair.lr), pair.hr)})
+            for pixels in (pair.lr, pair.hr):
+                digest.update(f"{pair.name} {pixels.shape}".encode() + pixels.tobytes())
+        if progress:
+            progress(index + 1, len(pairs))
+    return {
+        "model": upscaler.name, "images": [_plain(row) for row in rows], "mean": _plain(mean_scores(rows)),
+        "failed": failed, "notes": _notes(rows), "protocol": PROTOCOL,
+        "provenance": {"model": upscaler.about, "inputs_sha256": digest.hexdigest()} | provenance()}
+
+
+def score_lines(result: dict[str, Any]) -> str:
+    """The result of `evaluate` as aligned text: one image a line, the mean last."""
+    rows = [*result["images"], {"name": "mean", **result["mean"]}]
+    width = max(len(row["name"]) for row in rows)
+    lines = [" " * width + "".join(f"  {metric:>8}" for metric in METRICS)]
+    for row in rows:
+        digits = ((row[metric], 3 if metric.startswith("psnr") else 4) for metric in METRICS)
+        cells = ("–" if value is None else f"{value:.{places}f}" for value, places in digits)
+        lines.append(f"{row['name']:<{width}}" + "".join(f"  {cell:>8}" for cell in cells))
+    return "\n".join(lines)
+
+
+def mean_psnr(pairs: Sequence[Pair], upscale: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Mean PSNR in dB (RGB, no crop, clipped float output) of an upscaler over pairs."""
+    return float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))
+
+
+def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]]:
+    """A validation score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output), measured on the fused form."""
+
+    def score(model: nn.Module) -> dict[str, float]:
+        deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
+        return {"psnr_rgb": mean_psnr(pairs, StudentUpscaler(deployed, "validation"))}
+
+    return score
+
+
+METRIC_NAMES = {"psnr_rgb": "psnr", "ssim_rgb": "ssim", "psnr_y": "psnr_y", "ssim_y": "ssim_y"}
+"""Names in tables: the paper's PSNR and SSIM are those in RGB."""
+
+
+def measure(
+    data: Data, upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
+) -> list[dict[str, Any]]:
+    """Score an upscaler on the validation photographs and every test set: four rows each, for `Run.record`.
+
+    Args:
+        more: what belongs beside each number, such as the `steps` of the training behind it.
+
+    Raises:
+        UserError: an image of a set cannot be read; a mean over the others would be another number.
+    """
+    rows = []
+    for dataset, pairs in {"validation": data.valid, **data.tests}.items():
+        result = evaluate(upscaler, pairs)
+        if result["failed"]:
+            raise UserError(f"{dataset}: {result['failed'][0]}")
+        means = result["mean"]
+        rows += [measured_row(table, row, precision, name, means[key], dataset, **more)
+                 for key, name in METRIC_NAMES.items()]
+    return rows

@@ -1,0 +1,11 @@
+"""From a trained network to .tflite files, and what is in them (paper section 5)."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "convert": ["export_all", "export_ptq", "export_tflite"],
+        "tflite": ["TFLiteModel", "inspect_tflite"],
+    },
+)

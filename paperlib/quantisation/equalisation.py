@@ -1,0 +1,119 @@
+"""Cross-layer equalisation: exact re-scalings of channels before QAT (Nagel et al., ICCV 2019; ours, not the paper's).
+
+ReLU, PReLU and addition commute with a positive factor per channel, so a channel may leave one convolution s times
+larger if the next one reads it s times smaller. The network's function stays; what changes is how well its tensors fit
+one INT8 grid each. Everything the global skip connects (stem, last block, first block's and head's input) shares its
+factors. On the authors' stage-2 weights plain post-training INT8 rises from 31.37 to 31.41 dB RGB on Set5.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paperlib.student.graph import Graph, Node, image_batch, run_graph
+
+LIMIT = 8.0
+"""Largest factor and its inverse."""
+DEAD = 1e-3
+"""Channels below this part of the group's largest value keep their factor: nothing is gained by magnifying silence, and
+their weights would grow without bound."""
+
+
+def scale_groups(graph: Graph) -> dict[str, str]:
+    """For every tensor, the first tensor of the group that must share its channel factors.
+
+    Addition and PReLU tie their inputs to their output. Groups that hold the image or a result are absent.
+    """
+    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    group = {node.name: node.name for node in graph.nodes}
+
+    def root(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    for node in graph.nodes:
+        if node.op not in ("conv", "input"):
+            members = sorted({root(name) for name in (node.name, *node.inputs)}, key=order.__getitem__)
+            for member in members:
+                group[member] = members[0]
+    fixed = {root(node.name) for node in graph.nodes if node.op in ("input", "repeat", "concat", "depth_to_space")}
+    return {name: root(name) for name in group if root(name) not in fixed}
+
+
+@torch.no_grad()
+def _channel_peaks(graph: Graph, groups: dict[str, str], images: Sequence[np.ndarray | Tensor]) -> dict[str, Tensor]:
+    """Largest |value| of each channel, (C,), over a group's tensors and all images."""
+    peaks: dict[str, Tensor] = {}
+
+    def after(node: Node, out: Tensor) -> Tensor:
+        if node.name in groups:
+            peak = out.abs().amax((0, 2, 3))
+            name = groups[node.name]
+            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+        return out
+
+    for image in images:
+        run_graph(graph, image_batch(image), after=after)
+    return peaks
+
+
+def _readers(graph: Graph, groups: dict[str, str], name: str) -> list[Node]:
+    members = {member for member, first in groups.items() if first == name}
+    return [node for node in graph.nodes if node.op == "conv" and members & set(node.inputs)]
+
+
+def channel_factors(
+    graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5,
+) -> dict[str, Tensor]:
+    """Per group (its first tensor's name) the factor of each channel, (C,), geometric mean 1
+    over the channels that carry a signal.
+
+    Args:
+        images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
+        balance: 1 makes the activations of all channels equally large, 0 the weights that read them; 0.5 shares the
+            difference between both.
+    """
+    groups = scale_groups(graph)
+    factors = {}
+    for name, peak in _channel_peaks(graph, groups, images).items():
+        read = [node.weight.abs().amax((0, 2, 3)) if node.groups == 1 else node.weight.abs().amax((1, 2, 3))
+                for node in _readers(graph, groups, name)]
+        weight = torch.stack(read).amax(0)
+        log = (1 - balance) * weight.clamp(min=1e-6).log() - balance * peak.clamp(min=1e-6).log()
+        alive = peak > DEAD * peak.max()
+        log = torch.where(alive, log - log[alive].mean(), 0.0).clamp(-np.log(LIMIT), np.log(LIMIT))
+        factors[name] = log.exp()
+    return factors
+
+
+def rescale(graph: Graph, factors: dict[str, Tensor]) -> Graph:
+    """The same function with every grouped channel `factors` times as large, as a new graph."""
+    groups = scale_groups(graph)
+    changed = []
+    for node in graph.nodes:
+        if node.op == "conv":
+            weight, bias = node.weight, node.bias
+            if node.name in groups:
+                factor = factors[groups[node.name]]
+                weight, bias = weight * factor.reshape(-1, 1, 1, 1), bias * factor
+            if node.inputs[0] in groups:
+                factor = factors[groups[node.inputs[0]]]
+                weight = weight / factor.reshape((-1, 1, 1, 1) if node.groups > 1 else (1, -1, 1, 1))
+            node = replace(node, weight=weight, bias=bias)
+        changed.append(node)
+    return Graph(tuple(changed))
+
+
+def equalise(graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5, rounds: int = 3) -> Graph:
+    """An equal graph whose channels fit INT8 grids better; see `channel_factors`.
+
+    Args:
+        rounds: repeats, because re-scaling one group changes the weights that the next one is balanced against.
+    """
+    for _ in range(rounds):
+        graph = rescale(graph, channel_factors(graph, images, balance))
+    return graph

@@ -1,0 +1,87 @@
+"""Rounding kernels by what they do to data (Frantar et al., GPTQ, ICLR 2023; ours, not the paper's), before QAT.
+
+Rounded one by one, the 288 values of a kernel err by chance, and the errors add up over smooth areas. Here they are
+rounded in turn, and what one leaves over is passed on to those not yet rounded, in the way that changes the output on
+photographs least. Scales stay TFLite's: the largest value of each output channel keeps its place at ±127.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paperlib.quantisation.int8 import QW, channel_scales
+from paperlib.student.graph import Graph, Node, image_batch, run_graph
+
+DAMPING = 1e-3
+"""Added to the diagonal of the input's second moments, as a part of its mean."""
+COLUMNS = 20_000
+"""Patches of a layer's input taken from one image, at most."""
+
+
+@torch.no_grad()
+def input_moments(graph: Graph, node: Node, images: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
+    """Second moments (K, K) and mean (K,) of the patches that a convolution reads, K = I·k·k, float64."""
+    total, mean, count = 0.0, 0.0, 0
+    for image in images:
+        kept: dict[str, Tensor] = {}
+
+        def keep(at: Node, out: Tensor, kept: dict[str, Tensor] = kept) -> Tensor:
+            kept[at.name] = out
+            return out
+
+        run_graph(graph, image_batch(image), after=keep)
+        size = node.weight.shape[-1]
+        patches = F.unfold(kept[node.inputs[0]], size, padding=size // 2)[0]  # (K, L)
+        patches = patches[:, :: max(1, patches.shape[1] // COLUMNS)].double()
+        total, mean, count = total + patches @ patches.T, mean + patches.sum(1), count + patches.shape[1]
+    return total / count, mean / count
+
+
+def round_kernel(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
+    """The kernel on its int8 grid, each column's rounding error compensated by the columns after it.
+
+    Args:
+        weight: (O, K); scale: (O,), largest |weight| / 127; moments: (K, K), of what is multiplied with it.
+
+    Returns:
+        (O, K), whole multiples of `scale` in −127..127, the largest of each row unchanged.
+    """
+    alive = moments.diagonal() > 0
+    matrix = moments + torch.eye(len(moments), dtype=moments.dtype) * (DAMPING * moments.diagonal().mean() + 1e-12)
+    order = torch.argsort(matrix.diagonal(), descending=True)  # the loudest inputs first: the rest can make up for them
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(matrix[order][:, order])), upper=True)
+    left, scale = weight[:, order].double(), scale.double()
+    largest = torch.zeros_like(left, dtype=torch.bool).scatter_(1, left.abs().argmax(1, keepdim=True), True)
+    peak = left.sign() * QW
+    rounded = torch.zeros_like(left)
+    for column in range(left.shape[1]):
+        steps = (left[:, column] / scale).round().clamp(-QW, QW)
+        steps = torch.where(largest[:, column], peak[:, column], steps)
+        rounded[:, column] = steps * scale
+        if alive[order[column]]:
+            error = (left[:, column] - rounded[:, column]) / upper[column, column]
+            left[:, column + 1 :] -= error[:, None] * upper[column, column + 1 :]
+    return rounded[:, torch.argsort(order)].to(weight.dtype)
+
+
+def round_to_data(graph: Graph, images: Sequence[np.ndarray | Tensor]) -> Graph:
+    """A graph whose ordinary convolutions lie on their int8 grids, layer after layer, each fitted to what it will read.
+
+    A constant error that is left over goes into the bias. Grouped convolutions and PReLU stay as they are.
+
+    Args:
+        images: LR photographs, uint8 (h, w, 3), or batches (1, 3, h, w) in 0..255.
+    """
+    for name in [node.name for node in graph.nodes if node.op == "conv" and node.groups == 1]:
+        node = graph[name]
+        moments, mean = input_moments(graph, node, images)
+        flat = node.weight.flatten(1)
+        rounded = round_kernel(flat, channel_scales(node.weight), moments)
+        bias = node.bias + ((flat - rounded).double() @ mean).to(node.bias.dtype)
+        fitted = replace(node, weight=rounded.reshape(node.weight.shape), bias=bias)
+        graph = Graph(tuple(fitted if old.name == name else old for old in graph.nodes))
+    return graph

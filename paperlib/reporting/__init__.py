@@ -1,0 +1,14 @@
+"""Tables, verdicts, figures and the report (paper section 7)."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["figures"],
+    submod_attrs={
+        "divider": ["save_comparison"],
+        "explorer": ["explore"],
+        "challenge": ["challenge_section"],
+        "tables": ["audit_table", "changes", "measured", "reported_vs_measured"],
+    },
+)

@@ -1,0 +1,145 @@
+"""What quality costs on devices, from a run's records: NPU cycles, CPU time, and the benchmarks' ratios (section 7)."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from paperlib.errors import UserError
+from paperlib.evaluation.reported import DATASET
+from paperlib.reporting.figures import scatter
+from paperlib.run import STYLE, Run
+from paperlib.student.graph import macs_per_lr_pixel
+from paperlib.student.models import build_model, deployment_graph, fuse_model
+
+FORMS = {"add": ("D", "qat_teacher"), "concat": ("switches", "residual_concat"),
+         "exact": ("switches", "residual_exact")}
+"""Forms of the skip (`paperlib.evaluation.shipped`) and the rows of 07 that were trained with them."""
+FILES = {"student_dynamic_int8.tflite": ("abstract", "student_dynamic_tflite"),
+         "student_fixed_int8.tflite": ("abstract", "student_fixed_tflite"),
+         "student_ptq_int8.tflite": ("export", "tflite_post_training")}
+"""Files that `paperlib bench` times and the rows that say what they score."""
+
+
+def _scores(run: Run) -> dict[tuple[str, str], float]:
+    """PSNR (dB) of every INT8 row on the validation photographs."""
+    return {(row["table"], row["row"]): row["value"] for record in run.records().values() for row in record["rows"]
+            if (row["metric"], row["dataset"], row["precision"]) == ("psnr", DATASET, "int8")
+            and row["value"] is not None}
+
+
+def npu_points(run: Run) -> list[dict[str, Any]]:
+    """Vela's cycles (millions) and PSNR (dB): 06's fixed file on each accelerator, 07's forms of the skip."""
+    scores, points = _scores(run), []
+    for record in run.records().values():
+        for estimate in (record.get("export") or {}).get("npu") or []:
+            left = ", ".join(dict.fromkeys(estimate["cpu_operators"]))
+            points.append({"name": estimate["accelerator"], "row": ("abstract", "student_fixed_tflite"),
+                           "group": f"shipped file{f' (without {left}, left to the CPU)' if left else ''}",
+                           "cycles": estimate["cycles_total"] / 1e6})
+        for form, cycles in (record.get("graph_forms") or {}).items():
+            points.append({"name": f"skip: {form}", "row": FORMS.get(form), "cycles": cycles / 1e6,
+                           "group": "07's short trainings, whole on ethos-u65-512"})
+    return [point | {"psnr": scores[point["row"]]} for point in points if point["row"] in scores]
+
+
+def read_bench(run: Run) -> dict[str, Any]:
+    """The run's bench.json (`paperlib bench --json`); empty where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run.out / "bench.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Run `paperlib bench --json {path}` again.") from error
+
+
+def latency_points(run: Run) -> list[dict[str, Any]]:
+    """CPU time (ns per LR pixel) and PSNR (dB) of the run's INT8 files, with one thread and with two."""
+    scores, points = _scores(run), []
+    for name, times in (read_bench(run).get("int8") or {}).get("files", {}).items():
+        path = Path(name)
+        row = FILES.get(path.name) if path.parts[-4:-1] == (run.out.name, "checkpoints", "export") else None
+        if row not in scores:
+            continue
+        height, width = times["input_size"]
+        points += [{"name": path.stem.removeprefix("student_").removesuffix("_int8"), "psnr": scores[row],
+                    "group": label, "ns": 1e6 * times[key] / (height * width)}
+                   for key, label in (("ms_1_thread", "one thread"), ("ms_2_threads", "two threads"))]
+    return points
+
+
+def npu_scatter(run: Run) -> Figure | None:
+    """Quality against NPU cycles; None where nothing was estimated."""
+    points = npu_points(run)
+    return scatter(points, "cycles", "psnr", "NPU cycles of one inference (millions), Vela's estimate",
+                   "PSNR RGB, validation (dB)", "Quality against NPU cycles: left is better") if points else None
+
+
+def latency_scatter(run: Run) -> Figure | None:
+    """Quality against CPU time; None where nothing was timed."""
+    points = latency_points(run)
+    return scatter(points, "ns", "psnr", "CPU time of one inference (ns per LR pixel)", "PSNR RGB, validation (dB)",
+                   "Quality against CPU time: left is better") if points else None
+
+
+def ratios(bench: Mapping[str, Any]) -> dict[str, float]:
+    """Every ratio of a bench.json by what was measured; above 1 ours is faster."""
+    return {f"{name}: {key.removeprefix('ratio_').replace('_', ' ')}": value
+            for name, result in bench.items() if isinstance(result, Mapping)
+            for key, value in result.items() if key.startswith("ratio_") and isinstance(value, int | float)}
+
+
+@style.context(STYLE)
+def ratio_bars(bench: Mapping[str, Any]) -> Figure | None:
+    """One bar a ratio on a logarithmic axis, from 1 to the right where ours is faster; None without ratios."""
+    found = ratios(bench)
+    if not found:
+        return None
+    figure = Figure(figsize=(8, 1.2 + 0.42 * len(found)))
+    axes = figure.subplots()
+    values = list(found.values())
+    drawn = axes.barh(range(len(found)), [value - 1 for value in values], left=1, height=0.6,
+                      color=["C0" if value >= 1 else "C1" for value in values])
+    axes.set_xscale("log")
+    axes.set_xlim(min(0.5, 0.6 * min(values)), max(2.0, 2.2 * max(values)))
+    for bar, value in zip(drawn, values, strict=True):
+        axes.annotate(f"{value:.3g} ×", (max(value, 1), bar.get_y() + 0.3), xytext=(4, 0), va="center", fontsize=9,
+                      textcoords="offset points")
+    axes.axvline(1, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel="times faster than the alternative, in the same run (log scale; right of 1 ours is faster)",
+             title="Benchmarks: longer to the right is better")
+    return figure
+
+
+OURS = (("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8"))
+
+
+def peer_points(dataset: str = "Set5") -> list[dict[str, Any]]:
+    """Points for `paperlib.figures.scatter`: name, group, macs (thousands per LR pixel), psnr (dB, RGB, no crop)."""
+    with Path(__file__).with_name("peers.csv").open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["set"] == dataset]
+    return [{"name": line["model"], "group": f"{line['group']}, {line['precision'].upper()}",
+             "macs": float(line["macs_per_lr_pixel"]) / 1e3, "psnr": float(line["psnr_rgb"])} for line in lines]
+
+
+def our_points(run: Run, dataset: str = "Set5") -> list[dict[str, Any]]:
+    """The run's students on the same set, as further points; empty where the profile does not measure it."""
+    rows = [row for record in run.records().values() for row in record["rows"]
+            if (row["table"], row["row"], row["precision"]) in OURS and row["metric"] == "psnr"
+            and row["dataset"] == dataset and row["value"] is not None]
+    macs = macs_per_lr_pixel(deployment_graph(fuse_model(build_model(run.settings.student)))) / 1e3 if rows else 0
+    return [{"name": f"ours, {row['row'].replace('student_', '')}", "group": f"this run, {row['precision'].upper()}",
+             "macs": macs, "psnr": row["value"]} for row in rows]

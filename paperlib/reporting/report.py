@@ -1,0 +1,169 @@
+"""`report.html`: a run on one self-contained page, to be read offline, on a phone, or printed (paper section 7).
+
+Styles, pictures and the few lines of script are inside the file; nothing is loaded from anywhere. What was not run says
+so in its place.
+"""
+
+from fnmatch import fnmatch
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jinja2 import Environment, FileSystemLoader
+from matplotlib import style
+from matplotlib.figure import Figure
+from nbconvert import HTMLExporter
+
+from paperlib.evaluation.reported import DATASET
+from paperlib.files import write_text
+from paperlib.reporting import challenge
+from paperlib.reporting.costs import latency_scatter, npu_scatter, our_points, peer_points, ratio_bars, read_bench
+from paperlib.reporting.divider import PICK, STYLESHEET, data_url, divider, saved_comparisons
+from paperlib.reporting.figures import scatter
+from paperlib.reporting.summary import MEANING, settings_changed, settings_used, teacher_used, verdict_counts
+from paperlib.reporting.tables import TABLES, changes, frame, measured, table_rows
+from paperlib.run import NOTEBOOKS, STYLE, Run
+
+FIGURES = {
+    "training": ("*_curves",), "pictures": ("*_crops", "*_pair", "*_batch"), "errors": ("*error*",),
+    "layers": ("05_*",), "distillation": ("03_*",), "ablations": ("07_*",),
+}
+"""Which figures belong to which section; each goes to the first that takes it, the others to the end of the page."""
+CAPTIONS = {
+    "pair": "One pair: LR, the baseline, HR. PSNR is over the whole photograph.",
+    "batch": "Patches of one training step: LR above, HR below.",
+    "curves": "Loss and its terms (left, means since the last point), validation PSNR of the averaged weights (right).",
+    "crops": "The most detailed part of a validation photograph; PSNR is over the whole photograph.",
+    "confidence": "Where the teacher is trusted: its weight in the distillation loss.",
+    "error": "INT8 file minus float network. Noise is harmless; edges would be seen.",
+    "ranges": "What each layer's grid has to span.",
+    "sqnr": "How much of the signal survives the rounding up to each layer.",
+    "backbones": "Trained on one short, equal schedule; bars compare with each other alone.",
+}
+
+
+def _caption(name: str) -> str:
+    return next((text for key, text in CAPTIONS.items() if key in name), "")
+
+
+def _picture(png: bytes, name: str, caption: str) -> dict[str, Any]:
+    """A figure for the template, shown at half its pixel size."""
+    return {"url": data_url(png), "width": int.from_bytes(png[16:20]) // 2, "name": name, "caption": caption}
+
+
+def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The run's figures by section."""
+    sections: dict[str, list[dict[str, Any]]] = {name: [] for name in [*FIGURES, "other"]}
+    for path in sorted((run.out / "figures").glob("[0-9]*.png")):
+        section = next((name for name, patterns in FIGURES.items()
+                        if any(fnmatch(path.stem, pattern) for pattern in patterns)), "other")
+        sections[section].append(_picture(path.read_bytes(), path.stem, _caption(path.stem)))
+    return sections
+
+
+def _tables(run: Run) -> list[dict[str, Any]]:
+    """The tables as text, one dict each; evidence split into record and remark."""
+    tables = []
+    for name, title in TABLES.items():
+        lines = frame(table_rows(run, [name])).to_dict("records")
+        for line in lines:
+            record, _, remark = line["evidence"].partition(": ")
+            if record.startswith("records/"):
+                line |= {"record": record.split(" ")[0], "evidence": remark or record.partition(" ")[2]}
+        heading = f"Table {name}" if len(name) == 1 else name.capitalize()
+        tables.append({"name": name, "heading": heading, "title": title, "lines": lines})
+    return tables
+
+
+def _value(run: Run, table: str, row: str, precision: str) -> float | None:
+    """A measured PSNR on the validation photographs, in dB; None where there is none."""
+    key = {"table": table, "row": row, "precision": precision, "metric": "psnr", "dataset": DATASET}
+    return next((line["value"] for record in run.records().values() for line in record["rows"]
+                 if key.items() <= line.items()), None)
+
+
+def _glance(run: Run) -> list[dict[str, str]]:
+    """The few numbers that a reader wants first."""
+    bicubic, student = _value(run, "B", "bicubic", "fp32"), _value(run, "B", "student_stage2", "fp32")
+    int8, before = _value(run, "B", "student_deploy", "int8"), _value(run, "export", "float_before_qat", "fp32")
+    fake, teacher = _value(run, "export", "fakequant", "fake-quant"), _value(run, "stages", "teacher", "fp32")
+    cards = [("bicubic", bicubic, None, ""), ("teacher", teacher, bicubic, "against bicubic"),
+             ("student, FP32", student, bicubic, "against bicubic"),
+             ("student, INT8 TFLite", int8, before, "against its float network"),
+             ("fake-quant in PyTorch", fake, int8, "against the INT8 file")]
+    return [{"label": label, "value": "not run" if value is None else f"{value:.2f} dB",
+             "note": "" if value is None or other is None else f"{value - other:+.3f} dB {what}"}
+            for label, value, other, what in cards]
+
+
+def _drawn(figure: Figure, name: str, caption: str) -> dict[str, Any]:
+    """A figure drawn for this page."""
+    buffer = BytesIO()
+    with style.context(STYLE):
+        figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
+    return _picture(buffer.getvalue(), name, caption)
+
+
+def _costs(run: Run) -> dict[str, dict[str, Any] | None]:
+    """Quality against operations, NPU cycles and CPU time, and the benchmarks; None where nothing was measured."""
+    ours = our_points(run)
+    caption = "" if ours else "This run measured nothing on Set5, so it is not in the figure. "
+    drawn = {
+        "macs": (scatter(peer_points() + ours, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
+                         "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images"),
+                 caption + "Peers were trained for longer, on DIV2K and some on more."),
+        "npu": (npu_scatter(run), "Cycles are estimated by Arm's Vela for Ethos-U NPUs: they rank forms of the "
+                "graph and say nothing of the challenge's phone."),
+        "latency": (latency_scatter(run), "Least time of an inference with XNNPACK, per pixel, since the files "
+                    "have inputs of different size."),
+        "bench": (ratio_bars(read_bench(run)), "Each ratio is of interleaved runs in one process.")}
+    return {name: _drawn(figure, f"{name} costs" if name != "bench" else "benchmarks", text) if figure else None
+            for name, (figure, text) in drawn.items()}
+
+
+def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    costs = records.get("00_reproduce", {}).get("notebooks", {})
+    lines = []
+    for name in NOTEBOOKS:
+        pages = [path for path in (f"notebooks/{name}.html", f"notebooks/{name}.ipynb") if (run.out / path).is_file()]
+        lines.append({"name": name, "record": records.get(name), "cost": costs.get(name),
+                      "page": pages[0] if pages else ""})
+    return lines
+
+
+def write_report(run: Run) -> Path:
+    """Write report.html from records, figures and comparisons; returns its path.
+
+    Raises:
+        UserError: a record is damaged, or the folder cannot be written.
+    """
+    records, folder = run.records(), Path(__file__).parent
+    sheets = [STYLESHEET, folder / "report.css"]
+    rows = table_rows(run, list(TABLES))
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("report.html").render(
+        run=run, records=records, teacher=teacher_used(records), tables=_tables(run), figures=_figures(run),
+        counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), costs=_costs(run),
+        dividers=[divider(name, pictures) for name, pictures in saved_comparisons(run).items()],
+        measured=measured(run, [row["table"] for record in records.values() for row in record["rows"]]),
+        changes=changes(run).to_dict("records"), win=challenge,
+        provenance=_provenance(run, records), settings=settings_used(run), changed=settings_changed(run),
+        script=PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))
+    return write_text(run.out / "report.html", text)
+
+
+def export_notebooks(run: Run) -> list[Path]:
+    """The executed notebooks as HTML beside them, readable offline (formulas and widgets as plain text).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    nowhere = {name: "" for name in ("require_js_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url",
+                                     "jquery_url", "jupyter_widgets_base_url")}
+    exporter = HTMLExporter(template_name="lab", **nowhere)
+    pages = []
+    for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
+        text, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4), {"metadata": {"name": path.stem}})
+        pages.append(write_text(path.with_suffix(".html"), text))
+    return pages

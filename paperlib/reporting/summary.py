@@ -1,0 +1,105 @@
+"""`summary.md`: a run in one page of Markdown, for readers who open nothing else (paper section 7)."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from paperlib.evaluation.reported import fitted_constant, reported
+from paperlib.files import write_text
+from paperlib.profiles import load_settings
+from paperlib.reporting.challenge import challenge_text
+from paperlib.reporting.tables import TABLES, changes, frame, markdown, parity_line, score_ladder, table_rows
+from paperlib.reporting.verdicts import Row, Verdict, tolerance
+from paperlib.run import NOTEBOOKS, Run
+from paperlib.settings import flatten
+
+MEANING = {
+    Verdict.REPRODUCED: "measured with the paper's data and schedule, inside the tolerance",
+    Verdict.MISSED: "measured with the paper's data and schedule, outside the tolerance",
+    Verdict.HOLDS: "a smaller experiment; the paper's comparisons point the same way",
+    Verdict.FAILS: "a smaller experiment; at least one of the paper's comparisons points the other way, or no way",
+    Verdict.RECOMPUTED: "arithmetic on reported values",
+    Verdict.NOT_PUBLIC: "needs the challenge's test images or its device",
+    Verdict.NOT_RUN: "nothing measured, or nothing to compare with",
+}
+
+
+def teacher_used(records: dict[str, dict[str, Any]]) -> str:
+    """Which teacher the records name, in words; several where they differ."""
+    named = list(dict.fromkeys(record["teacher"] for record in records.values() if record.get("teacher")))
+    return "; ".join(named) or "no record names one"
+
+
+def settings_used(run: Run) -> dict[str, Any]:
+    """The settings that the last recorded notebook ran with, flat; the run's own where nothing is recorded."""
+    records = [record for name, record in run.records().items() if name in NOTEBOOKS]
+    return flatten("", records[-1]["settings"] if records else run.settings.model_dump(mode="json"))
+
+
+def settings_changed(run: Run) -> str:
+    """The used settings that differ from the profile's, as `name = value, …`; empty where none does."""
+    usual = flatten("", load_settings(run.settings.profile).model_dump(mode="json"))
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings_used(run).items()
+                     if value != usual.get(name) and not name.endswith(".expect"))
+
+
+def verdict_counts(rows: list[Row]) -> dict[Verdict, int]:
+    """How many rows have each verdict, in the order of the vocabulary, without those that none has."""
+    counts = Counter(row.verdict for row in rows)
+    return {verdict: counts[verdict] for verdict in Verdict if counts[verdict]}
+
+
+def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[str]:
+    lines = []
+    for name in NOTEBOOKS:
+        record = records.get(name)
+        if record is None:
+            lines.append(f"- {name}: not run")
+            continue
+        commit = (record["commit"] or "no commit")[:12] + (", with changes" if record["dirty"] else "")
+        lines.append(f"- [{name}](records/{name}.json): {record['seconds']:.0f} s, {commit}, seed {record['seed']}, "
+                     f"torch {record['versions']['torch']}, {record['device']}, {record['threads']} threads")
+    return lines
+
+
+def _tolerances() -> str:
+    keys = [key for key in reported() if key[0] != "A" or key[3] == "score"]
+    reasons: dict[tuple[float, str], list[str]] = {}
+    for key in keys:
+        reasons.setdefault((key[3], *tolerance(key)), []).append(f"{key[0]} {key[1]} {key[2]}")
+    return "\n".join(f"- {metric} ±{limit}: {reason} ({', '.join(rows)})"
+                     for (metric, limit, reason), rows in reasons.items())
+
+
+def write_summary(run: Run) -> Path:
+    """Write summary.md from whatever records there are; returns its path.
+
+    Raises:
+        UserError: a record is damaged, or the folder cannot be written.
+    """
+    records = run.records()
+    rows = {name: table_rows(run, [name]) for name in TABLES}
+    counts = verdict_counts([row for part in rows.values() for row in part])
+    parts = [
+        f"# Results, profile {run.settings.profile}",
+        f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {teacher_used(records)}.",
+        *([f"Settings that differ from the profile's: {changed}."] if (changed := settings_changed(run)) else []),
+        "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
+        "Reported are the paper's numbers on DIV2K validation; measured are ours on this profile's validation "
+        f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
+        f"C = {fitted_constant():.4g} for all five rows.",
+    ]
+    if len(way := score_ladder(run)):
+        parts.append(f"## From bicubic to the shipped file\n\n{markdown(way)}\n\nThe INT8 files against the "
+                     f"fake-quantised network: {parity_line(run)}.")
+    for name, lines in rows.items():
+        title = f"Table {name}" if len(name) == 1 else name.capitalize()
+        body = markdown(frame(lines).drop(columns=["table", "tolerance"])) if lines else "Not run."
+        parts.append(f"## {title}: {TABLES[name]}\n\n{body}")
+    if len(changed_one := changes(run)):
+        parts.append(f"## Stage 3's choices, one changed at a time\n\n{markdown(changed_one)}")
+    parts.append(f"## What it would take to win\n\n{challenge_text(run)}")
+    parts.append("## Tolerances\n\nWhat `reproduced` allows in the paper profile, and why.\n\n" + _tolerances())
+    parts.append("## Records\n\n" + "\n".join(_provenance(run, records)))
+    return write_text(run.out / "summary.md", "\n\n".join(parts) + "\n")

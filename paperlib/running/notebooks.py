@@ -1,0 +1,176 @@
+"""Notebooks without a browser: what they may be given, and running one by papermill in this very Python.
+
+The kernel gets an environment of its own (allocator, quiet progress), its training lines are passed on to the terminal
+while it works, and its memory is watched. The notebooks follow the paper's sections 1 to 7.
+"""
+
+import ast
+import json
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import psutil
+from ipykernel.kernelspec import write_kernel_spec
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from paperlib.environment import KERNEL_ENVIRONMENT
+from paperlib.errors import UserError
+from paperlib.files import atomic_path
+
+PARAMETERS = ("profile", "out", "overrides")
+KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
+"""Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""
+
+
+class NotebookError(Exception):
+    """A notebook that stopped; the message is its error's last line."""
+
+
+def parameter_names(path: Path) -> tuple[str, ...]:
+    """The names that a notebook's `parameters` cells set, in order; empty where it has no such cell."""
+    names: list[str] = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            statements = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)]
+            names += [ast.unparse(target) for node in statements for target in node.targets]
+    return tuple(names)
+
+
+def find_notebooks(folder: Path) -> list[Path]:
+    """The numbered notebooks of a folder in order, each with exactly the three known parameters.
+
+    papermill only warns of a parameter that a notebook does not have; this refuses it.
+
+    Raises:
+        UserError: there are none, or one takes other parameters.
+    """
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        raise UserError(f"no numbered notebooks in {folder}. Run from a clone of the repository.")
+    for path in paths:
+        if (names := parameter_names(path)) != PARAMETERS:
+            raise UserError(f"{path} must have one cell tagged 'parameters' that sets {', '.join(PARAMETERS)}; it sets "
+                            f"{', '.join(names) or 'nothing'}. Restore the notebook.")
+    return paths
+
+
+def notebook_hash(path: Path) -> str:
+    """SHA-256 of a notebook's cells; outputs and execution counts do not matter."""
+    cells = nbformat.read(path, as_version=4).cells
+    return sha256(json.dumps([[cell.cell_type, cell.source] for cell in cells]).encode()).hexdigest()
+
+
+@contextmanager
+def kernel_environment() -> Iterator[None]:
+    """For the block, environment variables for new kernels, and `python3` meaning this interpreter.
+
+    A kernel specification of the user or the machine may start another Python, with other packages or none.
+    """
+    with tempfile.TemporaryDirectory(prefix="paperlib-kernel-") as folder:
+        write_kernel_spec(Path(folder) / "kernels" / "python3")  # ipykernel's own names sys.executable
+        before = dict(os.environ)
+        places = [folder, *filter(None, [before.get("JUPYTER_PATH")])]
+        os.environ.update(KERNEL_ENVIRONMENT | {"JUPYTER_PATH": os.pathsep.join(places)})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+class _PeakMemory:
+    """Largest resident memory of this process's descendants in bytes, sampled twice a second during the block."""
+
+    def __enter__(self) -> "_PeakMemory":
+        self.bytes, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            total = 0
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:  # it ended between being listed and being asked
+                    continue
+            self.bytes = max(self.bytes, total)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class _TrainingLines:
+    """A text stream that passes on a training's progress lines, indented, and drops everything else."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if ": step " in line and line.endswith(" left"):
+                print(f"      {line}", flush=True)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+@contextmanager
+def _library_messages(log: Path) -> Iterator[None]:
+    """For the block, what this process and its children write to stderr goes to the end of a file."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> int:
+    """Run a notebook; its executed copy goes to `target`, also when it fails or is interrupted.
+
+    Call inside `kernel_environment`. The kernel is gone when this returns or raises.
+
+    Args:
+        log: file that libraries' own messages are added to; TensorFlow has many.
+
+    Returns:
+        Peak memory of the kernel and its children in bytes.
+
+    Raises:
+        NotebookError: a cell raised, or the kernel died.
+        UserError: `target` cannot be written.
+    """
+    with _PeakMemory() as peak, atomic_path(target) as temporary, _library_messages(log):
+        try:
+            papermill.execute_notebook(
+                str(path), str(temporary), parameters, kernel_name="python3", language="python",
+                progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent), config=KERNEL_CONFIG)
+        except PapermillExecutionError as error:
+            temporary.replace(target)
+            kind = "" if error.ename == "UserError" else f"{error.ename}: "
+            lines = str(error.evalue).strip().splitlines() or ["no message"]
+            raise NotebookError(kind + lines[-1]) from error
+        except DeadKernelError as error:
+            temporary.replace(target)
+            raise NotebookError(f"its kernel died at {peak.bytes / 1e9:.1f} GB, most likely for lack of memory; "
+                                f"its last words are in {log}") from error
+        except KeyboardInterrupt:
+            temporary.replace(target)
+            raise
+    return peak.bytes

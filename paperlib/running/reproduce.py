@@ -1,0 +1,194 @@
+"""The notebooks 01 to 07 headlessly in order: skip what is current, resume, then tables and report (paper section 7).
+
+A notebook is current when its record is there, unchanged, and nothing that it depends on has changed: its own cells,
+the settings, paperlib's sources, the photographs and weights that go in, and what the notebooks before it depend on.
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from paperlib.data.photographs import named_folder
+from paperlib.data.splits import split_sources
+from paperlib.environment import assets_dir, root
+from paperlib.errors import UserError
+from paperlib.files import file_lock, remove_stale, sha256_file, write_json
+from paperlib.reporting.report import export_notebooks, write_report
+from paperlib.reporting.summary import write_summary
+from paperlib.reporting.tables import format_tables, write_tables
+from paperlib.run import Run, open_run
+from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
+
+SHARES = {"01": 2, "02": 26, "03": 14, "04": 12, "05": 18, "06": 8, "07": 20}
+"""Rough shares of the time in %, for the first estimate; later runs go by what they took before."""
+
+
+def input_files(run: Run) -> list[Path]:
+    """The files outside the run that its results depend on: photographs, test sets, downloaded weights.
+
+    Raises:
+        UserError: a folder of photographs is missing.
+    """
+    settings = run.settings.data
+    sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
+    files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
+    folders = [named_folder(name) for name in settings.tests] + [folder for folder in [assets_dir()] if folder]
+    return files + sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
+    """What each notebook's result depends on, as a hash; each one's contains those of the notebooks before it."""
+    package = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in input_files(run)]
+    value, found = json.dumps([package, files, run.settings.model_dump(mode="json")]), {}
+    for path in paths:
+        value = found[path.stem] = sha256((value + notebook_hash(path)).encode()).hexdigest()
+    return found
+
+
+def _intact(run: Run, name: str) -> bool:
+    """Whether the files of the run that a record names are there as they were."""
+    inputs = [entry for entry in run.read_record(name).get("inputs", {}).values() if isinstance(entry, dict)]
+    return all((run.out / entry["file"]).is_file() and sha256_file(run.out / entry["file"]) == entry["sha256"]
+               for entry in inputs)
+
+
+def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) -> bool:
+    """Whether a notebook need not run: same fingerprint, record untouched, and the weights it names still there."""
+    record, known = run.out / "records" / f"{name}.json", state.get(name)
+    return (known is not None and known["fingerprint"] == fingerprint and record.is_file()
+            and known["record"] == sha256_file(record) and _intact(run, name))
+
+
+def time_left(names: Sequence[str], index: int, elapsed: float, state: Mapping[str, Any]) -> float | None:
+    """Estimated seconds from the start of `names[index]` to the end; None while there is nothing to go by.
+
+    Args:
+        names: the notebooks that run, in order; those before `index` took `elapsed` seconds.
+        state: what earlier runs took, by notebook.
+    """
+    known = [state.get(name, {}).get("seconds") for name in names[index:]]
+    if None not in known:
+        return sum(known)
+    done, left = (sum(SHARES.get(name[:2], 10) for name in part) for part in (names[:index], names[index:]))
+    return elapsed * left / done if done >= 10 else None
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def command_line(run: Run, name: str, overrides: Mapping[str, Any] | None) -> str:
+    """The command that continues a run at a notebook."""
+    words = ["paperlib", "reproduce", "--profile", run.settings.profile, "--from", name[:2]]
+    if run.out != root() / "results" / run.settings.profile:
+        words += ["--out", str(run.out)]
+    if overrides:
+        words += ["--set", *(f"{field}={value if isinstance(value, str) else json.dumps(value)}"
+                             for field, value in overrides.items())]
+    return shlex.join(words)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it; every notebook then runs again.") from error
+
+
+def _select(paths: list[Path], first: str, last: str) -> list[str]:
+    names = [path.stem for path in paths]
+    numbers = [name[:2] for name in names]
+    for number in (first, last):
+        if number not in numbers:
+            raise UserError(f"no notebook {number!r}. There are {', '.join(numbers)}.")
+    if first > last:
+        raise UserError(f"nothing lies between --from {first} and --until {last}. Exchange them.")
+    return [name for name in names if first <= name[:2] <= last]
+
+
+def reproduce(
+    profile: str | None = None, out: str | Path | None = None, first: str = "01", last: str = "07",
+    overrides: dict[str, Any] | None = None, force: bool = False, folder: Path | None = None,
+) -> int:
+    """Run the notebooks from `first` to `last`, then write tables, summary and report and print the tables.
+
+    Args:
+        profile: smoke, demo, benchmark or paper; None: the variable PAPERLIB_PROFILE, else smoke.
+        out: folder for the results; None: results/<profile> in the clone.
+        first, last: numbers of notebooks, two digits.
+        overrides: dotted settings and values.
+        force: run notebooks again that are current. Finished trainings are still not repeated; delete their folder
+            under checkpoints/ for that.
+        folder: where the notebooks lie; None: the clone's.
+
+    Returns:
+        0 if every notebook ran or was current, else 1.
+
+    Raises:
+        UserError: unknown profile, setting or notebook number; missing photographs; a folder that cannot be written,
+            or in which another run is going on.
+    """
+    run = open_run(profile, out, overrides)
+    paths = {path.stem: path for path in find_notebooks(folder or root() / "notebooks")}
+    chosen = _select(list(paths.values()), first, last)
+    with file_lock(run.out / ".lock"), kernel_environment():
+        remove_stale(run.out)
+        prints = fingerprints(list(paths.values()), run)
+        state_path = run.out / ".state.json"
+        state = _read_state(state_path)
+        due = [name for name in chosen if force or not is_current(run, name, prints[name], state)]
+        began = time.monotonic()
+        for name in chosen:
+            label = f"[{chosen.index(name) + 1}/{len(chosen)}] {name}"
+            if name not in due:
+                print(f"{label}: up to date", flush=True)
+                continue
+            elapsed = time.monotonic() - began
+            left = time_left(due, due.index(name), elapsed, state)
+            print(f"{label}: running, {_minutes(elapsed)} so far, "
+                  f"{'time left not known yet' if left is None else f'about {_minutes(left)} left'}", flush=True)
+            try:
+                state[name] = _one(paths[name], run, overrides, prints[name])
+            except NotebookError as error:
+                print(f"{label}: failed: {error}\n      executed copy: {run.out / 'notebooks' / paths[name].name}\n"
+                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
+                return 1
+            except KeyboardInterrupt:
+                print(f"\n{label}: interrupted; finished work is kept.\n"
+                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
+                raise
+            write_json(state_path, state)
+            print(f"{label}: done in {_minutes(state[name]['seconds'])}, peak memory "
+                  f"{state[name]['peak_bytes'] / 1e9:.1f} GB", flush=True)
+        write_results(run, state)
+    return 0
+
+
+def _one(path: Path, run: Run, overrides: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
+    """Run one notebook; returns what the state remembers of it."""
+    clock = time.monotonic()
+    parameters = {"profile": run.settings.profile, "out": str(run.out), "overrides": json.dumps(overrides or {})}
+    record = run.out / "records" / f"{path.stem}.json"
+    before = record.stat().st_mtime_ns if record.is_file() else None
+    peak = execute(path, run.folder("notebooks") / path.name, parameters, run.out / ".kernel.log")
+    if not record.is_file() or record.stat().st_mtime_ns == before:
+        raise NotebookError(f"it ran but wrote no {record}; restore its last cells")
+    return {"fingerprint": fingerprint, "record": sha256_file(record), "seconds": round(time.monotonic() - clock, 1),
+            "peak_bytes": peak}
+
+
+def write_results(run: Run, state: Mapping[str, Any]) -> None:
+    """Tables, summary and report from whatever records there are; prints the tables and where everything lies."""
+    run.record("00_reproduce", [], notebooks={name: {key: value[key] for key in ("seconds", "peak_bytes")}
+                                              for name, value in sorted(state.items())})
+    write_tables(run)
+    summary = write_summary(run)
+    export_notebooks(run)
+    page = write_report(run)
+    print(f"\n{format_tables(run.out)}\n{run.settings.note}\nSummary: {summary}\nReport:  {page}", flush=True)

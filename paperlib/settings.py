@@ -1,0 +1,285 @@
+"""Settings of one reproduction: every choice of the paper (sections 3–6) as validated data, and the four profiles.
+
+A profile is data, not code: `load_settings("demo", {"stage1.steps": 500})` gives one `Settings` object that every
+notebook, command and record uses. The published values live in `profiles.py`; here are the fields and their limits.
+"""
+
+import difflib
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from paperlib.errors import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Section):
+    """Which photographs are used, and how patches are drawn (paper section 4)."""
+
+    source: Literal["embedded", "folders", "div2k"] = "embedded"
+    """embedded: photographs from the scikit-image and scikit-learn wheels; folders: any folders; div2k: DIV2K."""
+    train: tuple[str, ...] = ()
+    """source=folders: training folders, absolute or under PAPERLIB_DATA."""
+    valid: tuple[str, ...] = ()
+    """source=folders: validation folders."""
+    tests: tuple[str, ...] = ()
+    """Test sets, each a folder with HR/ and LR_bicubic/X3/, absolute or under PAPERLIB_DATA."""
+    div2k: str = ""
+    """source=div2k: a folder or a folder of zip files with DIV2K; empty: the cache, filled by `data prepare`."""
+    train_crop: int = Field(0, ge=0)
+    """Centre crop of each training photograph, HR pixels a side; 0 keeps it whole."""
+    valid_crop: int = Field(0, ge=0)
+    """Centre crop of each validation photograph, HR pixels a side; 0 keeps it whole."""
+    max_train: int = Field(0, ge=0)
+    """Use at most this many training photographs; 0 is all."""
+    max_valid: int = Field(0, ge=0)
+    """Use at most this many validation photographs; 0 is all."""
+    sampling: Literal["image", "area"] = "image"
+    """image: every photograph equally often, as published; area: in proportion to its pixels."""
+
+
+class StudentSettings(_Section):
+    """The network that is trained (paper section 1; `fsrcnn` and `abpn` are Table B's baselines)."""
+
+    arch: Literal["mobileone", "repconv", "repdw", "fsrcnn", "abpn"] = "mobileone"
+    channels: int = Field(32, ge=4, le=256)
+    blocks: int = Field(8, ge=1, le=64)
+    branches: int = Field(5, ge=1, le=16)
+    """Parallel 3×3 convolutions in a MobileOne block (5 in the released run, 4 in the paper's figure)."""
+    init: Literal["default", "bilinear"] = "default"
+    """default: PyTorch's random start, as published; bilinear: stem and head start as bilinear upscaling, which
+    spares short runs the first thousands of steps (ours, not the paper's)."""
+
+
+class TeacherSettings(_Section):
+    """Where the distillation targets come from (paper section 2)."""
+
+    kind: Literal["auto", "published", "small"] = "auto"
+    """published: MambaIRv2-light's weights; small: the same architecture, small, trained here; auto: published where
+    found or downloadable, else small."""
+    outputs: Literal["cached", "on_the_fly"] = "cached"
+    """cached: each training photograph is upscaled once, whole, and kept as 8-bit pixels; on_the_fly: each patch."""
+    small_dim: int = Field(24, ge=8, multiple_of=4)
+    small_groups: int = Field(1, ge=1)
+    small_layers: int = Field(2, ge=1)
+    small_steps: int = Field(200, ge=1)
+    small_batch: int = Field(8, ge=1)
+    small_patch: int = Field(32, ge=16)
+    small_lr: float = Field(1e-3, gt=0)
+    stage3: Literal["same", "student"] = "same"
+    """Who teaches stage 3. same: the teacher of stage 2, as the paper says; student: the float student that stage 3
+    starts from, as in the authors' released run."""
+
+
+class LossSettings(_Section):
+    """Weights of the loss terms, all on images scaled to 0..1 (paper section 3)."""
+
+    l1: float = Field(0.0, ge=0)
+    charbonnier: float = Field(0.0, ge=0)
+    mse: float = Field(0.0, ge=0)
+    """Squared error, which is what PSNR measures (ours, not the paper's)."""
+    dct: float = Field(0.0, ge=0)
+    kd: float = Field(0.0, ge=0)
+    """Weight of the confidence-weighted output distillation; the high value where a schedule is set."""
+    kd_mid: float | None = Field(None, ge=0)
+    """λ(t): weight at the end of the linear phase; None keeps `kd` constant."""
+    kd_low: float = Field(0.0, ge=0)
+    """λ(t): constant weight of the last phase."""
+    kd_p1: float = Field(0.25, ge=0, le=1)
+    kd_p2: float = Field(0.60, ge=0, le=1)
+    confidence: bool = True
+    """False: distil with weight 1 everywhere (ablation)."""
+    kd_error: Literal["l1", "l2"] = "l1"
+    """l1: |student − teacher| as published; l2: its square (ours, where INT8 is to stay close to its float network)."""
+    gamma: float = Field(10.0, ge=0)
+    w_min: float = Field(0.10, ge=0, le=1)
+    w_max: float = Field(0.75, ge=0, le=1)
+
+
+class StageSettings(_Section):
+    """One training stage as data for the one `fit` (paper section 4). One published epoch is 50 steps."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(16, ge=1)
+    patch: int = Field(128, ge=8)
+    """LR pixels a side; HR patches are three times as large."""
+    lr: float = Field(gt=0)
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the steps in which the learning rate rises linearly from 0."""
+    decay: Literal["cosine", "halve", "constant"] = "cosine"
+    halve_every: int = Field(2000, ge=1)
+    """decay=halve: steps between two halvings."""
+    clip_grad: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 is no clipping."""
+    clip_body: float = Field(3.0, ge=0)
+    """Largest |weight| of the body's convolutions, applied after each step; 0 is no clipping."""
+    clip_ends: float = Field(2.0, ge=0)
+    """Largest |weight| of stem and head, applied after each step; 0 is no clipping."""
+    ema: float = Field(0.999, ge=0, lt=1)
+    ema_warmup: bool = False
+    """True: the decay grows from 0 to `ema` (for runs shorter than a few thousand steps)."""
+    validate_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    recalibrate_batches: int = Field(64, ge=0)
+    """Batches for re-estimating the BN statistics before fusing; 0 keeps the running ones."""
+    form: Literal["expanded", "collapsed"] = "expanded"
+    """collapsed: BN statistics frozen and every block trained as one convolution (ours; off in `paper`)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = Field(1, ge=1)
+    """Gradient accumulation: forward passes a step, each of batch/accumulate samples."""
+    loss: LossSettings
+    expect: str = ""
+    """What the source reports for this stage, and where; shown in the notebook."""
+
+
+class QuantSettings(_Section):
+    """Quantisation-aware training and export (paper sections 4 and 5)."""
+
+    quantiser: Literal["paper", "tflite"] = "paper"
+    """paper: FX graph mode with QNNPACK defaults, as published; tflite: TFLite's own INT8 arithmetic."""
+    observe_until: float = Field(0.2, ge=0, le=1)
+    """Fraction of stage 3 after which the observers stop and the grids are frozen (epoch 30 of 150)."""
+    freeze_until: float = Field(0.6, ge=0, le=1)
+    """Fraction at which the authors call freeze_fake_quant (epoch 90 of 150); changes nothing without BN."""
+    calibration_images: int = Field(32, ge=1)
+    """Training photographs shown to the observers before stage 3, and to post-training quantisation."""
+    equalise: bool = False
+    """tflite only: exact cross-layer re-scaling before QAT."""
+    rounding: Literal["nearest", "data"] = "nearest"
+    """tflite only: where the kernels start. data: on their int8 grids, rounded by what they do to the calibration
+    photographs (`paperlib.quantisation.rounding`)."""
+    residual: Literal["add", "concat", "exact"] = "add"
+    """tflite only: how the global skip is computed. add: as published; concat, exact: without an ADD, carried by
+    convolutions (`paperlib.quantisation.skip`)."""
+    start: str = ""
+    """A student checkpoint that stage 3 starts from (the authors' stage 2, say); empty: this run's own stage 2."""
+
+
+class ExportSettings(_Section):
+    """The shipped files (paper section 5)."""
+
+    height: int = Field(720, ge=3)
+    width: int = Field(1280, ge=3)
+    overlap: int = Field(24, ge=0)
+    """LR pixels two neighbouring tiles share where an image is larger than the fixed input; exact from 20 on."""
+    threads: int = Field(2, ge=1)
+    upsample: Literal["depth_to_space", "rows"] = "depth_to_space"
+    """rows: PixelShuffle of the fixed file by operators that stay on an NPU, same values."""
+
+
+class AblationSettings(_Section):
+    """Size of 07's trainings: Tables B, C and D with short, equal schedules (paper section 7)."""
+
+    archs: tuple[Literal["mobileone", "repconv", "repdw", "fsrcnn", "abpn"], ...] = (
+        "mobileone", "repconv", "repdw", "fsrcnn", "abpn")
+    stage1_steps: int = Field(ge=1)
+    stage3_steps: int = Field(ge=1)
+    seeds: tuple[int, ...] = (1234,)
+    switches: tuple[str, ...] = ()
+    """Further one-change ablations of stage 3, by name; see `paperlib.training.ablations`."""
+
+
+class Settings(_Section):
+    """All settings of one run; `profile` names where the values came from."""
+
+    profile: Literal["smoke", "demo", "benchmark", "paper"]
+    seed: int = Field(1234, ge=0)
+    data: DataSettings
+    student: StudentSettings = StudentSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    stage1: StageSettings
+    stage2: StageSettings
+    stage3: StageSettings
+    quant: QuantSettings = QuantSettings()
+    export: ExportSettings = ExportSettings()
+    ablation: AblationSettings
+
+    @property
+    def note(self) -> str:
+        """What must stand beside every figure of this profile."""
+        if self.profile == "paper":
+            return "the paper's data and schedule"
+        return f"profile {self.profile}: not the paper's numbers"
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.4) or sorted(names)
+    return ", ".join(close)
+
+
+def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `tree["a"]["b"]` for the field `a.b`; unknown fields are an error that names the nearest."""
+    *sections, last = dotted.split(".")
+    branch, seen = tree, []
+    for name in [*sections, last]:
+        if not isinstance(branch, dict) or name not in branch:
+            names = list(branch) if isinstance(branch, dict) else []
+            place = ".".join(seen) or "the settings"
+            hint = f"Nearest: {_nearest(name, names)}." if names else f"{place} has no fields."
+            raise UserError(f"unknown setting {dotted!r}: {place} has no field {name!r}. {hint}")
+        seen.append(name)
+        if name is not last or len(seen) <= len(sections):
+            branch = branch[name]
+    if isinstance(branch[last], dict):
+        raise UserError(f"{dotted!r} is a section, not a field. Its fields: {', '.join(branch[last])}.")
+    branch[last] = value
+
+
+def parse_overrides(overrides: str | dict[str, Any] | None) -> dict[str, Any]:
+    """Overrides as a dict of dotted fields, from a dict or a JSON object in a string.
+
+    Raises:
+        UserError: the string is not a JSON object.
+    """
+    if isinstance(overrides, dict) or not overrides:
+        return dict(overrides or {})
+    try:
+        value = json.loads(overrides)
+    except json.JSONDecodeError as error:
+        raise UserError(f"overrides is not JSON ({error}). Write for instance {{\"stage1.steps\": 500}}.") from error
+    if not isinstance(value, dict):
+        raise UserError("overrides must be a JSON object, for instance {\"stage1.steps\": 500}.")
+    return value
+
+
+def override(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """Settings with single fields changed, validated as a whole.
+
+    Args:
+        changes: dotted field names and values, for instance {"stage3.loss.kd": 0}.
+
+    Raises:
+        UserError: an unknown field (the nearest names are given), or a value of the wrong kind or range.
+    """
+    tree = settings.model_dump()
+    for field, value in changes.items():
+        _insert(tree, field, value)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"setting {place} = {first['input']!r}: {first['msg']}.") from error
+
+
+def settings_hash(*sections: BaseModel | str | int) -> str:
+    """Short SHA-256 of settings sections (and plain values), equal for equal values in any Python process."""
+    parts = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as one flat dict of plain values, for `identity`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else key
+        flat |= flatten(name, value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+SCALE = 3

@@ -1,0 +1,211 @@
+"""The teacher MambaIRv2-light ×3 (paper section 2): the published weights, deterministic, on any machine.
+
+Images are (B, 3, H, W) in 0..1 inside, uint8 (h, w, 3) as an upscaler. In evaluation every token takes its most likely
+class, so the same input gives the same bits; in training the class is drawn (hard Gumbel-softmax, straight-through).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paperlib.environment import keep_freed_memory
+from paperlib.errors import UserError
+from paperlib.files import sha256_file
+from paperlib.settings import SCALE
+from paperlib.student.models import load_weights
+from paperlib.student.network import bilinear_kernel
+from paperlib.teacher.layers import ASSM, Layer, to_image, to_tokens
+from paperlib.teacher.scan import scan_backend
+
+PUBLISHED_SHA256 = "01f418f30a7205eeee6e48ebf7151556c22f7cd615d8824cb2221ed285f011e9"
+MEAN = (0.4488, 0.4371, 0.4040)
+TILE, OVERLAP = 720, 32
+"""LR pixels: largest image that goes through the network whole, and what two tiles of a larger one share."""
+
+
+@dataclass(frozen=True)
+class TeacherShape:
+    """Size of the network; the defaults are the published light ×3 configuration with 780,587 parameters."""
+
+    dim: int = 48
+    groups: int = 4
+    layers: int = 5
+    heads: int = 4
+    window: int = 16
+    states: int = 8
+    tokens: int = 64
+    rank: int = 32
+
+
+def position_index(window: int) -> Tensor:
+    """Row of the relative-position table for each pair of tokens in a window, int64 (window², window²)."""
+    grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+    offset = grid[:, :, None] - grid[:, None, :] + window - 1
+    return offset[0] * (2 * window - 1) + offset[1]
+
+
+def edge_masks(window: int) -> Tensor:
+    """−100 between tokens of a window that a shift by window/2 brought together from opposite ends, else 0.
+
+    (2, 2, window², window²): by whether the window is in the last row, and in the last column; only there do they mix.
+    """
+    half = torch.arange(window) >= window // 2
+    below, right = half.repeat_interleave(window), half.repeat(window)  # (window²,)
+    low, far = below[:, None] != below, right[:, None] != right
+    masks = torch.stack([torch.zeros_like(low), far, low, low | far])
+    return (masks.float() * -100).unflatten(0, (2, 2))
+
+
+def pad_to_windows(x: Tensor, window: int) -> Tensor:
+    """Images (B, C, H, W) mirrored at the bottom and right (border row repeated) to multiples of `window`.
+
+    An image smaller than the padding it needs is mirrored as far as it reaches, then its last row is repeated.
+    """
+    height, width = x.shape[-2:]
+    high, wide = height + -height % window, width + -width % window
+    x = torch.cat([x, x.flip(2)], 2)[:, :, :high] if high > height else x
+    x = torch.cat([x, x.flip(3)], 3)[:, :, :, :wide] if wide > width else x
+    missing = (0, wide - x.shape[-1], 0, high - x.shape[-2])
+    return F.pad(x, missing, mode="replicate") if any(missing) else x
+
+
+class _Group(nn.Module):
+    """Five layers, a 3×3 convolution, and the group's input added."""
+
+    def __init__(self, shape: TeacherShape) -> None:
+        super().__init__()
+        layers = [Layer(shape.dim, shape.heads, shape.window, shape.states, shape.tokens, shape.rank,
+                        shape.window // 2 if number % 2 else 0) for number in range(shape.layers)]
+        self.residual_group = nn.Module()
+        self.residual_group.layers = nn.ModuleList(layers)
+        self.conv = nn.Conv2d(shape.dim, shape.dim, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, edges: Tensor) -> Tensor:
+        y = x
+        for layer in self.residual_group.layers:
+            y = layer(y, size, index, edges)
+        return to_tokens(self.conv(to_image(y, size))) + x
+
+
+class MambaIRv2Light(nn.Module):
+    """The network; (B, 3, H, W) in 0..1 → (B, 3, 3H, 3W), around 0..1. State-dict keys are the published ones."""
+
+    def __init__(self, shape: TeacherShape | None = None) -> None:
+        super().__init__()
+        self.shape = shape = shape or TeacherShape()
+        self.register_buffer("relative_position_index_SA", position_index(shape.window))
+        self.register_buffer("edges", edge_masks(shape.window), persistent=False)
+        self.conv_first = nn.Conv2d(3, shape.dim, 3, padding=1)
+        self.patch_embed = nn.Module()
+        self.patch_embed.norm = nn.LayerNorm(shape.dim)
+        self.layers = nn.ModuleList(_Group(shape) for _ in range(shape.groups))
+        self.norm = nn.LayerNorm(shape.dim)
+        self.conv_after_body = nn.Conv2d(shape.dim, shape.dim, 3, padding=1)
+        self.upsample = nn.Sequential(nn.Conv2d(shape.dim, 3 * SCALE**2, 3, padding=1))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = pad_to_windows(x, self.shape.window)
+        size = (x.shape[-2], x.shape[-1])
+        mean = x.new_tensor(MEAN).reshape(1, 3, 1, 1)
+        first = self.conv_first(x - mean)
+        tokens = self.patch_embed.norm(to_tokens(first))
+        for group in self.layers:
+            tokens = group(tokens, size, self.relative_position_index_SA, self.edges)
+        deep = self.conv_after_body(to_image(self.norm(tokens), size)) + first
+        sr = F.pixel_shuffle(self.upsample(deep), SCALE) + mean
+        return sr[:, :, : SCALE * height, : SCALE * width]
+
+
+@torch.no_grad()
+def start_bilinear(model: MambaIRv2Light) -> None:
+    """Let a fresh network start as bilinear upscaling, in place, so that minutes of training take it further.
+
+    The first three features carry RGB around the body, whose last convolution starts at zero.
+    """
+    model.conv_first.weight[:3] = 0
+    model.conv_first.weight[:3, :, 1, 1] = torch.eye(3)
+    model.upsample[0].weight.zero_()
+    model.upsample[0].weight[:, :3] = bilinear_kernel()
+    for module in (model.conv_first, model.upsample[0], model.conv_after_body):
+        module.bias.zero_()
+    model.conv_after_body.weight.zero_()
+
+
+def set_routing_noise(model: nn.Module, on: bool) -> None:
+    """Draw classes with Gumbel noise also in evaluation, as the published code does (for comparison)."""
+    for module in model.modules():
+        if isinstance(module, ASSM):
+            module.noise = on
+
+
+def load_teacher(path: str | Path, expected_sha256: str | None = PUBLISHED_SHA256) -> MambaIRv2Light:
+    """The published network with its weights, loaded strictly, evaluation mode.
+
+    Args:
+        path: mambairv2_lightSR_x3.pth.
+        expected_sha256: refuse any other file; None accepts any weights of this layout.
+
+    Raises:
+        UserError: missing, another file, or another layout.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no teacher weights at {path}. Put mambairv2_lightSR_x3.pth there, or set PAPERLIB_ASSETS.")
+    if expected_sha256 and (digest := sha256_file(path)) != expected_sha256:
+        raise UserError(f"{path} is not the published teacher: SHA-256 {digest}, expected {expected_sha256}. "
+                        "Download it again.")
+    model = MambaIRv2Light()
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)["params"]
+    except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
+        raise UserError(f"{path} is not a MambaIRv2 checkpoint ({type(error).__name__}). Download it again.") from error
+    load_weights(model, tensors, path)
+    return model.eval()
+
+
+class TeacherUpscaler:
+    """A teacher network as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) clipped to 0..255.
+
+    Args:
+        tile: LR pixels; images with a longer side are cut into tiles of at most this side. A tile is scanned by itself,
+            which moves its routing slightly; smaller tiles need less memory and more time.
+        overlap: LR pixels that neighbouring tiles share.
+
+    Creating one makes the process keep freed memory (see `paperlib.memory`).
+    """
+
+    def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "", tile: int = TILE,
+                 overlap: int = OVERLAP) -> None:
+        self.model, self.name, self.sha256, self.tile, self.overlap = model.eval(), name, sha256, tile, overlap
+        keep_freed_memory()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        device = next(self.model.parameters()).device
+        noise = any(module.noise for module in self.model.modules() if isinstance(module, ASSM))
+        return {"model": self.name, "sha256": self.sha256, "scan": scan_backend(device), "tile": self.tile,
+                "routing": "Gumbel noise" if noise else "arg-max", "threads": torch.get_num_threads()}
+
+    @torch.inference_mode()
+    def _whole(self, lr: np.ndarray) -> np.ndarray:
+        device = next(self.model.parameters()).device
+        x = torch.from_numpy(lr.astype(np.float32)).permute(2, 0, 1)[None].to(device) / 255
+        return (self.model(x)[0].clamp(0, 1) * 255).permute(1, 2, 0).contiguous().cpu().numpy()
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        if max(lr.shape[:2]) <= self.tile:
+            return self._whole(lr)
+        from paperlib.data.tiles import run_tiled
+
+        height, width = (min(side, self.tile) for side in lr.shape[:2])
+        return run_tiled(self._whole, lr, height, width, self.overlap)

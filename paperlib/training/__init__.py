@@ -1,0 +1,12 @@
+"""Losses, the one training loop, the three stages and the ablations (paper sections 3, 4 and 7)."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "ablations": ["backbones", "sizes", "stage3_variants"],
+        "losses": ["confidence_map"],
+        "stages": ["open_teacher", "recalibrated", "stage1", "stage2", "stage3", "stage3_targets", "teacher_targets"],
+    },
+)

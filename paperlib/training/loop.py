@@ -1,0 +1,253 @@
+"""One training loop for every stage (paper section 4): a stage is data, a model and a start.
+
+Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), nothing else is random, and the state of
+the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU, one GPU, or under torchrun.
+"""
+
+import copy
+import csv
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from tqdm.auto import tqdm
+
+from paperlib.data.dataset import Batch
+from paperlib.errors import UserError
+from paperlib.files import file_lock, write_text
+from paperlib.settings import StageSettings, flatten
+from paperlib.training.losses import stage_loss
+from paperlib.training.state import load_state, save_state
+
+Draw = Callable[[int, int, int], Batch]
+"""(step, rank, world) → this process's part of the step's batch."""
+Score = Callable[[nn.Module], dict[str, float]]
+"""Scores a model on the validation photographs; `psnr_rgb` decides which weights are best."""
+
+
+@dataclass
+class Fit:
+    """What a training gave: the best EMA weights in `model` (evaluation mode), and how it went."""
+
+    model: nn.Module
+    best_step: int
+    best_psnr: float
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row per validation: step, lr, loss and its terms (means since the row before), scores, seconds."""
+    seconds: float = 0.0
+    """Time spent in training, over all resumed parts."""
+    resumed_from: int = 0
+
+
+def learning_rate(stage: StageSettings, step: int) -> float:
+    """Learning rate of a step: linear warm-up, then cosine to 0, halving, or constant (paper section 4)."""
+    warm = round(stage.warmup * stage.steps)
+    if step < warm:
+        return stage.lr * (step + 1) / warm
+    if stage.decay == "cosine":
+        return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, stage.steps - warm)))
+    return stage.lr * 0.5 ** (step // stage.halve_every) if stage.decay == "halve" else stage.lr
+
+
+@torch.no_grad()
+def clip_weights(model: nn.Module, stage: StageSettings) -> None:
+    """Clip convolution weights in place: |w| ≤ clip_body in the body, ≤ clip_ends elsewhere (paper section 4)."""
+    kernels = [(name, value) for name, value in model.named_parameters() if value.ndim == 4]
+    for limit, inside in ((stage.clip_body, True), (stage.clip_ends, False)):
+        chosen = [value for name, value in kernels if ("body" in name) == inside]
+        if limit > 0 and chosen:
+            torch._foreach_clamp_max_(chosen, limit)
+            torch._foreach_clamp_min_(chosen, -limit)
+
+
+def recalibrate_bn(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """A copy whose BN running statistics are the plain average over `batches` ((B, 3, H, W), 0..255); paper section 4.
+
+    Without batches, or without BN layers, the copy is unchanged.
+    """
+    twin = copy.deepcopy(model)
+    if batches:
+        form, mode = getattr(twin, "form", None), model.training
+        if form == "collapsed":
+            twin.form = "training"
+        with torch.no_grad():
+            update_bn(batches, twin)
+        if form is not None:
+            twin.form = form
+        twin.train(mode)
+    return twin
+
+
+class _Progress:
+    """A bar in a terminal or notebook; with PAPERLIB_PROGRESS=plain one line every 20 seconds."""
+
+    def __init__(self, name: str, start: int, total: int, quiet: bool) -> None:
+        self.name, self.start, self.total, self.quiet = name, start, total, quiet
+        self.plain = os.environ.get("PAPERLIB_PROGRESS") == "plain"
+        self.began = self.spoke = time.monotonic()
+        self.bar = tqdm(total=total, initial=start, desc=name, disable=quiet or self.plain)
+        self.psnr = ""
+
+    def advance(self, step: int, loss: float, psnr: float | None) -> None:
+        self.psnr = self.psnr if psnr is None else f" psnr {psnr:.2f} dB"
+        self.bar.update(1)
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {loss:.4f}{self.psnr}", refresh=False)
+        now = time.monotonic()
+        if self.plain and not self.quiet and (now - self.spoke > 20 or step == self.total):
+            self.spoke = now
+            left = (now - self.began) / (step - self.start) * (self.total - step)
+            print(f"{self.name}: step {step}/{self.total} loss {loss:.4f}{self.psnr}, {left:.0f} s left", flush=True)
+
+
+def fit(
+    model: nn.Module,
+    stage: StageSettings,
+    draw: Draw,
+    folder: Path,
+    *,
+    name: str,
+    score: Score,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+    events: Mapping[int, Callable[[nn.Module], None]] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Fit:
+    """Train a copy of `model`; continue where an earlier call with the same arguments was stopped.
+
+    Args:
+        model: maps (B, 3, p, p) in 0..255 to (B, 3, 3p, 3p); left unchanged.
+        stage: schedule and loss.
+        draw: gives the patches of a step; `Batch.teacher` is used as target where `teacher` is None.
+        folder: where the training state lives; locked while training.
+        score: called with the EMA model every `validate_every` steps and at the end.
+        teacher: computes targets in 0..1 from LR patches (B, 3, p, p) in 0..255, without gradient.
+        events: called with the trained model and with its EMA copy before the step they are keyed by.
+        identity: what else must be unchanged for a stopped training to be continued (data, start weights).
+
+    Raises:
+        UserError: the folder is locked, cannot be written, or holds a training with other settings; the loss is not
+            finite; the stage distils and has no teacher.
+    """
+    # under torchrun the first process holds the lock and writes; all of them read the state that they continue from
+    with file_lock(folder / "lock") if os.environ.get("RANK", "0") == "0" else nullcontext():
+        return _fit(model, stage, draw, folder, name, score, teacher, dict(events or {}), dict(identity or {}), quiet)
+
+
+def _flat(stage: StageSettings) -> dict[str, Any]:
+    return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every"}))
+
+
+def _fit(model, stage, draw, folder, name, score, teacher, events, identity, quiet) -> Fit:
+    accelerator = Accelerator()
+    identity = _flat(stage) | identity
+    keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup, exclude_buffers=keep_buffers)
+    live = copy.deepcopy(model).train()
+    optimizer = torch.optim.Adam(live.parameters(), lr=stage.lr)
+    state = load_state(folder, identity, _flat(StageSettings(steps=1, lr=1.0, loss={}))) or {
+        "step": 0, "history": [], "best": None, "best_step": 0, "best_psnr": -math.inf, "seconds": 0.0}
+    first = state["step"]
+    if first:
+        live.load_state_dict(state["live"])
+        ema.module.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+    # channels_last is the faster layout on CPU and GPU alike; it must be set before DDP wraps the model.
+    live = live.to(accelerator.device, memory_format=torch.channels_last)
+    ema.to(accelerator.device)
+    trained, optimizer = accelerator.prepare(live, optimizer)
+    result = Fit(ema.module, state["best_step"], state["best_psnr"], state["history"], state["seconds"], first)
+    best = state["best"]
+    sums: dict[str, float] = dict(state.get("sums", {}))
+    progress = _Progress(name, first, stage.steps, quiet or not accelerator.is_main_process)
+    began = time.monotonic()
+
+    for step in range(first, stage.steps):
+        if step in events:
+            events[step](live)
+            events[step](ema.module)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        terms = _step(trained, optimizer, stage, draw, step, teacher, accelerator)
+        clip_weights(live, stage)
+        ema.update(live, step=step + 1)
+        if not math.isfinite(terms["loss"]):
+            raise UserError(f"{name}: the loss is {terms['loss']} at step {step}. Lower {name}.lr; the last good state "
+                            f"is in {folder}.")
+        sums = {key: sums.get(key, 0.0) + value for key, value in (terms | {"count": 1.0}).items()}
+        done, psnr = step + 1, None
+        if done % stage.validate_every == 0 or done == stage.steps:
+            count = sums.pop("count")
+            scores = score(ema.module)
+            psnr = scores["psnr_rgb"]
+            result.history.append({"step": done, "lr": learning_rate(stage, step)}
+                                  | {key: value / count for key, value in sums.items()} | scores
+                                  | {"seconds": result.seconds + time.monotonic() - began})
+            sums = {}
+            if psnr > result.best_psnr:
+                result.best_psnr, result.best_step = psnr, done
+                best = {key: value.detach().cpu().clone() for key, value in ema.module.state_dict().items()}
+        if accelerator.is_main_process and (done % stage.checkpoint_every == 0 or done == stage.steps):
+            save_state(folder, done, {
+                "step": done, "identity": identity, "live": live.state_dict(), "ema": ema.module.state_dict(),
+                "optimizer": optimizer.state_dict(), "history": result.history, "sums": sums, "best": best,
+                "best_step": result.best_step, "best_psnr": result.best_psnr,
+                "seconds": result.seconds + time.monotonic() - began})
+            write_text(folder / "history.csv", history_csv(result.history))
+        progress.advance(done, terms["loss"], psnr)
+
+    progress.bar.close()
+    result.seconds += time.monotonic() - began
+    result.model = ema.module.to("cpu")
+    result.model.load_state_dict(best)
+    result.model.eval()
+    return result
+
+
+def _step(trained, optimizer, stage, draw, step, teacher, accelerator) -> dict[str, float]:
+    """One optimiser step on this process's share of the batch; returns the loss and its terms, averaged over all."""
+    batch = draw(step, accelerator.process_index, accelerator.num_processes)
+    device, parts = accelerator.device, stage.accumulate
+    cast = torch.autocast(device.type, torch.bfloat16) if stage.precision == "bf16" else nullcontext()
+    totals: dict[str, Tensor] = {}
+    optimizer.zero_grad(set_to_none=True)
+    chunks = zip(batch.lr.chunk(parts), batch.hr.chunk(parts),
+                 batch.teacher.chunk(parts) if batch.teacher is not None else [None] * parts, strict=True)
+    for lr, hr, cached in chunks:
+        lr = lr.to(device).float().contiguous(memory_format=torch.channels_last)
+        hr = hr.to(device).float()
+        target = None
+        if stage.loss.kd > 0:
+            target = cached.to(device).float() / 255 if cached is not None else teacher(lr) if teacher else None
+        with cast:
+            sr = trained(lr)
+        loss, terms = stage_loss(stage.loss, sr.float(), hr, target, step / stage.steps)
+        accelerator.backward(loss / parts)
+        for key, value in (terms | {"loss": loss.detach()}).items():
+            totals[key] = totals.get(key, 0.0) + value / parts
+    if stage.clip_grad > 0:
+        accelerator.clip_grad_norm_(trained.parameters(), stage.clip_grad)
+    optimizer.step()
+    means = accelerator.reduce(torch.stack(list(totals.values())), "mean").tolist()
+    return dict(zip(totals, means, strict=True))
+
+
+def history_csv(history: list[dict[str, float]]) -> str:
+    """The history as CSV text, one row per validation."""
+    text = io.StringIO()
+    names = list(dict.fromkeys(key for row in history for key in row))
+    writer = csv.DictWriter(text, names, restval="")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

@@ -1,0 +1,127 @@
+"""Losses of the three stages (paper section 3), all on images scaled to 0..1.
+
+Stage 1 is L1; stage 2 is Charbonnier + 0.02 DCT + 0.03 KD; stage 3 is Charbonnier + 0.015 DCT + λ(t) KD. Tensors are
+(B, 3, H, W); every function returns a scalar mean unless it says otherwise.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paperlib.errors import UserError
+from paperlib.settings import LossSettings
+
+
+def l1(sr_01: Tensor, hr_01: Tensor) -> Tensor:
+    """Mean |ŷ − y|."""
+    return (sr_01 - hr_01).abs().mean()
+
+
+def mse(sr_01: Tensor, hr_01: Tensor) -> Tensor:
+    """Mean (ŷ − y)²."""
+    return (sr_01 - hr_01).square().mean()
+
+
+def charbonnier(sr_01: Tensor, hr_01: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Mean √((ŷ − y)² + ε²); its smallest value is ε."""
+    return torch.sqrt((sr_01 - hr_01).square() + epsilon**2).mean()
+
+
+@lru_cache(maxsize=8)
+def _dct_matrix(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    n = torch.arange(length, dtype=torch.float64)
+    matrix = 2 * torch.cos(torch.pi * (2 * n[None] + 1) * n[:, None] / (2 * length))  # row k: frequency k
+    return matrix.to(device, dtype)
+
+
+def dct2(image: Tensor) -> Tensor:
+    """Two-dimensional DCT-II over the last two axes, unnormalised (scipy.fft.dctn with norm=None), same shape."""
+    height, width = image.shape[-2:]
+    rows = _dct_matrix(height, image.device, image.dtype)
+    columns = _dct_matrix(width, image.device, image.dtype)
+    return rows @ image @ columns.T
+
+
+def dct_l1(sr_01: Tensor, hr_01: Tensor) -> Tensor:
+    """Mean |D(ŷ) − D(y)| over the whole patch. D is linear, so it is applied once, to the difference."""
+    return dct2(sr_01 - hr_01).abs().mean()
+
+
+@torch.no_grad()
+def confidence(teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Tensor:
+    """Confidence map w(p) = clip(exp(−γ e(p)), w_min, w_max), e(p) the teacher's mean |error| over the channels.
+
+    Returns:
+        (B, 1, H, W), values in w_min..w_max; no gradient.
+    """
+    error = (teacher_01 - hr_01).abs().mean(dim=1, keepdim=True)
+    return torch.exp(-settings.gamma * error).clamp(settings.w_min, settings.w_max)
+
+
+def distillation(sr_01: Tensor, teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Tensor:
+    """Mean w·|ŷ − t|, or w·(ŷ − t)² for `kd_error` l2; t the teacher's output in 0..1; no gradient to t or w."""
+    target = teacher_01.detach().clamp(0, 1)
+    difference = (sr_01 - target).square() if settings.kd_error == "l2" else (sr_01 - target).abs()
+    if settings.confidence:
+        difference = confidence(target, hr_01, settings) * difference
+    return difference.mean()
+
+
+def kd_weight(settings: LossSettings, progress: float) -> float:
+    """λ(t): `kd` until p1 of the stage, then linear to `kd_mid` until p2, then `kd_low`; constant without `kd_mid`.
+
+    Args:
+        progress: fraction of the stage that is done, 0..1.
+    """
+    if settings.kd_mid is None or progress < settings.kd_p1:
+        return settings.kd
+    if progress < settings.kd_p2:
+        part = (progress - settings.kd_p1) / (settings.kd_p2 - settings.kd_p1)
+        return settings.kd + part * (settings.kd_mid - settings.kd)
+    return settings.kd_low
+
+
+def stage_loss(
+    settings: LossSettings, sr_255: Tensor, hr_255: Tensor, teacher_01: Tensor | None, progress: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of a stage's terms.
+
+    Args:
+        sr_255: the student's output in 0..255 (not clamped); hr_255: the target in 0..255.
+        teacher_01: the teacher's output, or None where `kd` is 0.
+        progress: fraction of the stage that is done, 0..1.
+
+    Returns:
+        The total to minimise, and each term before weighting (detached).
+
+    Raises:
+        UserError: the settings ask for distillation and there is no teacher output.
+    """
+    sr_01, hr_01 = sr_255 / 255, hr_255 / 255
+    weighted = [
+        (settings.l1, "l1", lambda: l1(sr_01, hr_01)),
+        (settings.charbonnier, "charbonnier", lambda: charbonnier(sr_01, hr_01)),
+        (settings.mse, "mse", lambda: mse(sr_01, hr_01)),
+        (settings.dct, "dct", lambda: dct_l1(sr_01, hr_01)),
+    ]
+    if settings.kd > 0:
+        if teacher_01 is None:
+            raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, or set loss.kd=0.")
+        weight = kd_weight(settings, progress)
+        weighted.append((weight, "kd", lambda: distillation(sr_01, teacher_01, hr_01, settings)))
+    total, parts = sr_01.new_zeros(()), {}
+    for weight, name, term in weighted:
+        if weight > 0:
+            value = term()
+            parts[name] = value.detach()
+            total = total + weight * value
+    return total, parts
+
+
+def confidence_map(teacher_255: np.ndarray, hr_255: np.ndarray, settings: LossSettings) -> np.ndarray:
+    """The distillation weights w(p) of one photograph, (H, W), from images (H, W, 3) in 0..255."""
+    one, other = (torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None] / 255
+                  for image in (teacher_255, hr_255))
+    return confidence(one, other, settings)[0, 0].numpy()

@@ -1,0 +1,234 @@
+"""The steps of the method as the notebooks call them: stage 1, teacher, stage 2, QAT (paper sections 1–4).
+
+Each step reads its settings from the run, trains through the one `fit`, and leaves its weights under
+`checkpoints/<stage>/`, so that any notebook can be run again, or alone, from what the ones before it left.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
+from paperlib.evaluation.scoring import psnr_scorer
+from paperlib.files import atomic_path, sha256_file
+from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, save_qat
+from paperlib.run import Run
+from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
+from paperlib.student.models import build_model, fuse_model, load_model, read_published, save_student, weights_hash
+from paperlib.student.network import Student, with_form
+from paperlib.teacher.distillation import (
+    OnTheFlyTeacher,
+    Targets,
+    TeacherSource,
+    find_teacher,
+    outputs_key,
+    teacher_outputs,
+)
+from paperlib.teacher.network import start_bilinear
+from paperlib.training.loop import Fit, fit, recalibrate_bn
+
+
+@dataclass
+class Trained:
+    """A finished training: the weights, where they lie, and how it went."""
+
+    model: nn.Module
+    path: Path
+    fit: Fit
+
+
+def train(
+    run: Run, data: Data, name: str, model: nn.Module, stage: StageSettings, *, stream: str,
+    settings: Settings | None = None, targets: Targets | None = None, events: dict[int, Any] | None = None,
+    start: str = "",
+) -> Fit:
+    """Train `model` as `stage` says, in `checkpoints/<name>/`; continues a stopped training.
+
+    Args:
+        stream: names the sequence of patches; trainings that are compared share it.
+        settings: where they differ from the run's (ablations).
+        targets: where distillation targets come from; needed where the stage distils.
+        start: hash of the weights the training starts from.
+    """
+    settings = settings or run.settings
+    patches = patches_of(data, settings, stream, stage)
+    distils = targets is not None and stage.loss.kd > 0
+    key, compute = (targets.key, targets.compute) if distils else (None, None)
+    draw = lambda step, rank, world: patches.batch(step, stage.batch, rank, world, teacher=key)
+    identity = {"seed": settings.seed, "data": data.store.key, "start": start,
+                "student": settings_hash(settings.student), "teacher": targets.name if distils else "none"}
+    return fit(model, stage, draw, run.checkpoint(name), name=name, score=psnr_scorer(data.valid), teacher=compute,
+               events=events, identity=identity)
+
+
+def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None = None) -> Trained:
+    """Stage 1: from random weights, L1 (paper section 4). Leaves `student.safetensors`, the best EMA weights."""
+    settings = settings or run.settings
+    torch.manual_seed(settings.seed)
+    model = _in_form(build_model(settings.student), data, settings, settings.stage1, "stage1")
+    result = train(run, data, name, model, settings.stage1, stream="stage1", settings=settings)
+    return _keep(run, name, result, settings)
+
+
+def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", settings: Settings | None = None) -> Trained:
+    """Stage 2: Charbonnier + DCT + distillation, from stage 1's best weights (paper sections 3 and 4)."""
+    settings = settings or run.settings
+    path = run.checkpoint("stage1") / "student.safetensors"
+    first = load_model(path)
+    model = _in_form(first, data, settings, settings.stage2, "stage2")
+    result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,
+                   start=weights_hash(first))
+    return _keep(run, name, result, settings)
+
+
+def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSettings, name: str) -> nn.Module:
+    """The model in the form the stage trains; collapsing first estimates the BN statistics on training patches."""
+    if not isinstance(model, Student) or model.form == "fused":
+        return model
+    if stage.form == "collapsed":
+        model = recalibrate_bn(model, lr_batches(data, settings, f"{name}/statistics", stage))
+    return with_form(model, "collapsed" if stage.form == "collapsed" else "training")
+
+
+def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
+    model = result.model
+    if isinstance(model, Student) and model.form == "collapsed":
+        model = with_form(model, "training").eval()
+    path = save_student(model, run.checkpoint(name) / "student.safetensors", stage=name,
+                        settings=settings_hash(settings), step=result.best_step)
+    return Trained(model, path, result)
+
+
+def recalibrated(run: Run, data: Data, name: str = "stage2", settings: Settings | None = None) -> nn.Module:
+    """A stage's best weights with BN statistics re-estimated on training patches, ready to fuse (paper section 4).
+
+    A collapsed stage has frozen its statistics before training; they belong to its weights and are kept. Where
+    `quant.start` names a checkpoint, that takes the place of stage 2 as it is.
+    """
+    settings = settings or run.settings
+    if name == "stage2" and settings.quant.start:
+        return _start(run, settings)
+    stage = settings.stage1 if name.endswith("stage1") else settings.stage2
+    model = load_model(run.checkpoint(name) / "student.safetensors")
+    if stage.form == "collapsed":
+        return model
+    return recalibrate_bn(model, lr_batches(data, settings, "recalibration", stage)).eval()
+
+
+def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name: str = "stage3",
+           settings: Settings | None = None) -> Trained:
+    """Stage 3: quantisation-aware training of the fused student (paper section 4). Leaves `qat.safetensors`.
+
+    The activation grids are learnt for the fraction `quant.observe_until` of the steps and then frozen.
+    """
+    settings = settings or run.settings
+    stage, folder = settings.stage3, run.checkpoint(name)
+    start = save_student(fused, folder / "fused.safetensors", stage=name)
+    model = prepare_qat(fused, settings.quant, calibration(data, settings), residual=settings.quant.residual)
+    events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
+    result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
+                   start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
+    path = save_qat(result.model, folder / "qat.safetensors", stage=name, settings=settings_hash(settings),
+                    step=result.best_step)
+    return Trained(load_qat(path), path, result)
+
+
+class _TeacherIn255(nn.Module):
+    """A teacher, which works on 0..1, for a loop that works on 0..255."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x_255: Tensor) -> Tensor:
+        return self.inner(x_255 / 255) * 255
+
+
+def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Path]:
+    """The small teacher, trained from scratch with L1 on the run's photographs (or loaded, when that is done)."""
+    small: TeacherSettings = run.settings.teacher
+    stage = StageSettings(
+        steps=small.small_steps, batch=small.small_batch, patch=small.small_patch, lr=small.small_lr, warmup=0.05,
+        clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps, checkpoint_every=50,
+        loss={"l1": 1.0})
+    start_bilinear(model)
+    result = train(run, data, "teacher", _TeacherIn255(model), stage, stream="teacher",
+                   start=settings_hash(small))
+    path = run.checkpoint("teacher") / "teacher.pth"
+    buffer = io.BytesIO()  # saved to a file, the file's temporary name would get into the bytes and the hash
+    torch.save({"params": result.model.inner.state_dict()}, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return result.model.inner, path
+
+
+def open_teacher(run: Run, data: Data) -> TeacherSource:
+    """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/)."""
+    return find_teacher(run.settings.teacher, partial(_train_small, run, data))
+
+
+def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
+    """Targets from a teacher network, cached once or computed for each patch, as the settings say."""
+    if run.settings.teacher.outputs == "on_the_fly":
+        return Targets(source.name, compute=OnTheFlyTeacher(source.model))
+    teacher_outputs(data.store, source)
+    return Targets(f"{source.name} {outputs_key(source)}", key=outputs_key(source))
+
+
+def _start_path(run: Run, settings: Settings) -> Path:
+    """The float student that stage 3 starts from: the file that the settings name, else this run's stage 2."""
+    return Path(settings.quant.start).expanduser() if settings.quant.start else (
+        run.checkpoint("stage2") / "student.safetensors")
+
+
+def _start(run: Run, settings: Settings) -> nn.Module:
+    path = _start_path(run, settings)
+    return read_published(path) if path.suffix == ".pt" else load_model(path)
+
+
+def self_targets(run: Run, settings: Settings | None = None) -> Targets:
+    """The float student that stage 3 starts from as its teacher, as in the authors' released run."""
+    settings = settings or run.settings
+    model = fuse_model(_start(run, settings)).eval()
+
+    @torch.no_grad()
+    def compute(lr_255: Tensor) -> Tensor:
+        return (model.to(lr_255.device)(lr_255) / 255).clamp(0, 1)
+
+    return Targets(f"the float student itself {weights_hash(model)[:16]}", compute=compute)
+
+
+def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Targets:
+    """Stage 3's targets as the settings say: the teacher's, or those of the float student that it starts from."""
+    settings = settings or run.settings
+    if settings.teacher.stage3 == "student":
+        return self_targets(run, settings)
+    return teacher_targets(run, data, open_teacher(run, data))
+
+
+def train_stage(run: Run, name: str) -> Trained:
+    """One stage of a run outside its notebook; under torchrun the first process prepares data and teacher for all.
+
+    Args:
+        name: stage1, stage2 or stage3.
+
+    Raises:
+        UserError: the stage before it has not run, or see `fit`.
+    """
+    with PartialState().main_process_first():
+        data = open_data(run.settings.data)
+        if name == "stage2":
+            targets = teacher_targets(run, data, open_teacher(run, data))
+        elif name == "stage3":
+            targets = stage3_targets(run, data)
+    if name == "stage1":
+        return stage1(run, data)
+    if name == "stage2":
+        return stage2(run, data, targets)
+    return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)

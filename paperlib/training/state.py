@@ -1,0 +1,75 @@
+"""Training state on disk: a run killed at any moment continues to the same weights (contract: checkpoints).
+
+One file holds everything a training needs (weights, EMA, optimiser, best weights, history, random state), is written
+atomically, and carries its own hash in its name: `state-000500-3f2a….pt`. The last two are kept, so a damaged newest
+one costs only the steps since the one before.
+"""
+
+import io
+import re
+import warnings
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paperlib.errors import UserError
+from paperlib.files import atomic_path
+
+_NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.pt")
+KEEP = 2
+
+
+def _states(folder: Path) -> list[tuple[int, str, Path]]:
+    """(step, hash, path) of the states in a folder, newest first."""
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("state-*.pt"))
+    return sorted(((int(match[1]), match[2], path) for match, path in found if match), reverse=True)
+
+
+def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write a state atomically, then drop all but the last `KEEP`.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; earlier states are untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    path = folder / f"state-{step:06d}-{sha256(data).hexdigest()[:16]}.pt"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    others = [old for _, _, old in _states(folder) if old != path]
+    for old in others[KEEP - 1 :]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_state(folder: Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The newest sound state of a folder, or None where there is none.
+
+    Args:
+        identity: flat dict of what must be the same for the training to continue (settings, start weights, data).
+        defaults: values of settings that a state from an older version of this kit does not know.
+
+    Raises:
+        UserError: the state belongs to other settings; the differences are listed.
+    """
+    for step, digest, path in _states(folder):
+        data = path.read_bytes()
+        if sha256(data).hexdigest()[:16] != digest:
+            warnings.warn(f"{path} is damaged; going back to the state before it", stacklevel=2)
+            continue
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _compare((defaults or {}) | state["identity"], identity, folder, step)
+        return state
+    return None
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path, step: int) -> None:
+    changed = [f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+               for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
+    if changed:
+        raise UserError(
+            f"{folder} holds a training (step {step}) with other settings: {'; '.join(changed[:6])}. "
+            "Delete that folder to train anew, restore the settings to continue, or choose another --out.")

@@ -1,0 +1,36 @@
+"""The trained student in the box: the files that `upscale` and `evaluate` use when no model is named.
+
+Beside this module lie the dynamic INT8 file (.tflite), the fused float student (.safetensors), their hashes, the scores
+they were shipped with, and a model card. It loads no torch: enlarging a picture needs none.
+"""
+
+import json
+from pathlib import Path
+
+from paperlib.errors import UserError
+from paperlib.files import sha256_file
+
+FOLDER = Path(__file__).parent
+FILES = {"pretrained": "student_dynamic_int8.tflite", "pretrained-float": "student_float.safetensors"}
+"""Name on the command line → file: the INT8 student, and the float student that it was made from."""
+
+
+def pretrained(name: str = "pretrained", folder: Path = FOLDER) -> Path:
+    """The file of a shipped model, its hash checked.
+
+    Args:
+        name: "pretrained" (INT8 TFLite) or "pretrained-float" (fused, .safetensors).
+
+    Raises:
+        UserError: another name, no file, or one that is not what was shipped.
+    """
+    if name not in FILES:
+        raise UserError(f"no shipped model {name!r}. There are {', '.join(FILES)}.")
+    path, about = folder / FILES[name], folder / "weights.json"
+    again = "Install paperlib again, or name a model of your own."
+    if not path.is_file() or not about.is_file():
+        raise UserError(f"no shipped student at {path}. {again}")
+    wanted = json.loads(about.read_text(encoding="utf-8"))["files"][path.name]
+    if (found := sha256_file(path)) != wanted:
+        raise UserError(f"{path} is damaged: SHA-256 {found[:16]}…, not {wanted[:16]}…. {again}")
+    return path

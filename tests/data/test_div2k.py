@@ -1,0 +1,173 @@
+"""DIV2K from a local server that breaks off, lies, refuses or cannot continue; and from folders a user has."""
+
+import io
+import threading
+import zipfile
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paperlib.data import div2k
+from paperlib.data.div2k import Archive, div2k_sources, download, prepare
+from paperlib.data.photographs import Pairs
+from paperlib.data.resize import bicubic_downscale
+from paperlib.data.splits import split_sources, status
+from paperlib.errors import UserError
+from paperlib.settings import DataSettings
+
+
+def zipped(folder: str, images: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, pixels in images.items():
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "PNG")
+            file.writestr(f"{folder}/{name}.png", png.getvalue())
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Two training and one validation image in DIV2K's layout: (archives, contents by file name)."""
+    random, contents, archives = np.random.default_rng(0), {}, []
+    for split, numbers in (("train", (1, 2)), ("valid", (801,))):
+        hr = {f"{number:04d}": random.integers(0, 256, (64, 91, 3), dtype=np.uint8) for number in numbers}
+        lr = {f"{name}x3": bicubic_downscale(image[:63, :90]) for name, image in hr.items()}
+        for folder, images in ((f"DIV2K_{split}_HR", hr), (f"DIV2K_{split}_LR_bicubic/X3", lr)):
+            data, name = zipped(folder, images), f"{folder.replace('/', '_')}.zip"
+            contents[name] = data
+            archives.append(Archive(name, len(data), sha256(data).hexdigest(),
+                                    folder, split))
+    return tuple(archives), contents
+
+
+@pytest.fixture
+def server(dataset, monkeypatch):
+    """A local host; `server.behave` is a function (handler, data) that may answer in its own way and return True."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked.append((self.path, self.headers.get("Range")))
+            data = dataset[1].get(self.path.strip("/"))
+            if data is None:
+                self.send_error(404, "Not Found")
+                return
+            if self.server.behave and self.server.behave(self, data):
+                return
+            first = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(data) - first))
+            self.end_headers()
+            self.wfile.write(data[first:])
+
+        def log_message(self, *_):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.behave, httpd.asked = None, []
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PAPERLIB_DIV2K_URL", f"http://127.0.0.1:{httpd.server_port}")
+    monkeypatch.setattr(div2k.time, "sleep", lambda _: None)
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+COUNTS = {"train": 2, "valid": 1}
+
+
+def test_downloaded_unpacked_checked_and_read(server, dataset, tmp_path):
+    settings = DataSettings(source="div2k", div2k=str(tmp_path))
+    seen = []
+    prepare(settings, dataset[0], COUNTS, lambda name, have, size: seen.append((name, have, size)))
+    assert {name for name, have, size in seen if have == size} == {archive.name for archive in dataset[0]}
+    pair = Pairs(split_sources(settings, "train"))[1]
+    assert pair.name == "0002"
+    assert np.array_equal(bicubic_downscale(pair.hr), pair.lr)
+    server.asked.clear()
+    assert all(line.endswith("there") for line in prepare(settings, dataset[0], COUNTS))
+    assert server.asked == []
+    assert [line["state"] for line in status(settings)] == ["2 photographs", "1 photographs"]
+
+
+def test_broken_connection_continues_where_it_stopped(server, dataset, tmp_path):
+    def break_off(handler, data):
+        if handler.headers.get("Range"):
+            return False
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[:100])
+        handler.wfile.flush()
+        handler.close_connection = True
+        return True
+
+    server.behave = break_off
+    archive = dataset[0][0]
+    download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
+    assert (tmp_path / "a.zip").read_bytes() == dataset[1][archive.name]
+    assert [asked[1] for asked in server.asked] == [None, "bytes=100-"]
+
+
+def test_host_that_cannot_continue_starts_over(server, dataset, tmp_path):
+    def whole(handler, data):
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(data)
+        return True
+
+    server.behave = whole
+    archive = dataset[0][0]
+    (tmp_path / "a.zip.part").write_bytes(b"z" * 50)
+    download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
+    assert (tmp_path / "a.zip").read_bytes() == dataset[1][archive.name]
+
+
+def test_wrong_bytes_are_deleted_and_told(server, dataset, tmp_path):
+    archive = dataset[0][0]
+    with pytest.raises(UserError, match=r"wrong bytes.*wget -c .*a\.zip"):
+        download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("url", "words"), [("/absent.zip", "answered 404"), (None, "Connection refused")])
+def test_refusals_name_url_bytes_and_destination(server, tmp_path, url, words):
+    url = div2k.base_url() + url if url else "http://127.0.0.1:9/x.zip"
+    with pytest.raises(UserError, match=rf"cannot download {url} \(123 bytes\) to .*a\.zip: .*{words}.*wget -c"):
+        download(url, tmp_path / "a.zip", 123, "0" * 64)
+
+
+def test_a_users_folders_and_zips_are_as_good(dataset, tmp_path):
+    for archive in dataset[0]:
+        (tmp_path / "zips" / archive.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "zips" / archive.name).write_bytes(dataset[1][archive.name])
+    settings = DataSettings(source="div2k", div2k=str(tmp_path / "zips"))
+    prepare(settings, dataset[0], COUNTS)
+    nested = tmp_path / "other"
+    nested.mkdir()
+    (tmp_path / "zips").rename(nested / "DIV2K")
+    assert len(div2k_sources(DataSettings(source="div2k", div2k=str(nested)), "train", dataset[0])) == 2
+    (nested / "DIV2K" / "DIV2K_train_HR" / "0002.png").unlink()
+    with pytest.raises(UserError, match="has 1 images"):
+        div2k.check_split(DataSettings(source="div2k", div2k=str(nested)), "train", 2)
+
+
+def test_missing_and_damaged_data_are_told(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    settings = DataSettings(source="div2k")
+    with pytest.raises(UserError, match="paperlib data prepare"):
+        split_sources(settings, "train")
+    assert [line["state"] for line in status(settings)] == ["missing", "missing"]
+    (tmp_path / "div2k").mkdir()
+    (tmp_path / "div2k" / dataset[0][0].name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="wrong SHA-256"):
+        prepare(settings, dataset[0], COUNTS)
+
+
+def test_a_full_disk_is_told_before_downloading(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(div2k.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(UserError, match="needs 500 bytes"):
+        download(f"{div2k.base_url()}/x.zip", tmp_path / "a.zip", 500, "0" * 64)
+    assert server.asked == []

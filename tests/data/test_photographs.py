@@ -1,0 +1,199 @@
+"""Photographs, pairs, the pixel store, and patches as a pure function of seed and step."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from paperlib.data import pixel_store
+from paperlib.data.dataset import TrainSet
+from paperlib.data.images import find_images, read_rgb
+from paperlib.data.photographs import make_pair, named_folder, read_pairs
+from paperlib.data.pixel_store import FlatImages, open_store
+from paperlib.data.resize import bicubic_downscale
+from paperlib.data.splits import EMBEDDED_TRAIN, EMBEDDED_VALID, embedded_path, split_sources, validation_pairs
+from paperlib.data.splits import test_sets as open_test_sets
+from paperlib.errors import UserError
+from paperlib.settings import DataSettings
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A folder of three small photographs, and a cache of its own."""
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, (top, size) in {"a": (0, (90, 120)), "b": (100, (63, 66)), "c": (200, (20, 150))}.items():
+        image = read_rgb(embedded_path("astronaut.png"))[top : top + size[0], : size[1]]
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return folder
+
+
+def folders(path, **more) -> DataSettings:
+    return DataSettings(source="folders", train=(str(path),), valid=(str(path),), **more)
+
+
+def test_embedded_photographs_are_installed_and_splits_are_disjoint():
+    assert not set(EMBEDDED_TRAIN) & set(EMBEDDED_VALID)
+    twins = {"motorcycle_left.png", "motorcycle_right.png"}
+    assert twins <= set(EMBEDDED_TRAIN) or not twins & set(EMBEDDED_TRAIN)
+    for name in (*EMBEDDED_TRAIN, *EMBEDDED_VALID):
+        assert read_rgb(embedded_path(name)).ndim == 3
+
+
+def test_pairs_are_cropped_and_downscaled():
+    hr = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    pair = make_pair("x", hr)
+    assert pair.hr.shape == (18, 30, 3)
+    assert np.array_equal(pair.lr, bicubic_downscale(hr[:18, :30]))
+    with pytest.raises(UserError, match="at least 3×3"):
+        make_pair("tiny", hr[:2, :2])
+    with pytest.raises(UserError, match="a third of HR is 10×6"):
+        make_pair("x", hr, np.zeros((6, 9, 3), np.uint8))
+
+
+def test_validation_crops_are_central_and_keep_their_own_lr(photographs):
+    pairs = validation_pairs(folders(photographs, valid_crop=60, max_valid=2))
+    assert [pair.name for pair in pairs] == ["photographs/a", "photographs/b"]
+    whole = read_rgb(photographs / "a.png")
+    assert np.array_equal(pairs[0].hr, whole[15:75, 30:90])
+
+
+def test_pairs_match_by_the_fields_names(tmp_path):
+    for folder, names in (("HR", ("0801", "baby", "man_HR")), ("LR", ("0801x3", "baby", "man_LRBI_x3"))):
+        (tmp_path / folder).mkdir()
+        side = 9 if folder == "HR" else 3
+        for name in names:
+            Image.new("RGB", (side, side)).save(tmp_path / folder / f"{name}.png")
+    assert [source.lr.stem for source in read_pairs(tmp_path / "HR", tmp_path / "LR").sources] == [
+        "0801x3", "baby", "man_LRBI_x3"]
+    (tmp_path / "LR" / "baby.png").unlink()
+    with pytest.raises(UserError, match=r"baby\.png has no LR image"):
+        read_pairs(tmp_path / "HR", tmp_path / "LR")
+
+
+def test_missing_and_empty_folders_are_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("PAPERLIB_DATA", raising=False)
+    with pytest.raises(UserError, match="PAPERLIB_DATA is unset"):
+        named_folder("bsds400")
+    with pytest.raises(UserError, match="no image folder"):
+        named_folder(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="holds no image"):
+        find_images(tmp_path)
+    with pytest.raises(UserError, match=r"data\.train names none"):
+        split_sources(DataSettings(source="folders"), "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "truncated"])
+def test_unreadable_images_are_told(tmp_path, content):
+    path = tmp_path / "bad.png"
+    whole = embedded_path("coffee.png").read_bytes()
+    path.write_bytes(whole[: len(whole) // 3] if content == "truncated" else content)
+    with pytest.raises(UserError, match=r"cannot read .*bad\.png"):
+        read_rgb(path)
+
+
+def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path):
+    grey = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    for name in ("grey", "grey16"):
+        assert np.array_equal(read_rgb(tmp_path / f"{name}.png"), np.repeat(grey[:, :, None], 3, 2)), name
+    colour = Image.fromarray(read_rgb(embedded_path("coffee.png"))[:20, :30])
+    colour.convert("CMYK").save(tmp_path / "cmyk.tif")
+    assert np.abs(read_rgb(tmp_path / "cmyk.tif").astype(int) - np.asarray(colour)).max() <= 1
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colour.save(tmp_path / "turned.png", exif=turned)
+    assert np.array_equal(read_rgb(tmp_path / "turned.png"), np.rot90(np.asarray(colour), -1))
+    colour.putalpha(255)
+    colour.save(tmp_path / "opaque.png")
+    assert read_rgb(tmp_path / "opaque.png").shape == (20, 30, 3)
+    colour.putalpha(100)
+    colour.save(tmp_path / "glass.png")
+    with pytest.raises(UserError, match="transparent pixels"):
+        read_rgb(tmp_path / "glass.png")
+
+
+def test_store_holds_the_pixels_and_is_built_once(photographs, monkeypatch):
+    settings = folders(photographs)
+    store = open_store(settings)
+    for index, name in enumerate("abc"):
+        pair = make_pair(name, read_rgb(photographs / f"{name}.png"))
+        assert np.array_equal(store.hr(index), pair.hr)
+        assert np.array_equal(store.lr(index), pair.lr)
+    monkeypatch.setattr(pixel_store, "_build", lambda *_: pytest.fail("built again"))
+    assert open_store(settings).key == store.key
+
+
+def test_store_changes_with_its_photographs_and_notices_damage(photographs):
+    first = open_store(folders(photographs))
+    Image.new("RGB", (60, 60)).save(photographs / "a.png")
+    second = open_store(folders(photographs))
+    assert second.key != first.key
+    with (second.folder / "hr.u8").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="Delete"):
+        open_store(folders(photographs))
+
+
+def test_store_refuses_a_full_disk(photographs, monkeypatch):
+    monkeypatch.setattr(pixel_store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(UserError, match="Free some"):
+        open_store(folders(photographs))
+    assert not list((photographs.parent / "cache" / "pixels").glob("*"))
+
+
+def test_patches_are_aligned_with_hr_and_teacher(photographs):
+    store = open_store(folders(photographs))
+    outputs = FlatImages(store.companion_path("t"), [store.hr(index).shape[:2] for index in range(3)], mode="r+")
+    for index in range(3):
+        outputs[index][:] = 255 - store.hr(index)
+    patches = TrainSet(store, folders(photographs), 1, "stage1", 12)
+    batch = patches.batch(3, 8, teacher="t")
+    assert torch.equal(batch.teacher, 255 - batch.hr)
+    for place, (photograph, top, left, turn) in enumerate(batch.samples):
+        lr = store.lr(photograph)[top : top + 12, left : left + 12]
+        hr = store.hr(photograph)[3 * top : 3 * top + 36, 3 * left : 3 * left + 36]
+        for got, wanted in ((batch.lr[place], lr), (batch.hr[place], hr)):
+            wanted = np.rot90(wanted[:, ::-1] if turn >= 4 else wanted, turn % 4)
+            assert np.array_equal(got.permute(1, 2, 0).numpy(), wanted)
+    assert {turn for step in range(20) for *_, turn in patches.batch(step, 8).samples} == set(range(8))
+
+
+def test_patches_depend_on_seed_name_and_step_alone(photographs):
+    store, settings = open_store(folders(photographs)), folders(photographs)
+    one, two = (TrainSet(store, settings, 1, "stage1", 12) for _ in range(2))
+    one.batch(0, 4)
+    assert torch.equal(one.batch(7, 4).lr, two.batch(7, 4).lr)
+    for seed, name in ((2, "stage1"), (1, "stage2")):
+        assert TrainSet(store, settings, seed, name, 12).batch(7, 4).samples != one.batch(7, 4).samples
+    halves = [one.batch(7, 4, rank=rank, world=2).samples for rank in range(2)]
+    assert halves[0] + halves[1] == one.batch(7, 4).samples
+    with pytest.raises(UserError, match="cannot be shared"):
+        one.batch(0, 5, world=2)
+
+
+def test_sampling_by_image_shows_each_once_a_pass_and_by_area_in_proportion(photographs):
+    store = open_store(folders(photographs))
+    by_image = TrainSet(store, folders(photographs), 1, "s", 12)
+    assert by_image.left_out == 1  # photograph c is 6 LR pixels high
+    passes = [by_image.sample(index)[0] for index in range(40)]
+    assert all(sorted(passes[start : start + 2]) == [0, 1] for start in range(0, 40, 2))
+    by_area = TrainSet(store, folders(photographs, sampling="area"), 1, "s", 12)
+    share = np.mean([by_area.sample(index)[0] == 0 for index in range(2000)])
+    assert share == pytest.approx(1200 / (1200 + 21 * 22), abs=0.04)
+    with pytest.raises(UserError, match="largest patch possible here is 30"):
+        TrainSet(store, folders(photographs), 1, "s", 31)
+
+
+def test_missing_teacher_outputs_are_told(photographs):
+    store = open_store(folders(photographs))
+    with pytest.raises(UserError, match="Run 03_teacher"):
+        TrainSet(store, folders(photographs), 1, "s", 12).batch(0, 1, teacher="absent")
+
+
+def test_benchmark_sets_open_lazily(data_root, monkeypatch):
+    sets = open_test_sets(DataSettings(tests=("benchmark/Set5",)))
+    assert len(sets["Set5"]) == 5
+    assert sets["Set5"][0].hr.shape[0] == 3 * sets["Set5"][0].lr.shape[0]

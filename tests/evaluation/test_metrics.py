@@ -1,0 +1,108 @@
+"""PSNR and SSIM against closed forms, an independent SSIM and scikit-image."""
+
+import math
+
+import numpy as np
+import pytest
+from skimage.color import rgb2ycbcr
+from skimage.data import astronaut, coffee
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from paperlib.evaluation.metrics import METRICS, luma_255, mean_scores, psnr_rgb, psnr_y, scores, ssim_rgb, ssim_y
+
+LIBRARY = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+
+def noisy(hr: np.ndarray, sigma: float = 9.0) -> np.ndarray:
+    return (hr + np.random.default_rng(1).normal(0, sigma, hr.shape)).astype(np.float32)
+
+
+def ssim_by_the_formula(one: np.ndarray, other: np.ndarray) -> float:
+    """Wang et al. 2004, equation 13, window by window: no filter library, no separability."""
+    ramp = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5**2))
+    weights = np.outer(ramp, ramp) / ramp.sum() ** 2
+    values = []
+    for top in range(one.shape[0] - 10):
+        for left in range(one.shape[1] - 10):
+            x, y = (image[top:top + 11, left:left + 11] for image in (one, other))
+            mx, my = (weights * x).sum(), (weights * y).sum()
+            vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
+            cov = (weights * (x - mx) * (y - my)).sum()
+            values.append((2 * mx * my + 6.5025) * (2 * cov + 58.5225)
+                          / ((mx**2 + my**2 + 6.5025) * (vx + vy + 58.5225)))
+    return float(np.mean(values))
+
+
+def test_constant_offset_of_one_is_48_13_db():
+    hr = astronaut()[:60, :60].clip(0, 254)
+    assert psnr_rgb(hr + 1.0, hr) == pytest.approx(48.1308, abs=1e-4)
+    luma_step = (65.481 + 128.553 + 24.966) / 255
+    assert psnr_y(hr + 1.0, hr) == pytest.approx(48.1308 - 20 * math.log10(luma_step), abs=1e-4)
+
+
+def test_rgb_clips_but_does_not_round():
+    hr = np.full((20, 20, 3), 250, np.uint8)
+    assert psnr_rgb(np.full(hr.shape, 400.0), hr) == pytest.approx(20 * math.log10(255 / 5))
+    assert psnr_rgb(np.full(hr.shape, 250.25), hr) == pytest.approx(20 * math.log10(255 / 0.25))
+
+
+def test_y_rounds_and_leaves_three_pixels_out():
+    hr = np.full((24, 24, 3), 100, np.uint8)
+    assert psnr_y(hr + 0.4, hr) == math.inf
+    frame = hr + 0.0
+    frame[:3] = frame[-3:] = frame[:, :3] = frame[:, -3:] = 0
+    assert psnr_y(frame, hr) == math.inf
+    frame[3, 12] = 0
+    assert psnr_y(frame, hr) < 40
+
+
+def test_luma_is_bt601_studio_range():
+    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    np.testing.assert_allclose(luma_255(colours), [[16, 235, 81.481, 144.553, 40.966]], atol=1e-9)
+    np.testing.assert_allclose(luma_255(coffee()), rgb2ycbcr(coffee())[..., 0], atol=1e-9)
+
+
+def test_ssim_is_the_formula():
+    hr = coffee()[100:130, 200:228]
+    sr = noisy(hr).clip(0, 255)
+    wanted = np.mean([ssim_by_the_formula(sr[..., c].astype(float), hr[..., c].astype(float)) for c in range(3)])
+    assert 0.5 < wanted < 0.99
+    assert ssim_rgb(sr, hr) == pytest.approx(wanted, abs=1e-9)
+    luma = [luma_255(image)[3:-3, 3:-3] for image in (np.rint(sr), hr)]
+    assert ssim_y(sr, hr) == pytest.approx(ssim_by_the_formula(*luma), abs=1e-9)
+
+
+@pytest.mark.parametrize("height", [11, 137, 138, 139, 300])
+def test_strips_change_nothing(height):
+    hr = astronaut()[:height, 50:170]
+    sr = noisy(hr).clip(0, 255)
+    whole = structural_similarity(sr.astype(float), hr.astype(float), channel_axis=2, **LIBRARY)
+    assert ssim_rgb(sr, hr) == pytest.approx(whole, abs=1e-12)
+    assert psnr_rgb(sr, hr) == pytest.approx(peak_signal_noise_ratio(hr.astype(float), sr, data_range=255))
+
+
+def test_equal_images_and_images_below_the_window():
+    hr = coffee()[:40, :40]
+    assert scores(hr, hr) == {"psnr_rgb": math.inf, "ssim_rgb": 1.0, "psnr_y": math.inf, "ssim_y": 1.0}
+    small = scores(hr[:12, :12] * 0.5, hr[:12, :12])  # 6 × 6 inside the border
+    assert math.isfinite(small["psnr_y"])
+    assert math.isfinite(small["ssim_rgb"])
+    assert math.isnan(small["ssim_y"])
+    tiny = scores(hr[:6, :6] * 0.5, hr[:6, :6])
+    assert math.isfinite(tiny["psnr_rgb"])
+    assert all(math.isnan(tiny[name]) for name in ("ssim_rgb", "psnr_y", "ssim_y"))
+
+
+def test_mean_is_of_images_and_leaves_out_what_has_no_value():
+    rows = [dict.fromkeys(METRICS, 30.0), dict.fromkeys(METRICS, 31.0), dict.fromkeys(METRICS, math.nan)]
+    rows[2]["psnr_rgb"] = math.inf
+    assert mean_scores(rows) == dict.fromkeys(METRICS, 30.5)
+    assert all(math.isnan(value) for value in mean_scores(rows[2:]).values())
+
+
+def test_wrong_shapes_are_refused():
+    grey = np.zeros((20, 20))
+    with pytest.raises(ValueError, match="one size"):
+        psnr_rgb(grey, grey)
+    with pytest.raises(ValueError, match="one size"):
+        ssim_y(np.zeros((20, 20, 3)), np.zeros((20, 21, 3)))

@@ -1,0 +1,160 @@
+"""Scores of known upscalers, the JSON of an evaluation, and finding an upscaler by name."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage.data import chelsea, coffee
+
+from paperlib.data.photographs import Pair, make_pair, read_pairs
+from paperlib.errors import UserError
+from paperlib.evaluation.metrics import METRICS, scores
+from paperlib.evaluation.scoring import evaluate, score_lines, score_pairs
+from paperlib.evaluation.upscalers import StudentUpscaler, load_upscaler
+from paperlib.quantisation.qat import prepare_qat, save_qat
+from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.student.models import save_student
+from paperlib.student.network import Student, fuse
+
+SMALL = StudentSettings(channels=8, blocks=2, init="bilinear")
+PUBLISHED = {
+    "bicubic": "bicubic (torch F.interpolate bicubic, align_corners=False)",
+    "ckpt_best_s2_deploy.pt": "student stage 2, fused float (aio_mai/ckpt_best_s2_deploy.pt)",
+    "ckpt_best_s3_qat_deploy.pt": "student stage 3, fused float (aio_mai/ckpt_best_s3_qat_deploy.pt)",
+    "model_none.tflite": "authors dynamic INT8 TFLite (aio_mai/model_none.tflite)"}
+
+
+class Shifted:
+    """An upscaler that knows the original and answers it shifted by `offset`."""
+
+    def __init__(self, pairs: list[Pair], offset: float) -> None:
+        self.known, self.offset = {pair.lr.tobytes(): pair.hr for pair in pairs}, offset
+        self.name, self.about = "shifted", {"offset": offset}
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        return self.known[lr.tobytes()].astype(np.float32) + self.offset
+
+
+def some_pairs() -> list[Pair]:
+    photographs = {"chelsea": chelsea()[:90, :120], "coffee": coffee()[:60, :66]}
+    return [make_pair(name, hr.clip(0, 254)) for name, hr in photographs.items()]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_set5_scores_of_known_upscalers(assets, data_root, golden, model):
+    wanted = json.loads((golden / "expected.json").read_text())[PUBLISHED[model]]["Set5"]
+    upscaler = load_upscaler(model if model == "bicubic" else assets / "aio_mai" / model)
+    folder = data_root / "benchmark" / "Set5"
+    mean = score_pairs(upscaler, read_pairs(folder / "HR", folder / "LR_bicubic" / "X3"))
+    assert mean["psnr_rgb"] == pytest.approx(wanted["psnr_rgb_shave0"], abs=1e-3)
+    assert mean["psnr_y"] == pytest.approx(wanted["psnr_y_shave3"], abs=1e-3)
+
+
+def test_evaluation_is_per_image_values_and_their_mean():
+    pairs = some_pairs()
+    upscaler = load_upscaler("bicubic")
+    seen = []
+    result = evaluate(upscaler, pairs, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    for row, pair in zip(result["images"], pairs, strict=True):
+        assert row == {"name": pair.name, **scores(upscaler(pair.lr), pair.hr)}
+    for metric in METRICS:
+        assert result["mean"][metric] == pytest.approx(sum(row[metric] for row in result["images"]) / 2)
+    assert score_pairs(upscaler, pairs) == result["mean"]
+    assert set(result) >= {"model", "images", "mean", "protocol", "provenance"}
+
+
+def test_text_shows_each_image_and_the_mean():
+    pairs = some_pairs()
+    lines = score_lines(evaluate(Shifted(pairs, 1.0), pairs)).splitlines()
+    assert lines[0].split() == list(METRICS)
+    assert [line.split()[0] for line in lines[1:]] == ["chelsea", "coffee", "mean"]
+    assert lines[-1].split()[1] == "48.131"
+
+
+def test_infinite_and_undefined_values_are_null_and_noted():
+    pairs = [*some_pairs(), make_pair("tiny", chelsea()[:12, :12])]
+    result = evaluate(Shifted(pairs, 0.0), pairs)
+    assert result["images"][0] == {"name": "chelsea", "psnr_rgb": None, "ssim_rgb": 1, "psnr_y": None, "ssim_y": 1}
+    assert result["images"][2]["ssim_y"] is None
+    assert result["mean"] == {"psnr_rgb": None, "ssim_rgb": 1, "psnr_y": None, "ssim_y": 1}
+    assert [note.split(": ")[1] for note in result["notes"]] == ["chelsea, coffee, tiny", "tiny"]
+    json.dumps(result, allow_nan=False)
+    assert "–" in score_lines(result)
+
+
+def test_unreadable_images_are_listed_and_the_others_scored(tmp_path):
+    for name, image in (("a", coffee()[:60, :90]), ("c", chelsea()[:60, :90])):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
+    Image.fromarray(coffee()[:2, :2]).save(tmp_path / "d.png")
+    result = evaluate(load_upscaler("bicubic"), read_pairs(tmp_path))
+    assert [row["name"] for row in result["images"]] == ["a", "c"]
+    assert len(result["failed"]) == 2
+    assert "b.png" in result["failed"][0]
+    assert "2×2" in result["failed"][1]
+
+
+def test_the_input_hash_is_of_the_pixels():
+    pairs = some_pairs()
+    hashes = [evaluate(load_upscaler(model), chosen)["provenance"]["inputs_sha256"]
+              for model, chosen in (("bicubic", pairs), ("bicubic-matlab", pairs), ("bicubic", pairs[::-1]))]
+    changed = Pair("coffee", pairs[1].lr, pairs[1].hr ^ 1)
+    hashes.append(evaluate(load_upscaler("bicubic"), [pairs[0], changed])["provenance"]["inputs_sha256"])
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
+def test_a_network_is_scored_on_its_clipped_float_output():
+    student = Student(SMALL)
+    with torch.no_grad():
+        student.head.bias.add_(torch.linspace(-300, 300, 27))
+    lr = coffee()[:21, :30]
+    sr = StudentUpscaler(student, "student")(lr)
+    with torch.no_grad():
+        wanted = student(torch.from_numpy(lr).permute(2, 0, 1)[None].float())[0].permute(1, 2, 0).numpy()
+    assert wanted.min() < 0
+    assert wanted.max() > 255
+    np.testing.assert_array_equal(sr, wanted.clip(0, 255))
+    assert sr.dtype == np.float32
+
+
+def test_checkpoints_of_every_form_load_as_what_they_are(tmp_path):
+    student, lr = Student(SMALL).eval(), coffee()[:24, :30]
+    wanted = StudentUpscaler(fuse(student), "fused")(lr)
+    for model in (student, fuse(student)):
+        upscaler = load_upscaler(save_student(model, tmp_path / f"{model.form}.safetensors", stage="stage1"))
+        np.testing.assert_allclose(upscaler(lr), wanted, atol=2e-3)
+        assert upscaler.about["checkpoint"]["stage"] == "stage1"
+    qat = prepare_qat(fuse(student), QuantSettings(quantiser="tflite"), [lr])
+    upscaler = load_upscaler(save_qat(qat, tmp_path / "qat.safetensors"))
+    np.testing.assert_array_equal(upscaler(lr), StudentUpscaler(qat, "qat")(lr))
+    assert 0 < np.abs(upscaler(lr) - wanted).max() < 30
+
+
+def test_wrong_models_are_told(tmp_path):
+    save_file({"layer.weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    other = Student(SMALL)
+    other.settings = StudentSettings(channels=16, blocks=2)
+    save_student(other, tmp_path / "other.safetensors")
+    (tmp_path / "text.tflite").write_text("no model")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "some.pt")
+    for spec, words in (
+        ("bicubik", "unknown model 'bicubik'. Name pretrained"), (tmp_path / "none.tflite", "no model file"),
+        (tmp_path, "unknown model"), (tmp_path / "foreign.safetensors", "not written by paperlib"),
+        (tmp_path / "other.safetensors", "does not fit"), (tmp_path / "text.tflite", "not a TFLite model"),
+        (tmp_path / "some.pt", "not one of the authors'")):
+        with pytest.raises(UserError, match=words):
+            load_upscaler(spec)
+
+
+def test_bicubic_kernels_differ():
+    lr = chelsea()[:30, :40]
+    torch_kernel, matlab_kernel = load_upscaler("bicubic")(lr), load_upscaler("bicubic-matlab")(lr)
+    assert torch_kernel.shape == matlab_kernel.shape == (90, 120, 3)
+    assert math.isfinite(float(torch_kernel.sum()))
+    assert np.abs(torch_kernel - matlab_kernel).max() > 1

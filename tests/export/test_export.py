@@ -1,0 +1,203 @@
+"""Exported files: which operators, which grids, fixed and dynamic, tiles, float, the authors' way, and bad files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from networks import deployed
+
+from paperlib.benchmarks.tflite import bench_int8
+from paperlib.data.images import read_rgb
+from paperlib.data.tiles import run_tiled, starts
+from paperlib.errors import UserError
+from paperlib.evaluation.metrics import psnr_rgb
+from paperlib.evaluation.upscalers import QuantisedUpscaler
+from paperlib.export.convert import export_all, export_ptq, export_tflite, float_difference, parity_images
+from paperlib.export.tflite import TFLiteModel, inspect_tflite
+from paperlib.quantisation.fx_qat import read_published_qat
+from paperlib.quantisation.int8 import IMAGE_GRID, on_grid
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
+from paperlib.settings import ExportSettings, QuantSettings
+from paperlib.student.graph import image_batch, run_graph
+from paperlib.student.models import deployment_graph
+
+IMAGES = parity_images(2, 24)
+
+
+@pytest.fixture(scope="module")
+def fused():
+    torch.manual_seed(3)
+    return deployed("mobileone", blocks=2, channels=8)
+
+
+@pytest.fixture(scope="module")
+def qgraph(fused):
+    return quantised_graph(prepare_qat(fused, QuantSettings(quantiser="tflite"), IMAGES))
+
+
+@pytest.fixture(scope="module")
+def files(qgraph, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    report = export_all(qgraph, folder, ExportSettings(height=20, width=28, threads=1), IMAGES)
+    return folder, report
+
+
+def test_operators_are_the_graph_and_nothing_else(files):
+    folder, report = files
+    wanted = ["CONV_2D"] * 3 + ["ADD", "CONV_2D", "DEPTH_TO_SPACE"]
+    for name in ("student_dynamic_int8.tflite", "student_fixed_int8.tflite"):
+        assert report["files"][name]["operators"] == wanted
+        assert report["files"][name]["float_tensors"] == []
+    assert report["files"]["student_dynamic_int8.tflite"]["dynamic"]
+    assert not report["files"]["student_fixed_int8.tflite"]["dynamic"]
+    assert json.loads((folder / "export.json").read_text())["parity"] == report["parity"]
+
+
+def test_learnt_grids_are_in_the_file(files, qgraph):
+    _, report = files
+    tensors = report["files"]["student_dynamic_int8.tflite"]["tensors"]
+    activations = [(t["scales"][0], t["zero_points"][0]) for t in tensors if t["shape"][:1] == [1]]
+    expected = {(grid.scale, grid.zero_point) for grid in qgraph.grids.values()}
+    for scale, zero_point in expected:
+        assert any(zero == zero_point and scale == pytest.approx(other, rel=1e-5) for other, zero in activations)
+    kernels = sorted(scale for t in tensors if t["type"] == "int8" and len(t["scales"]) > 1 for scale in t["scales"])
+    learnt = sorted(float(scale) for scales in qgraph.weight_scales.values() for scale in scales)
+    np.testing.assert_allclose(kernels, learnt, rtol=1e-5)
+
+
+def test_pictures_go_in_and_out_as_pixels(files):
+    folder, _ = files
+    model = TFLiteModel(folder / "student_dynamic_int8.tflite", threads=1)
+    assert model.input["quantization"] == model.output["quantization"] == (IMAGE_GRID.scale, IMAGE_GRID.zero_point)
+    picture = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    assert np.array_equal(model.quantise(picture).astype(int) + 128, picture)
+
+
+def test_zero_loss(files):
+    _, report = files
+    assert report["parity"]["within_1_lsb"] > 0.999
+    assert report["parity"]["max_lsb"] <= 2.01
+
+
+@pytest.mark.parametrize("size", [(20, 28), (45, 33), (20, 60), (8, 8), (9, 40), (30, 11)])
+def test_fixed_file_gives_what_the_dynamic_one_gives(files, size):
+    """Borders included, for images of any size from twice the reach on: four 3×3 convolutions, so 8 pixels."""
+    folder, _ = files
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    fixed = TFLiteModel(folder / "student_fixed_int8.tflite", threads=1, overlap=10)(picture)
+    assert np.array_equal(fixed, TFLiteModel(folder / "student_dynamic_int8.tflite", threads=1)(picture))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 3)])
+def test_fixed_file_takes_tiny_images(files, size):
+    folder, _ = files
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    fixed = TFLiteModel(folder / "student_fixed_int8.tflite", threads=1, overlap=10)(picture)
+    assert fixed.shape == (3 * size[0], 3 * size[1], 3)
+    assert np.ptp(fixed) > 0
+
+
+def test_tiles_cover_and_crop_exactly():
+    enlarge = lambda tile: tile.repeat(3, 0).repeat(3, 1)
+    random = np.random.default_rng(1)
+    for height, width in ((1, 1), (5, 40), (40, 5), (32, 48), (33, 100), (100, 49), (64, 96)):
+        picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        assert np.array_equal(run_tiled(enlarge, picture, 32, 48, 16), enlarge(picture))
+    assert starts(100, 40, 16) == [0, 24, 48, 60]
+    assert (starts(40, 40, 16), starts(30, 40, 16)) == ([0], [0, -10])
+    with pytest.raises(ValueError, match="overlap"):
+        starts(100, 16, 16)
+
+
+def test_float_file_is_the_float_graph(files, qgraph):
+    folder, _ = files
+    assert float_difference(on_grid(qgraph), folder / "student_float.tflite", IMAGES[0]) < 0.01
+
+
+def test_rows_form_has_the_same_output(tmp_path, qgraph):
+    usual = export_tflite(qgraph, tmp_path / "a.tflite", 12, 14)
+    rows = export_tflite(qgraph, tmp_path / "b.tflite", 12, 14, upsample="rows")
+    assert "DEPTH_TO_SPACE" not in inspect_tflite(rows)["operators"]
+    picture = IMAGES[0][:12, :14]
+    assert np.array_equal(TFLiteModel(rows, 1).raw(picture), TFLiteModel(usual, 1).raw(picture))
+    with pytest.raises(ValueError, match="fixed"):
+        export_tflite(qgraph, tmp_path / "c.tflite", upsample="rows")
+
+
+def test_rows_form_of_the_anchor(tmp_path):
+    qgraph = quantised_graph(prepare_qat(deployed("abpn"), QuantSettings(quantiser="tflite"), IMAGES))
+    usual = export_tflite(qgraph, tmp_path / "a.tflite", 7, 9)
+    rows = export_tflite(qgraph, tmp_path / "b.tflite", 7, 9, upsample="rows")
+    picture = IMAGES[0][:7, :9]
+    assert np.array_equal(TFLiteModel(rows, 1).raw(picture), TFLiteModel(usual, 1).raw(picture))
+
+
+def test_post_training_quantisation_as_the_authors_did(tmp_path, fused):
+    graph = deployment_graph(fused)
+    path = export_ptq(graph, IMAGES, tmp_path / "ptq.tflite")
+    assert inspect_tflite(path, 8, 8)["float_tensors"] == []
+    plain = run_graph(graph, image_batch(IMAGES[0]))[0].permute(1, 2, 0).numpy()
+    assert 0 < np.abs(TFLiteModel(path, 1)(IMAGES[0]) - plain).mean() < 6
+
+
+def test_not_a_model(tmp_path):
+    (tmp_path / "x.tflite").write_bytes(b"hello")
+    with pytest.raises(UserError, match="not a TFLite model"):
+        TFLiteModel(tmp_path / "x.tflite")
+    with pytest.raises(UserError, match="no TFLite file"):
+        TFLiteModel(tmp_path / "missing.tflite")
+
+
+def test_model_of_another_kind(tmp_path):
+    from paperlib.export.tf_graph import tensorflow
+
+    tf = tensorflow()
+    grey = tf.function(lambda x: x * 2.0, autograph=False).get_concrete_function(tf.TensorSpec([1, 8, 8, 1]))
+    (tmp_path / "grey.tflite").write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([grey]).convert())
+    with pytest.raises(UserError, match="no RGB upscaler"):
+        TFLiteModel(tmp_path / "grey.tflite")
+
+
+def test_bench_names_every_file(files):
+    folder, _ = files
+    paths = [folder / "student_fixed_int8.tflite", folder / "student_dynamic_int8.tflite"]
+    result = bench_int8(paths, height=16, width=16, rounds=2)
+    assert [entry["input_size"] for entry in result["files"].values()] == [[20, 28], [16, 16]]
+    assert all(entry["ms_1_thread"] > 0 and entry["ms_2_threads"] > 0 for entry in result["files"].values())
+
+
+def test_authors_files_score_as_published(assets, data_root):
+    """Set5 by their dynamic file, de-quantised, no crop: 31.294 dB (measured independently)."""
+    model = TFLiteModel(assets / "aio_mai" / "model_none.tflite")
+    folder = data_root / "benchmark" / "Set5"
+    scores = []
+    for path in sorted((folder / "LR_bicubic" / "X3").iterdir()):
+        lr = read_rgb(path)
+        hr = read_rgb(folder / "HR" / path.name.replace("x3", ""))[: 3 * lr.shape[0], : 3 * lr.shape[1]]
+        scores.append(psnr_rgb(model(lr), hr))
+    assert np.mean(scores) == pytest.approx(31.294, abs=0.001)
+
+
+def test_memory_of_the_published_files(assets):
+    report = inspect_tflite(assets / "aio_mai" / "model.tflite")
+    assert report["counts"] == {"CONV_2D": 10, "ADD": 1, "RESHAPE": 2, "TRANSPOSE": 1, "MINIMUM": 1}
+    assert report["arena_bytes"] == 3 * 720 * 1280 * 32  # stem's map, and the two around a convolution
+
+
+def test_re_export_of_published_weights_loses_nothing(assets, data_root, tmp_path):
+    qgraph = read_published_qat(assets / "aio_mai" / "ckpt_best_s3_qat.pt")
+    file = TFLiteModel(export_tflite(qgraph, tmp_path / "published.tflite"))
+    fake = QuantisedUpscaler(qgraph, int32_bias=False)
+    folder = data_root / "benchmark" / "Set5"
+    scores, distance = [], []
+    for path in sorted((folder / "LR_bicubic" / "X3").iterdir()):
+        lr = read_rgb(path)
+        hr = read_rgb(folder / "HR" / path.name.replace("x3", ""))[: 3 * lr.shape[0], : 3 * lr.shape[1]]
+        ours, theirs = file(lr), fake(lr)
+        scores.append([psnr_rgb(ours, hr), psnr_rgb(theirs, hr)])
+        distance.append(np.abs(ours - theirs).ravel() / qgraph.grid("output").scale)
+    mean = np.mean(scores, axis=0)
+    assert abs(mean[0] - mean[1]) < 0.005
+    share = np.mean(np.concatenate(distance) < 1.01)
+    assert share > 0.98

@@ -1,0 +1,96 @@
+"""The student in the box: its files are what was shipped, it beats bicubic, and it scores what its card says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+from paperlib.cli import main
+from paperlib.data.photographs import read_pairs
+from paperlib.data.resize import bicubic_downscale
+from paperlib.errors import UserError
+from paperlib.evaluation.metrics import psnr_rgb
+from paperlib.evaluation.scoring import score_pairs
+from paperlib.evaluation.upscalers import load_upscaler
+from paperlib.export.release import ship_pretrained
+from paperlib.export.tflite import inspect_tflite
+from paperlib.run import measured_row, open_run
+from paperlib.student.network import count_parameters
+from paperlib.weights import FILES, FOLDER, pretrained
+
+
+def shipped_scores() -> dict[tuple[str, str], float]:
+    """(image set, precision) → PSNR RGB in dB, as shipped."""
+    scores = json.loads((FOLDER / "weights.json").read_text(encoding="utf-8"))["scores"]
+    return {(line["images"], line["precision"]): float(line["PSNR RGB (dB)"]) for line in scores}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_or_missing_file_is_refused(name, tmp_path):
+    folder = tmp_path / "weights"
+    shutil.copytree(FOLDER, folder)
+    path = folder / FILES[name]
+    assert pretrained(name, folder) == path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"is damaged: SHA-256 .* Install paperlib again"):
+        pretrained(name, folder)
+    path.unlink()
+    with pytest.raises(UserError, match="no shipped student"):
+        pretrained(name, folder)
+    with pytest.raises(UserError, match="There are pretrained, pretrained-float"):
+        pretrained("best", folder)
+
+
+def test_it_is_the_papers_student_and_all_integers():
+    assert count_parameters(load_upscaler("pretrained-float").model) == 82_683
+    inside = inspect_tflite(pretrained(), 48, 64)
+    assert inside["float_tensors"] == []
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1e6
+
+
+def test_one_command_enlarges_a_photograph_better_than_bicubic(tmp_path):
+    hr = astronaut()[:510, :510]
+    lr = bicubic_downscale(hr)
+    Image.fromarray(lr).save(tmp_path / "portrait.png")
+    assert main(["upscale", str(tmp_path / "portrait.png"), "--out", str(tmp_path)]) == 0
+    sr = np.asarray(Image.open(tmp_path / "portrait_x3.png"))
+    assert psnr_rgb(sr, hr) > psnr_rgb(load_upscaler("bicubic")(lr), hr) + 1
+
+
+@pytest.mark.parametrize("dataset", ["Set5", "Set14"])
+def test_it_scores_what_its_card_says(dataset, data_root):
+    pairs = read_pairs(data_root / "benchmark" / dataset / "HR", data_root / "benchmark" / dataset / "LR_bicubic/X3")
+    for name, precision in (("pretrained", "INT8 TFLite"), ("pretrained-float", "float")):
+        measured = score_pairs(load_upscaler(name), pairs)["psnr_rgb"]
+        assert measured == pytest.approx(shipped_scores()[dataset, precision], abs=0.002)
+
+
+def test_int8_loses_little():
+    scores = shipped_scores()
+    for dataset in ("validation", "Set5", "Set14", "B100"):
+        assert scores[dataset, "float"] - scores[dataset, "INT8 TFLite"] <= 0.08
+
+
+def test_only_what_was_measured_is_shipped(tmp_path):
+    run = open_run("benchmark", tmp_path / "run")
+    with pytest.raises(UserError, match="no record of 06_tflite_eval"):
+        ship_pretrained(run, tmp_path / "box")
+    int8 = run.checkpoint("export") / "student_dynamic_int8.tflite"
+    shutil.copyfile(pretrained(), int8)
+    shutil.copyfile(pretrained("pretrained-float"), run.checkpoint("stage3") / "fused.safetensors")
+    rows = [measured_row("export", "tflite_dynamic", "int8", metric, value, "Set5")
+            for metric, value in (("psnr", 31.4), ("psnr_y", 33.4), ("ssim", 0.9))]
+    run.record("06_tflite_eval", rows, inputs={"dynamic": int8})
+    folder = ship_pretrained(run, tmp_path / "box")
+    assert pretrained(folder=folder).read_bytes() == int8.read_bytes()
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "| Set5 | INT8 TFLite | 31.400 | 33.400 | 0.9000 |" in card
+    assert "not the paper's numbers" in card
+    int8.write_bytes(b"another")
+    with pytest.raises(UserError, match="not the file that 06_tflite_eval measured"):
+        ship_pretrained(run, tmp_path / "box")

@@ -1,0 +1,23 @@
+"""Small networks that several tests share."""
+
+import torch
+from torch import nn
+
+from paperlib.settings import StudentSettings
+from paperlib.student.models import build_model, fuse_model
+
+ARCHS = ("mobileone", "repconv", "repdw", "fsrcnn", "abpn")
+
+
+def deployed(arch: str, blocks: int = 2, channels: int = 8) -> nn.Module:
+    """A small fused model whose output is well spread over 0..255."""
+    model = build_model(StudentSettings(arch=arch, blocks=blocks, channels=channels)).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+        if arch == "fsrcnn":
+            model.head.weight.mul_(30)
+        model.head.bias.add_(100.0)
+    return fuse_model(model, clamp=True).eval()

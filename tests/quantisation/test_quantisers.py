@@ -1,0 +1,326 @@
+"""Both quantisers: grids, gradients, curriculum, round trips, and the published fake-quant graph reproduced."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from networks import ARCHS, deployed
+from timm.utils import ModelEmaV3
+
+from paperlib.data.images import read_rgb
+from paperlib.errors import UserError
+from paperlib.evaluation.metrics import psnr_rgb
+from paperlib.evaluation.upscalers import QuantisedUpscaler
+from paperlib.quantisation.calibration import best_grid, calibrate, grid_of_range
+from paperlib.quantisation.diagnostics import drop_decomposition, layer_ranges, layer_sqnr
+from paperlib.quantisation.equalisation import equalise
+from paperlib.quantisation.fx_qat import FakeQuantize, paper_graph, read_published_qat
+from paperlib.quantisation.int8 import (
+    IMAGE_GRID,
+    Grid,
+    channel_scales,
+    fake_quant_bias,
+    fake_quant_weight,
+    grid_owners,
+    on_grid,
+    run_quantised,
+)
+from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, quantised_graph, read_quantised, save_qat
+from paperlib.quantisation.tflite_qat import TfliteQat, _LearntStep
+from paperlib.settings import QuantSettings
+from paperlib.student.graph import image_batch, run_graph
+from paperlib.student.models import deployment_graph, save_student
+
+QUANTISERS = ("paper", "tflite")
+IMAGES = [np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8) for seed in (1, 2)]
+
+
+def prepared(quantiser: str, arch: str = "mobileone", **settings):
+    return prepare_qat(deployed(arch), QuantSettings(quantiser=quantiser, **settings), IMAGES)
+
+
+def train(model, steps: int, lr: float = 1e-3):
+    """A few steps towards nearest-neighbour upscaling; returns the losses."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        x = torch.randint(0, 256, (4, 3, 8, 8), generator=generator).float()
+        loss = (model(x) - torch.nn.functional.interpolate(x, scale_factor=3)).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_fake_quantisation_is_rounding_to_the_grid():
+    grid, x = Grid(0.3, -28), torch.randn(1000) * 40
+    q = torch.clamp(torch.round(x / 0.3) - 28, -128, 127)
+    torch.testing.assert_close(grid.fake(x), (q + 28) * 0.3, rtol=0, atol=1e-4)
+    assert (grid.low, grid.high) == (0.3 * -100, 0.3 * 155)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (2.0, 9.0), (-4.0, -1.0), (0.0, 0.0)])
+def test_every_grid_has_an_exact_zero_and_covers_its_range(low, high):
+    grid = grid_of_range(low, high)
+    assert float(grid.fake(torch.tensor(0.0))) == 0.0
+    assert grid.low <= low + grid.scale
+    assert grid.high >= high - grid.scale
+
+
+def test_weight_scales_are_per_output_channel_and_narrow():
+    weight = torch.randn(6, 4, 3, 3) * torch.arange(1, 7).reshape(-1, 1, 1, 1)
+    scale = channel_scales(weight)
+    q = fake_quant_weight(weight, scale) / scale.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(q, q.round(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(q.abs().flatten(1).amax(1), torch.full((6,), 127.0))
+
+
+def test_bias_is_rounded_straight_through():
+    bias, step = torch.tensor([0.26, -1.9], requires_grad=True), torch.tensor([0.1, 0.5])
+    rounded = fake_quant_bias(bias, step)
+    torch.testing.assert_close(rounded, torch.tensor([0.3, -2.0]))
+    rounded.sum().backward()
+    assert torch.equal(bias.grad, torch.ones(2))
+
+
+def test_gradient_of_the_learnt_step():
+    x = (torch.randn(500) * 30).requires_grad_()
+    scale, zero = torch.tensor(0.2, requires_grad=True), torch.tensor(-100, dtype=torch.int32)
+    y = _LearntStep.apply(x, scale, zero)
+    weight = torch.randn(500)
+    (y * weight).sum().backward()
+    q = torch.round(x.detach() / 0.2) - 100
+    inside = (q >= -128) & (q <= 127)
+    assert 0 < inside.float().mean() < 1
+    per_value = torch.where(inside, (y - x) / 0.2, y / 0.2).detach()  # Esser et al. 2020, equation 3
+    torch.testing.assert_close(scale.grad, (per_value * weight).sum() / (500 * 127) ** 0.5, rtol=1e-4, atol=1e-5)
+    assert torch.equal(x.grad, weight * inside)
+
+
+def test_moved_tensors_share_a_grid_and_images_keep_theirs():
+    owners = grid_owners(deployment_graph(deployed("abpn")))
+    assert owners["anchor"] == "input"
+    assert owners["output"] == owners["shuffle"] == "sum"
+    assert owners["head"] == "head"
+    grids = calibrate(deployment_graph(deployed("abpn")), IMAGES)
+    assert grids["input"] == grids["sum"] == IMAGE_GRID
+    assert grids["head"] != IMAGE_GRID
+
+
+def test_searched_range_beats_minimum_and_maximum():
+    values = torch.cat([torch.randn(5000), torch.tensor([40.0, -1.0])])
+    low, high = float(values.min()), float(values.max())
+    error = lambda grid: float((grid.fake(values) - values).square().mean())
+    assert error(best_grid(values, low, high)) < error(grid_of_range(low, high))
+    ramp = torch.linspace(0, 10, 2000)
+    assert best_grid(ramp, 0.0, 10.0).high == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("quantiser", QUANTISERS)
+def test_quantised_graph_computes_what_was_trained(quantiser, arch):
+    model = prepared(quantiser, arch).eval()
+    qgraph = quantised_graph(model)
+    x = image_batch(IMAGES[0])
+    step = qgraph.grid("output").scale
+    with torch.no_grad():
+        difference = (model(x).clamp(0, 255) - run_quantised(qgraph, x, int32_bias=quantiser == "tflite")).abs()
+        plain = run_graph(qgraph.graph, x)
+    # FX leaves PReLU slopes in float, and its sums run in another order: single roundings may tip.
+    assert (difference <= 1.01 * step).float().mean() > 0.995
+    assert (difference < 0.01 * step).float().mean() > (0.5 if (quantiser, arch) == ("paper", "fsrcnn") else 0.97)
+    assert 0 < (run_quantised(qgraph, x) - plain).abs().mean() < 8
+
+
+@pytest.mark.parametrize("quantiser", QUANTISERS)
+def test_training_reaches_every_weight_and_lowers_the_loss(quantiser):
+    model = prepared(quantiser)
+    losses = train(model, 30)
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0
+               for name, parameter in model.named_parameters() if "weight" in name)
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("quantiser", QUANTISERS)
+def test_frozen_grids_stay_and_weights_move(quantiser):
+    model = prepared(quantiser)
+    train(model, 2)
+    before = quantised_graph(model)
+    train(model, 2)
+    moved = quantised_graph(model)
+    assert moved.grids != before.grids
+    freeze_observers(model)
+    train(model, 3)
+    after = quantised_graph(model)
+    assert after.grids == moved.grids
+    assert not torch.equal(after.graph["stem"].weight, moved.graph["stem"].weight)
+
+
+def test_validation_images_move_no_grid():
+    model = prepared("paper").eval()
+    state = copy.deepcopy(model.state_dict())
+    model(torch.rand(1, 3, 9, 9) * 1000)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    model.train()(torch.rand(1, 3, 9, 9) * 1000)
+    assert any(not torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("quantiser", QUANTISERS)
+def test_state_resumes_bit_for_bit(quantiser):
+    model = prepared(quantiser)
+    train(model, 2)
+    twin = prepare_qat(deployed("mobileone"), QuantSettings(quantiser=quantiser), IMAGES[:1])
+    twin.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
+    other = copy.deepcopy(model)
+    losses = train(model, 3)
+    assert train(twin, 3) == losses
+    assert train(other, 3) == losses
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("quantiser", QUANTISERS)
+def test_ema_of_a_quantised_model(quantiser):
+    model = prepared(quantiser)
+    ema = ModelEmaV3(model, decay=0.5, exclude_buffers=True)
+    start = quantised_graph(model).graph["stem"].weight
+    train(model, 2)
+    ema.update(model)
+    expected = (start + quantised_graph(model).graph["stem"].weight) / 2
+    torch.testing.assert_close(quantised_graph(ema.module).graph["stem"].weight, expected)
+
+
+@pytest.mark.parametrize("quantiser", QUANTISERS)
+@pytest.mark.parametrize("arch", ["mobileone", "fsrcnn"])
+def test_saved_model_is_the_same_model(tmp_path, quantiser, arch):
+    model = prepared(quantiser, arch)
+    train(model, 1)
+    loaded = load_qat(save_qat(model, tmp_path / "qat.safetensors", stage="stage3"))
+    x = image_batch(IMAGES[0])
+    assert torch.equal(loaded(x), model.eval()(x))
+    assert read_quantised(tmp_path / "qat.safetensors").grids == quantised_graph(model).grids
+
+
+@pytest.mark.parametrize("residual", ["concat", "exact"])
+def test_model_without_add_is_trained_saved_and_refused_where_it_cannot_be(tmp_path, residual):
+    settings = QuantSettings(quantiser="tflite")
+    model = prepare_qat(deployed("mobileone"), settings, IMAGES, residual=residual)
+    assert "add" not in {node.op for node in quantised_graph(model).graph.nodes}
+    assert np.mean(train(model, 20)[-3:]) < train(prepare_qat(deployed("mobileone"), settings, IMAGES), 1)[0]
+    loaded = load_qat(save_qat(model, tmp_path / "qat.safetensors"))
+    x = image_batch(IMAGES[0])
+    assert torch.equal(loaded(x), model.eval()(x))
+    with pytest.raises(ValueError, match="paper"):
+        prepare_qat(deployed("mobileone"), QuantSettings(quantiser="paper"), IMAGES, residual=residual)
+
+
+def test_exact_skip_has_no_noise_on_its_way():
+    model = prepare_qat(deployed("mobileone"), QuantSettings(quantiser="tflite"), IMAGES, residual="exact")
+    train(model, 2)
+    qgraph = quantised_graph(model)
+    assert qgraph.grids["stem"] == IMAGE_GRID
+    fresh = quantised_graph(prepare_qat(deployed("mobileone"), QuantSettings(quantiser="tflite"), IMAGES,
+                                        residual="exact"))
+    assert {row["name"]: row["sqnr_db"] for row in layer_sqnr(fresh, IMAGES)}["stem"] > 120
+
+
+def test_float_checkpoint_is_not_a_quantised_one(tmp_path):
+    path = save_student(deployed("mobileone"), tmp_path / "fused.safetensors")
+    with pytest.raises(UserError, match="not quantised"):
+        load_qat(path)
+
+
+def test_a_silent_channel_is_not_magnified():
+    fused = deployed("mobileone")
+    with torch.no_grad():
+        fused.body[0].conv.weight[0] *= 1e-6
+        fused.body[0].conv.bias[0] = -1.0
+    graph = deployment_graph(fused)
+    before, after = (part["body.0.conv"].weight[0].abs().max() for part in (graph, equalise(graph, IMAGES)))
+    assert after < 20 * before  # by the factors of its inputs alone
+    outputs = [run_graph(part, image_batch(IMAGES[0])) for part in (graph, equalise(graph, IMAGES))]
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-2)
+
+
+def test_equalised_model_starts_as_the_same_function():
+    fused = deployed("mobileone")
+    plain, equal = (prepare_qat(fused, QuantSettings(quantiser="tflite", equalise=choice), IMAGES).eval()
+                    for choice in (False, True))
+    x = image_batch(IMAGES[0])
+    assert not torch.equal(plain.kernels["stem"].weight, equal.kernels["stem"].weight)
+    for model in (plain, equal):
+        model.quantise_weights = model.quantise_activations = False
+    torch.testing.assert_close(equal(x), plain(x), rtol=1e-4, atol=1e-2)
+
+
+def test_diagnosis_agrees_with_itself():
+    model = deployed("mobileone")
+    qgraph = quantised_graph(TfliteQat(model, calibrate(deployment_graph(model), IMAGES)))
+    noise = {row["name"]: row["sqnr_db"] for row in layer_sqnr(qgraph, IMAGES)}
+    assert noise["input"] == float("inf")
+    assert 5 < noise["output"] < 60
+    ranges = {row["name"]: row for row in layer_ranges(qgraph, IMAGES)}
+    assert ranges["body.0.conv"]["low"] == 0.0
+    assert ranges["stem"]["high"] == max(ranges["stem"]["channel_high"])
+    assert ranges["input"]["clipped"] == 0.0
+    target = run_graph(qgraph.graph, image_batch(IMAGES[0]))[0].permute(1, 2, 0).numpy()
+    rows = drop_decomposition(qgraph, lambda upscale: -float(np.square(upscale(IMAGES[0]) - target).mean()))
+    drops = {row["what"]: row["drop"] for row in rows}
+    assert drops["float"] == 0.0
+    assert 0 < drops["weights only"] < drops["both"]
+    assert 0 < drops["activations only"] < drops["both"]
+
+
+def test_float_form_does_not_depend_on_where_between_grid_values_the_latent_weights_stand():
+    model = prepared("tflite")
+    before = quantised_graph(model)
+    with torch.no_grad():
+        for node in before.graph.nodes:
+            if node.weight is not None:
+                rounded = on_grid(before)[node.name].weight
+                small = rounded.abs() < 0.9 * rounded.abs().amax((1, 2, 3), keepdim=True)  # the largest sets the scale
+                step = model.scales(node)[:, None, None, None]
+                model.kernels[node.name.replace(".", "_")].weight.copy_(rounded + 0.4 * step * small)
+    after = quantised_graph(model)
+    x = image_batch(IMAGES[0])
+    assert (run_graph(after.graph, x) - run_graph(before.graph, x)).abs().max() > 1  # the latent weights do differ
+    torch.testing.assert_close(run_graph(on_grid(after), x), run_graph(on_grid(before), x))
+    assert torch.equal(run_graph(on_grid(after), x), run_quantised(after, x, activations=False))
+
+
+def test_published_fake_quant_is_reproduced(assets, golden):
+    qgraph = read_published_qat(assets / "aio_mai" / "ckpt_best_s3_qat.pt")
+    reference = np.load(golden / "student_butterfly.npz")
+    difference = np.abs(QuantisedUpscaler(qgraph, int32_bias=False)(reference["lr"]) - reference["s3_fakequant"])
+    step = qgraph.grid("output").scale
+    assert (difference > 0.01 * step).mean() < 0.01  # sums in another order tip a rounding here and there
+    assert (difference > 1.01 * step).mean() < 1e-4
+
+
+def test_published_fake_quant_score(assets, golden, data_root):
+    expected = json.loads((golden / "expected.json").read_text())
+    row = next(value for name, value in expected.items() if "fake-quant" in name)["Set5"]["psnr_rgb_shave0"]
+    upscale = QuantisedUpscaler(read_published_qat(assets / "aio_mai" / "ckpt_best_s3_qat.pt"), int32_bias=False)
+    folder = data_root / "benchmark" / "Set5"
+    scores = []
+    for path in sorted((folder / "LR_bicubic" / "X3").iterdir()):
+        lr = read_rgb(path)
+        hr = read_rgb(folder / "HR" / path.name.replace("x3", ""))[: 3 * lr.shape[0], : 3 * lr.shape[1]]
+        scores.append(psnr_rgb(upscale(lr), hr))
+    assert np.mean(scores) == pytest.approx(row, abs=0.001)
+
+
+def test_damaged_published_checkpoint(tmp_path):
+    (tmp_path / "ckpt.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="not the authors' QAT"):
+        read_published_qat(tmp_path / "ckpt.pt")
+
+
+def test_observers_are_ours_everywhere():
+    model = prepared("paper", "fsrcnn")
+    kinds = {type(module) for module in model.modules() if "FakeQuantize" in type(module).__name__}
+    assert kinds == {FakeQuantize}
+    assert paper_graph(model).quantiser == "paper"

@@ -1,0 +1,76 @@
+"""Rounding to data: on the grid, with TFLite's scales, and closer to the float layer than rounding to nearest."""
+
+import numpy as np
+import pytest
+import torch
+from networks import ARCHS, deployed
+from skimage.data import chelsea
+
+from paperlib.data.resize import bicubic_downscale
+from paperlib.quantisation.int8 import channel_scales, fake_quant_weight
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
+from paperlib.quantisation.rounding import round_kernel, round_to_data
+from paperlib.settings import QuantSettings
+from paperlib.student.graph import image_batch, run_graph
+from paperlib.student.models import deployment_graph
+
+IMAGE = bicubic_downscale(chelsea()[:240, :300])
+
+
+def problem(rows: int = 6, columns: int = 40):
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(rows, columns, generator=generator)
+    x = torch.randn(columns, 8, generator=generator) @ torch.randn(8, 500, generator=generator) + 3
+    x += 0.1 * torch.randn(columns, 500, generator=generator)
+    return weight, x.double()
+
+
+def test_a_kernel_is_on_its_grid_and_keeps_its_scale():
+    weight, x = problem()
+    scale = channel_scales(weight)
+    rounded = round_kernel(weight, scale, x @ x.T / 500)
+    torch.testing.assert_close(fake_quant_weight(rounded, scale), rounded, rtol=0, atol=1e-6)
+    torch.testing.assert_close(channel_scales(rounded), scale)
+
+
+def test_the_output_is_kept_better_than_by_rounding_to_nearest():
+    weight, x = problem()
+    scale = channel_scales(weight)
+    error = lambda kernel: float(((kernel - weight).double() @ x).square().mean())
+    nearest = (weight / scale[:, None]).round() * scale[:, None]
+    assert error(round_kernel(weight, scale, x @ x.T / 500)) < 0.2 * error(nearest)
+
+
+def test_uncorrelated_inputs_are_rounded_to_nearest():
+    weight, _ = problem()
+    scale = channel_scales(weight)
+    nearest = (weight / scale[:, None]).round() * scale[:, None]
+    torch.testing.assert_close(round_kernel(weight, scale, torch.eye(40, dtype=torch.float64)), nearest)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_network_rounded_to_a_photograph_stays_closer_to_itself(arch):
+    graph = deployment_graph(deployed(arch))
+    x = image_batch(IMAGE)
+    exact = run_graph(graph, x)
+
+    def error(weights) -> float:
+        return float((run_graph(graph.with_weights(weights), x) - exact).square().mean())
+
+    nearest, fitted = {}, {}
+    for node, new in zip(graph.nodes, round_to_data(graph, [IMAGE]).nodes, strict=True):
+        if node.op == "conv" and node.groups == 1:
+            nearest[node.name] = (fake_quant_weight(node.weight, channel_scales(node.weight)), node.bias)
+            fitted[node.name] = (fake_quant_weight(new.weight, channel_scales(new.weight)), new.bias)
+            torch.testing.assert_close(fitted[node.name][0], new.weight, rtol=0, atol=1e-6)
+    assert error(fitted) < error(nearest)
+
+
+def test_the_quantiser_starts_from_it():
+    fused = deployed("mobileone")
+    settings = {"quantiser": "tflite", "residual": "exact"}
+    start = prepare_qat(fused, QuantSettings(**settings, rounding="data"), [IMAGE], residual="exact")
+    plain = prepare_qat(fused, QuantSettings(**settings), [IMAGE], residual="exact")
+    head = quantised_graph(start).graph["head"].weight
+    assert not np.allclose(head, quantised_graph(plain).graph["head"].weight)
+    torch.testing.assert_close(fake_quant_weight(head, channel_scales(head)), head, rtol=0, atol=1e-6)

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from paperlib.evaluation.metrics import psnr_rgb
+from paperlib.reporting import divider, figures
+from paperlib.reporting.costs import our_points, peer_points
+from paperlib.run import measured_row, open_run
+
+
+def photograph(height=90, width=120):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def labels(figure: Figure) -> list[str]:
+    return [text for axes in figure.axes for text in (axes.get_xlabel(), axes.get_ylabel(), axes.get_title(),
+                                                      axes.get_title(loc="left")) if text]
+
+
+def test_the_busiest_part_is_where_the_detail_is():
+    flat = np.full((120, 150, 3), 90, np.uint8)
+    flat[63:93, 99:129] = photograph(30, 30)
+    assert figures.busiest(flat, 30) == (63, 99)
+
+
+def test_crops_show_the_same_part_of_every_version_and_the_score_of_the_whole():
+    hr = photograph()
+    sr = np.clip(hr.astype(np.float32) + 2, 0, 255)
+    figure = figures.crops(hr[::3, ::3], {"bicubic": sr}, hr, size=30, box=(31, 62))
+    lr_shown, sr_shown, hr_shown = (axes.images[0].get_array() for axes in figure.axes)
+    assert np.array_equal(hr_shown, hr[30:60, 60:90])
+    assert np.array_equal(sr_shown, sr[30:60, 60:90].astype(np.uint8))
+    assert np.array_equal(lr_shown, hr[::3, ::3][10:20, 20:30])
+    assert figure.axes[1].get_title() == f"bicubic\n{psnr_rgb(sr, hr):.2f} dB"
+
+
+def test_crops_of_photographs_smaller_than_the_part_are_whole():
+    hr = photograph(21, 24)
+    figure = figures.crops(hr[::3, ::3], {}, hr, size=300)
+    assert figure.axes[1].images[0].get_array().shape == (21, 21, 3)
+
+
+def test_curves_show_every_loss_term_and_the_best_score():
+    history = [{"step": 10, "lr": 1, "loss": 0.2, "dct": 3.0, "psnr_rgb": 26.0, "seconds": 1},
+               {"step": 20, "lr": 1, "loss": 0.1, "dct": 2.0, "psnr_rgb": 25.5, "seconds": 2}]
+    figure = figures.curves(history, "Stage 2")
+    loss, score = figure.axes
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[0.2, 0.1], [3.0, 2.0]]
+    assert score.lines[0].get_ydata().tolist() == [26.0, 25.5]
+    assert "Stage 2: validation, best 26.00 dB" in labels(figure)
+    assert {"training step", "PSNR RGB (dB)"} <= set(labels(figure))
+
+
+def test_confidence_shows_the_weights_and_their_histogram_in_percent():
+    weights = np.full((90, 120), 0.75)
+    weights[:9] = 0.1
+    figure = figures.confidence(weights, photograph())
+    heights = [bar.get_height() for bar in figure.axes[2].patches]
+    assert sum(heights) == pytest.approx(100)
+    assert max(heights) == pytest.approx(90)
+
+
+def test_error_map_is_signed_and_states_its_root_mean_square():
+    hr = photograph().astype(np.float32)
+    figure = figures.error_map(hr + 2, hr, "INT8 − float")
+    assert np.allclose(figure.axes[0].images[0].get_array(), 2)
+    assert "root mean square 2.00" in labels(figure)
+
+
+def test_layers_without_a_finite_number_have_no_bar():
+    rows = [{"name": "input", "sqnr_db": float("inf")}, {"name": "stem", "sqnr_db": 40.0}, {"name": "head"}]
+    axes = figures.layer_bars(rows, "sqnr_db", "noise").axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["input", "stem", "head"]
+    assert [bar.get_height() for bar in axes.patches if np.isfinite(bar.get_height())] == [40.0]
+    assert axes.get_ylabel().endswith("(dB)")
+
+
+def test_layer_ranges_show_grids_and_the_extremes_of_channels():
+    rows = [{"name": "stem", "low": -20.0, "high": 300.0, "channel_low": [-20.0, 0.0], "channel_high": [300.0, 4.0],
+             "grid_low": -25.0, "grid_high": 310.0, "step": 1.3},
+            {"name": "head", "low": -5.0, "high": 260.0, "channel_low": [-5.0], "channel_high": [260.0]}]
+    spans, steps = figures.layer_ranges(rows).axes
+    assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in spans.patches] == [(-25, 310), (-5, 260)]
+    assert spans.collections[0].get_offsets().tolist() == [
+        [0, -20], [0, 0], [0, 300], [0, 4], [1, -5], [1, 260]]
+    assert steps.patches[0].get_height() == 1.3
+    assert [text.get_text() for text in steps.get_xticklabels()] == ["stem", "head"]
+
+
+def test_drops_pair_the_two_precisions_of_a_network():
+    rows = [measured_row("C", name, precision, "psnr", value, dataset) for name, precision, value, dataset in (
+        ("mobileone", "int8", [26.7, 26.9], "validation"), ("mobileone", "fp32", 27.0, "validation"),
+        ("repdw", "fp32", 26.0, "validation"), ("repdw", "int8", 25.0, "validation"), ("repdw", "int8", 1.0, "Set5"))]
+    axes = figures.drops(rows).axes[0]
+    first, second = (container for container in axes.containers if hasattr(container, "patches"))
+    assert (first.get_label(), second.get_label()) == ("FP32", "INT8")
+    assert [bar.get_height() for bar in first.patches] == [27.0, 26.0]
+    assert [bar.get_height() for bar in second.patches] == pytest.approx([26.8, 25.0])
+
+
+def test_names_in_a_scatter_cover_neither_each_other_nor_leave_the_axes():
+    points = [{"name": f"model number {index}", "group": "a", "x": 10 * 1.2**index, "y": 30 + 0.05 * index}
+              for index in range(8)]
+    figure = figures.scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "")
+    axes, boxes = figure.axes[0], [note.get_window_extent() for note in figure.axes[0].texts]
+    assert len(boxes) == 8
+    for index, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:index]) == 0
+        assert axes.bbox.x0 <= box.x0
+        assert box.x1 <= axes.bbox.x1
+
+
+def test_a_scatter_of_nearly_equal_scores_does_not_magnify_them():
+    points = [{"name": str(index), "group": "a", "x": 1.0 + index, "y": 27.66 + 0.001 * index} for index in range(2)]
+    axes = figures.scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "").axes[0]
+    low, high = axes.get_ylim()
+    assert high - low == pytest.approx(0.2)
+    assert low < 27.66 < 27.661 < high
+    assert axes.get_yticklabels()[0].get_text().startswith("27.")
+
+
+def test_patch_grid_shows_lr_above_hr():
+    lr, hr = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 3, 24, 24), 255, dtype=torch.uint8)
+    figure = figures.patch_grid(lr, hr)
+    assert len(figure.axes) == 4
+    assert figure.axes[0].images[0].get_array().max() == 0
+    assert figure.axes[2].images[0].get_array().min() == 255
+
+
+def test_figures_leave_matplotlibs_settings_alone():
+    from matplotlib import rcParams
+
+    before = rcParams["axes.grid"]
+    figures.layer_bars([{"name": "stem", "step": 1.0}], "step", "")
+    assert rcParams["axes.grid"] == before
+
+
+def test_comparisons_are_saved_and_read_back_in_order(tmp_path):
+    run, hr = open_run("smoke", tmp_path), photograph()
+    divider.save_comparison(run, "noise", {"old": hr, "more": hr, "original": hr}, size=60)
+    shown = divider.save_comparison(run, "noise", {"bicubic": hr.astype(np.float32) + 0.4, "INT8 student": hr * 0.0,
+                                                   "original": hr}, size=60)
+    found = divider.saved_comparisons(run)
+    assert list(found) == ["noise"]
+    assert list(found["noise"]) == ["bicubic", "INT8 student", "original"]
+    paths = sorted((tmp_path / "figures").glob("compare__noise__*.png"))
+    bicubic, student, original = (np.asarray(Image.open(path)) for path in paths)
+    assert np.array_equal(bicubic, original)
+    assert student.shape == (60, 60, 3)
+    assert student.max() == 0
+    assert divider.data_url(found["noise"]["original"]) in shown.data
+
+
+def test_the_divider_starts_with_the_baseline_left_and_the_last_model_right():
+    html = divider.divider("a<b", {"bicubic": b"0", "stage 1": b"1", "INT8": b"2", "original": b"3"})
+    roles = [part.split('"')[0] for part in html.split('<img class="')[1:]]
+    assert roles == ["over", "", "under", ""]
+    assert html.count(" selected") == 2
+    assert "a<b" not in html
+
+
+def test_peers_are_the_measured_table_and_ours_appear_where_measured(tmp_path):
+    points = {point["name"]: point for point in peer_points("Set14")}
+    assert points["NCNet"] == {"name": "NCNet", "group": "peers, INT8", "macs": 52.1, "psnr": 27.583}
+    run = open_run("smoke", tmp_path)
+    run.record("04_stage2", [measured_row("B", "student_stage2", "fp32", "psnr", 27.0, "validation")])
+    assert our_points(run) == []
+    run.record("06_tflite_eval", [measured_row("B", "student_deploy", "int8", "psnr", 31.4, "Set5")])
+    (point,) = our_points(run)
+    assert point["psnr"] == 31.4
+    assert point["macs"] == pytest.approx(82.4, abs=0.05)
+
+
+def test_bars_of_nothing_say_so():
+    figure = figures.drops([])
+    assert figure.get_suptitle() == "What INT8 costs each network: nothing measured"
+    assert figure.axes == []

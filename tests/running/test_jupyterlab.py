@@ -1,0 +1,269 @@
+"""Notebooks in a real JupyterLab, in headless Chromium driven over the DevTools protocol.
+
+By default 01 and the widgets of 06 on bicubic upscalers. PAPERLIB_LAB=all runs the seven notebooks in order (minutes);
+PAPERLIB_SCREENSHOTS=folder keeps pictures of the pages.
+"""
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import nbformat
+import pytest
+
+from paperlib.run import NOTEBOOKS
+
+websocket = pytest.importorskip("websocket")
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)")
+PATIENCE = 1500 if os.environ.get("PAPERLIB_LAB") == "all" else 120
+"""Seconds that one notebook may take."""
+SETTINGS = {
+    # Cells outside the window are otherwise not in the page, and their figures cannot be checked.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+EXPLORE = """
+from paperlib.data import dataset
+from paperlib.evaluation import upscalers
+from paperlib.reporting import explorer
+from paperlib.run import open_run
+
+images = dataset.open_data(open_run("", out, {"data.valid_crop": 384}).settings.data)
+explorer.explore(images.valid, {name: upscalers.load_upscaler(name) for name in ("bicubic", "bicubic-matlab")})
+"""
+
+
+class Browser:
+    """One page of a Chromium, by the DevTools protocol."""
+
+    def __init__(self, url: str) -> None:
+        self.socket = websocket.create_connection(url, timeout=PATIENCE, suppress_origin=True)
+        self.errors, self._id = [], 0
+        for domain in ("Runtime", "Page", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # JupyterLab's current widget follows the focus
+
+    def call(self, method: str, **parameters):
+        """One command's result; what the page logs meanwhile is kept."""
+        self._id += 1
+        self.socket.send(json.dumps({"id": self._id, "method": method, "params": parameters}))
+        while (message := json.loads(self.socket.recv())).get("id") != self._id:
+            self._note(message.get("method"), message.get("params", {}))
+        assert "error" not in message, message
+        return message["result"]
+
+    def _note(self, method: str, event: dict) -> None:
+        if method == "Runtime.exceptionThrown":
+            details = event["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Runtime.consoleAPICalled" and event["type"] == "error":
+            self.errors.append(" ".join(str(part.get("value", part.get("description"))) for part in event["args"]))
+        elif method == "Log.entryAdded" and event["entry"]["level"] == "error":
+            self.errors.append(f"{event['entry']['text']} {event['entry'].get('url', '')}")
+
+    def run(self, script: str):
+        """The value of a JavaScript expression, awaited."""
+        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def wait(self, script: str, seconds: float = PATIENCE):
+        """The first true value of an expression that is asked for again and again."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            if time.monotonic() > end:
+                self.picture("timeout")
+                pytest.fail(f"not within {seconds} s: {script}\n{self.errors}")
+            time.sleep(0.25)
+        return value
+
+    def key(self, name: str) -> None:
+        """Press and release a key where the focus is."""
+        code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[name]
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+
+    def picture(self, name: str, selector: str = "") -> None:
+        """A screenshot of the window, or of one element, where a folder for them is named."""
+        if folder := os.environ.get("PAPERLIB_SCREENSHOTS"):
+            if selector:
+                self.run(f"document.querySelector('{selector}').scrollIntoView({{block: 'center'}})")
+                time.sleep(1)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            data = self.call("Page.captureScreenshot", format="png")["data"]
+            Path(folder, f"{name}.png").write_bytes(base64.b64decode(data))
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _until(answer, process: subprocess.Popen, log: Path, seconds: float = 90):
+    """The first result of `answer` that is not an OSError's."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return answer()
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end:
+                pytest.fail(log.read_text(errors="replace")[-3000:])
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A folder with copies of the notebooks, whose results go beside them."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        parameters.source += f"\nout = {str(folder / 'out')!r}"
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+        if name == "06_tflite_eval":
+            cells = [parameters, nbformat.v4.new_code_cell(EXPLORE.strip())]
+            widgets = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+            nbformat.write(widgets, folder / "notebooks" / "widgets.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(workspace):
+    """Address of a JupyterLab on that folder, with its own settings, and its token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {name: str(workspace / name.lower()) for name in (
+        "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
+        "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+    for name, values in SETTINGS.items():
+        path = Path(places["JUPYTERLAB_SETTINGS_DIR"], "@jupyterlab", f"{name}.jupyterlab-settings")
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | places | {"PAPERLIB_PROFILE": "smoke", "PYTHONPATH": search}
+    environment.pop("PAPERLIB_WIDGETS", None)
+    log = workspace / "lab.log"
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+               f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=secret",
+               f"--ServerApp.root_dir={workspace / 'notebooks'}", "--LabApp.expose_app_in_browser=True"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, cwd=workspace, stdout=file, stderr=file)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _until(lambda: urlopen(f"{address}/api/status?token=secret", timeout=5).close(), process, log)
+        yield address
+    finally:
+        _stop(process)
+
+
+@pytest.fixture(scope="module")
+def page(workspace, lab):
+    """JupyterLab in Chromium."""
+    profile, log = workspace / "chromium", workspace / "chromium.log"
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+               "--remote-debugging-port=0", f"--user-data-dir={profile}", "--window-size=1440,1100", "about:blank"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HOME": str(workspace)})
+    try:
+        port = _until(lambda: (profile / "DevToolsActivePort").read_text(), process, log).split()[0]
+        targets = json.load(urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10))
+        browser = Browser(next(at["webSocketDebuggerUrl"] for at in targets if at["type"] == "page"))
+        yield browser
+        browser.socket.close()
+    finally:
+        _stop(process)
+
+
+def run_all(page: Browser, lab: str, name: str) -> list[dict]:
+    """Open a notebook by its address, run all its cells, and give its code cells when the kernel rests."""
+    page.errors.clear()
+    page.call("Page.navigate", url=f"{lab}/lab/tree/{name}.ipynb?token=secret&reset")
+    page.wait("Boolean(window.jupyterapp && document.readyState == 'complete')")
+    page.run("window.jupyterapp.restored.then(() => true)")
+    opened = f"[...window.jupyterapp.shell.widgets('main')].find(at => at.context?.path == '{name}.ipynb')"
+    page.wait(f"Boolean(window.panel = {opened})", 30)
+    page.run("""(async () => {
+      window.jupyterapp.shell.activateById(panel.id);
+      await panel.context.ready; await panel.sessionContext.ready;
+      window.ran = false;
+      window.jupyterapp.commands.execute('notebook:run-all-cells').finally(() => { window.ran = true; });
+    })()""")
+    page.wait("window.ran && panel.sessionContext.session?.kernel?.status == 'idle'")
+    cells = json.loads(page.run("JSON.stringify(panel.content.model.toJSON().cells)"))
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def close(page: Browser) -> None:
+    """Save the notebook, end its kernel and close its tab: a progress bar reopened without its kernel is an error."""
+    page.run("""(async () => {
+      await panel.context.save(); await panel.sessionContext.shutdown(); panel.dispose(); return true;
+    })()""")
+
+
+def check(page: Browser, cells: list[dict]) -> None:
+    """Every cell ran, none failed, pictures are really drawn, and nothing complains in the browser."""
+    for cell in cells:
+        failed = [output for output in cell["outputs"] if output["output_type"] == "error"]
+        assert not failed, "\n".join(failed[0]["traceback"])
+    assert all(cell["execution_count"] for cell in cells)
+    drawn = sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+    widths = page.run("[...panel.node.querySelectorAll('.jp-RenderedImage img')].map(image => image.naturalWidth)")
+    assert len(widths) == drawn
+    assert all(width > 0 for width in widths)
+    assert page.errors == []
+
+
+def test_01_runs_and_shows_its_figures(page, lab):
+    cells = run_all(page, lab, "01_data")
+    check(page, cells)
+    assert page.run("panel.node.querySelectorAll('.jp-RenderedImage img').length") == 2
+    page.picture("01_top")
+    page.picture("01_pair", ".jp-RenderedImage img")
+    page.picture("01_table", ".jp-Notebook-cell:last-of-type")
+    close(page)
+
+
+def test_the_widgets_answer_to_the_keyboard(page, lab):
+    cells = run_all(page, lab, "widgets")
+    source = "document.querySelectorAll('.jupyter-widgets.widget-image')"
+    page.wait(f"{source}.length == 3 && [...{source}].every(image => image.naturalWidth > 0)", 60)
+    check(page, cells)
+    page.picture("06_widgets", ".jupyter-widgets.widget-image")
+    before = page.run(f"[...{source}].map(image => image.src)")
+    page.run("document.querySelectorAll('.widget-slider .noUi-handle')[0].focus()")
+    page.key("ArrowRight")
+    page.wait(f"{source}[1].src != '{before[1]}' && {source}[2].src != '{before[2]}'", 30)
+    caption = "document.querySelectorAll('.widget-html-content')[0].innerText"
+    assert "72 × 72 px" in page.run(caption)  # zoom 5
+    shown = page.run(f"{source}[1].src")
+    page.run("document.querySelector('.widget-checkbox input').click()")
+    page.wait(f"{source}[1].src != '{shown}'", 30)
+    page.picture("06_widgets_error", ".jupyter-widgets.widget-image")
+    assert page.errors == []
+    close(page)
+
+
+@pytest.mark.skipif(os.environ.get("PAPERLIB_LAB") != "all", reason="PAPERLIB_LAB=all runs all seven, for minutes")
+def test_all_seven_run_in_order(page, lab):
+    for name in NOTEBOOKS:
+        check(page, run_all(page, lab, name))
+        page.picture(f"all_{name}")
+        if name == "06_tflite_eval":
+            assert page.run("document.querySelectorAll('.jupyter-widgets.widget-image').length") == 3
+            page.picture("06_explore", ".jupyter-widgets.widget-image")
+        close(page)

@@ -1,0 +1,185 @@
+"""Killed at any moment, a training continues to the same weights, bit for bit: real stages, real SIGKILL.
+
+Children are forked from this process, which has everything imported, so that a kill costs no start-up. States are
+written after every step, so that many kills fall into the writing of a file.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from paperlib.data.dataset import open_data
+from paperlib.errors import UserError
+from paperlib.files import atomic_path, file_lock, remove_stale
+from paperlib.run import Run, open_run
+from paperlib.student.models import read_checkpoint, save_student
+from paperlib.student.network import Student, fuse
+from paperlib.teacher.distillation import Targets
+from paperlib.training.stages import recalibrated, stage1, stage2, stage3, stage3_targets
+
+TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
+        "data.max_train": 1, "data.max_valid": 1, "quant.quantiser": "tflite", "teacher.stage3": "student"}
+for stage in ("stage1", "stage2", "stage3"):
+    TINY |= {f"{stage}.patch": 8, f"{stage}.steps": 30, f"{stage}.validate_every": 7, f"{stage}.checkpoint_every": 1}
+TINY |= {"stage3.loss.kd": 0.1, "stage3.loss.kd_mid": None}
+KILLS = 5
+"""In each of the four trainings, 20 in all, counted when the training is on its way; others come on top."""
+
+
+def first(run: Run) -> None:
+    stage1(run, open_data(run.settings.data))
+
+
+def second(run: Run) -> None:
+    save_student(student(run), run.checkpoint("stage1") / "student.safetensors")
+    targets = Targets("nearest", compute=lambda lr: torch.nn.functional.interpolate(lr / 255, scale_factor=3))
+    stage2(run, open_data(run.settings.data), targets)
+
+
+def third(run: Run) -> None:
+    save_student(fuse(student(run)), run.checkpoint("stage2") / "student.safetensors")
+    data = open_data(run.settings.data)
+    stage3(run, data, recalibrated(run, data), stage3_targets(run, data))
+
+
+def student(run: Run) -> Student:
+    torch.manual_seed(5)
+    return Student(run.settings.student)
+
+
+CASES = {"stage1": (first, {}), "stage1, collapsed": (first, {"stage1.form": "collapsed"}), "stage2": (second, {}),
+         "stage3": (third, {})}
+
+
+def child(work: Callable[[Run], None], folder: Path, changes: dict, after: float | None = None) -> bool:
+    """Do the work in a process of its own, killed `after` that many seconds; whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            torch.set_num_threads(1)
+            work(open_run("smoke", folder, TINY | changes))
+            code = 0
+        finally:
+            os._exit(code)
+    if after is not None:
+        time.sleep(after)
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = [path for path in folder.glob("checkpoints/*/*.safetensors")
+               if path.name in ("student.safetensors", "qat.safetensors") and (path.parent / "history.csv").is_file()]
+    return read_checkpoint(path)[0]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("name", CASES)
+def test_twenty_kills_change_nothing(name, tmp_path):
+    work, changes = CASES[name]
+    began = time.monotonic()
+    assert not child(work, tmp_path / "whole", changes)
+    whole = time.monotonic() - began
+    moments, kills = random.Random(name), 0
+    for _ in range(20 * KILLS):
+        child(work, tmp_path / "killed", changes, moments.uniform(0.02, 0.6) * whole)
+        states = sorted((tmp_path / "killed").glob("checkpoints/*/state-*"))
+        kills += bool(states) and "state-000030" not in states[-1].name  # on its way, neither starting nor done
+        if kills == KILLS:
+            break
+        if states and "state-000030" in states[-1].name:
+            for path in sorted((tmp_path / "killed").glob("checkpoints/*/*")):
+                path.unlink()
+    assert kills == KILLS
+    assert not child(work, tmp_path / "killed", changes)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
+    left = [path.name for path in (tmp_path / "killed").rglob(".*") if path.is_file() and "checkpoints" in path.parts]
+    assert len(left) <= KILLS  # at most the temporary file of each kill
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    run = open_run("smoke", tmp_path, TINY)
+    lock, message = run.checkpoint("stage1") / "lock", f"in use by process {os.getpid()}"
+    with file_lock(lock), pytest.raises(UserError, match=message):
+        first(run)
+
+
+def test_a_full_disk_costs_nothing_that_was_done(tmp_path, monkeypatch):
+    """The write of a state fails half-way; the message says what to do, and the next run ends as if nothing was."""
+    run = open_run("smoke", tmp_path / "full", TINY)
+    written, real = [], Path.write_bytes
+
+    def full(path, data):
+        written.append(path)
+        if len(written) == 11:
+            real(path, data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"No space left on device.*Free some space"):
+        first(run)
+    monkeypatch.undo()
+    (state, _) = sorted(run.checkpoint("stage1").glob("state-*"), reverse=True)
+    assert state.name.startswith("state-000010")
+    first(run)
+    whole = open_run("smoke", tmp_path / "whole", TINY)
+    first(whole)
+    for key, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "full")[key]), key
+
+
+def test_a_folder_that_takes_no_files_is_told_before_training(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(UserError, match="cannot write"):
+        open_run("smoke", blocked / "out", TINY)
+
+
+def test_a_damaged_last_state_costs_one_step_and_no_more(tmp_path):
+    run, whole = (open_run("smoke", tmp_path / name, TINY) for name in ("cut", "whole"))
+    first(whole)
+    first(run)
+    newest = max(run.checkpoint("stage1").glob("state-*"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="going back to the state before it"):
+        first(run)
+    for key, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "cut")[key]), key
+
+
+def test_changed_settings_are_refused_with_the_difference(tmp_path):
+    first(open_run("smoke", tmp_path, TINY))
+    with pytest.raises(UserError, match=r"stage\.lr: 0\.0001 → 0\.002"):
+        first(open_run("smoke", tmp_path, TINY | {"stage1.lr": 2e-3}))
+
+
+def test_what_a_killed_process_left_half_written_is_removed_later(tmp_path):
+    begun = atomic_path(tmp_path / "checkpoints" / "qat.safetensors")
+    left = begun.__enter__()  # never left, as in a killed process
+    kept = [tmp_path / name for name in (".state.json", ".kernel.log", "qat.safetensors", ".lock")]
+    for path in kept:
+        path.write_text("")
+        os.utime(path, (0, 0))
+    assert remove_stale(tmp_path) == []  # young: somebody may still be writing
+    os.utime(left, (0, 0))
+    assert remove_stale(tmp_path) == [left]
+    assert all(path.is_file() for path in kept)
+    assert not left.exists()

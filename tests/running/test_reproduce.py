@@ -1,0 +1,265 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from paperlib.errors import UserError
+from paperlib.files import file_lock
+from paperlib.run import open_run
+from paperlib.running import notebooks, reproduce
+
+PARAMETERS = 'profile = ""\nout = ""  # a folder\noverrides = ""'
+RECORD = """
+import json, os, pathlib, sys
+place = pathlib.Path(out) / "records" / "{name}.json"
+place.parent.mkdir(exist_ok=True)
+place.write_text(json.dumps({{"rows": [], "inputs": {{}}, "overrides": overrides, "python": sys.executable,
+    "commit": None, "dirty": None, "seconds": 1, "seed": 1, "versions": {{"torch": ""}}, "device": "", "threads": 1,
+    "settings": {{}}, "profile": profile, "note": "", "started": "",
+    "malloc": os.environ["MALLOC_MMAP_MAX_"], "at": os.getcwd()}}))
+"""
+
+
+def write_notebook(folder: Path, name: str, code: str = "", parameters: str | None = PARAMETERS) -> Path:
+    cells = []
+    if parameters is not None:
+        cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    cells.append(nbformat.v4.new_code_cell(code + RECORD.format(name=name)))
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("01_one", "02_two"):
+        write_notebook(tmp_path / "notebooks", name)
+    return tmp_path / "notebooks"
+
+
+def go(folder: Path, **more) -> int:
+    return reproduce.reproduce("smoke", folder.parent / "out", more.pop("first", "01"), more.pop("last", "02"),
+                         folder=folder, **more)
+
+
+def ran(capsys) -> list[str]:
+    """Names of the notebooks that the lines on stdout say were run."""
+    return [line.split()[1].rstrip(":") for line in capsys.readouterr().out.splitlines() if ": done in" in line]
+
+
+def test_runs_in_order_then_skips_what_is_current_and_reruns_what_changed(folder, capsys):
+    assert go(folder) == 0
+    text = capsys.readouterr().out
+    assert text.index("[1/2] 01_one: done") < text.index("[2/2] 02_two: running") < text.index("Table A")
+    out = folder.parent / "out"
+    record = json.loads((out / "records" / "01_one.json").read_text())
+    assert record["python"] == sys.executable
+    assert (record["profile"], record["overrides"], record["malloc"]) == ("smoke", "{}", "0")
+    assert record["at"] == str(folder)
+    assert {path.name for path in (out / "notebooks").glob("*.ipynb")} == {"01_one.ipynb", "02_two.ipynb"}
+    assert all((out / name).is_file() for name in ("summary.md", "report.html", "tables/B.csv"))
+    measured = open_run("smoke", out).read_record("00_reproduce")["notebooks"]
+    assert measured.keys() == {"01_one", "02_two"}
+    assert measured["01_one"]["peak_bytes"] > 10e6
+
+    assert go(folder) == 0
+    assert ran(capsys) == []
+
+    (out / "records" / "02_two.json").unlink()
+    assert go(folder) == 0
+    assert ran(capsys) == ["02_two"]
+
+    write_notebook(folder, "01_one", "changed = True\n")
+    assert go(folder) == 0
+    assert ran(capsys) == ["01_one", "02_two"]
+
+
+def test_a_failure_stops_with_exit_code_1_and_is_taken_up_again_there(folder, capsys):
+    error = "from paperlib.errors import UserError\nraise UserError('no photographs. Add some.')\n"
+    write_notebook(folder, "02_two", error)
+    assert go(folder, overrides={"stage1.steps": 7}) == 1
+    shown = capsys.readouterr()
+    copy = folder.parent / "out" / "notebooks" / "02_two.ipynb"
+    assert "[2/2] 02_two: failed: no photographs. Add some." in shown.err
+    assert str(copy) in shown.err
+    assert "--from 02" in shown.err
+    assert "--set stage1.steps=7" in shown.err
+    assert "no photographs" in copy.read_text()
+    assert "Table A" not in shown.out
+
+    write_notebook(folder, "02_two")
+    assert go(folder, overrides={"stage1.steps": 7}) == 0
+    assert ran(capsys) == ["02_two"]
+
+
+def test_other_exceptions_keep_their_kind_and_a_dead_kernel_is_named(folder, capsys):
+    write_notebook(folder, "01_one", "1 / 0\n")
+    assert go(folder, last="01") == 1
+    assert "failed: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    write_notebook(folder, "01_one", "import os\nos._exit(1)\n")
+    assert go(folder, last="01") == 1
+    assert "kernel died" in capsys.readouterr().err
+
+
+def test_a_notebook_that_writes_no_record_has_failed(folder, capsys):
+    path = write_notebook(folder, "01_one")
+    book = nbformat.read(path, as_version=4)
+    book.cells[-1].source = "pass"
+    nbformat.write(book, path)
+    assert go(folder, last="01") == 1
+    assert "wrote no" in capsys.readouterr().err
+
+
+def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd):
+    write_notebook(folder, "01_one", "import os\nprint('chatter')\nos.write(2, b'a library speaks')\n"
+                                     "print('stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left')\n")
+    assert go(folder, last="01") == 0
+    shown = capfd.readouterr()
+    assert "      stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left\n" in shown.out
+    assert "chatter" not in shown.out
+    assert shown.err == ""
+    assert "a library speaks" in (folder.parent / "out" / ".kernel.log").read_text()
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    ({"overrides": {"stage1.stepz": 5}}, "stage1.stepz"),
+    ({"overrides": {"stage1.steps": -5}}, "stage1.steps"),
+    ({"last": "09"}, "no notebook '09'. There are 01, 02"),
+    ({"first": "02", "last": "01"}, "Exchange"),
+])
+def test_what_is_unknown_is_refused_before_anything_runs(folder, more, words):
+    with pytest.raises(UserError, match=words):
+        go(folder, **more)
+    assert not (folder.parent / "out" / "notebooks").exists()
+
+
+@pytest.mark.parametrize("parameters", [
+    None, PARAMETERS + "\nextra = 1", 'profile = ""', "out = profile = overrides = ''"])
+def test_notebooks_with_other_parameters_are_refused(folder, parameters):
+    write_notebook(folder, "02_two", parameters=parameters)
+    with pytest.raises(UserError, match="02_two"):
+        go(folder)
+
+
+def test_two_runs_in_one_folder_are_refused(folder):
+    out = folder.parent / "out"
+    with file_lock(out / ".lock"), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        go(folder)
+
+
+def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp_path, monkeypatch):
+    paths = notebooks.find_notebooks(folder)
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path / "assets"))
+    (tmp_path / "assets").mkdir()
+    weights = tmp_path / "assets" / "teacher.pth"
+    weights.write_bytes(b"one")
+    plain = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))
+    assert plain == reproduce.fingerprints(paths, open_run("smoke", tmp_path / "b"))
+    assert len(set(plain.values())) == 2
+    other = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a", {"stage3.steps": 9}))
+    assert not set(plain.values()) & set(other.values())
+    weights.write_bytes(b"other")
+    assert not set(plain.values()) & set(reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a")).values())
+    weights.unlink()
+
+    before = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))
+    write_notebook(folder, "02_two", "changed = True\n")
+    after = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))
+    assert before["01_one"] == after["01_one"]
+    assert before["02_two"] != after["02_two"]
+
+
+def test_outputs_do_not_change_a_notebooks_hash(folder):
+    path = folder / "01_one.ipynb"
+    before = notebooks.notebook_hash(path)
+    book = nbformat.read(path, as_version=4)
+    book.cells[0].outputs = [nbformat.v4.new_output("stream", text="done")]
+    book.cells[0].execution_count = 3
+    nbformat.write(book, path)
+    assert notebooks.notebook_hash(path) == before
+
+
+def test_edited_records_and_lost_weights_make_a_notebook_due(tmp_path):
+    results = open_run("smoke", tmp_path)
+    weights = results.checkpoint("stage1") / "student.safetensors"
+    weights.write_bytes(b"weights")
+    record = results.record("02_stage1", [], inputs={"stage1": weights, "pixels": "abc"})
+    state = {"02_stage1": {"fingerprint": "f", "record": reproduce.sha256_file(record)}}
+    assert reproduce.is_current(results, "02_stage1", "f", state)
+    assert not reproduce.is_current(results, "02_stage1", "g", state)
+    assert not reproduce.is_current(results, "03_teacher", "f", state)
+    weights.write_bytes(b"others")
+    assert not reproduce.is_current(results, "02_stage1", "f", state)
+    weights.unlink()
+    assert not reproduce.is_current(results, "02_stage1", "f", state)
+    weights.write_bytes(b"weights")
+    record.write_text(record.read_text().replace("smoke", "paper", 1))
+    assert not reproduce.is_current(results, "02_stage1", "f", state)
+
+
+def test_time_left_goes_by_earlier_runs_else_by_shares():
+    names = ["01_a", "02_b", "07_c"]
+    assert reproduce.time_left(names, 0, 0, {name: {"seconds": 10} for name in names}) == 30
+    assert reproduce.time_left(names, 1, 99, {name: {"seconds": 10} for name in names}) == 20
+    assert reproduce.time_left(names, 1, 4, {}) is None
+    done, left = reproduce.SHARES["01"] + reproduce.SHARES["02"], reproduce.SHARES["07"]
+    assert reproduce.time_left(names, 2, 56, {}) == pytest.approx(56 * left / done)
+
+
+def test_a_damaged_state_is_an_error(folder):
+    out = folder.parent / "out"
+    out.mkdir()
+    (out / ".state.json").write_text("{")
+    with pytest.raises(UserError, match="Delete it"):
+        go(folder)
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    before = dict(os.environ)
+    with notebooks.kernel_environment():
+        assert os.environ["TQDM_MININTERVAL"] == "30"
+        place = Path(os.environ["JUPYTER_PATH"].split(os.pathsep)[0])
+        assert json.loads((place / "kernels/python3/kernel.json").read_text())["argv"][0] == sys.executable
+    assert dict(os.environ) == before
+    assert not place.exists()
+
+
+def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(folder, tmp_path):
+    mark = tmp_path / "pid"
+    write_notebook(folder, "01_one", textwrap.dedent(f"""
+        import os, time, pathlib
+        pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))
+        time.sleep(600)
+    """))
+    script = textwrap.dedent(f"""
+        import signal, sys
+        from pathlib import Path
+        from paperlib.running.reproduce import reproduce
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+        try:
+            reproduce("smoke", {str(tmp_path / 'out')!r}, "01", "01", folder=Path({str(folder)!r}))
+        except KeyboardInterrupt:
+            sys.exit(130)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    try:
+        while not (mark.is_file() and mark.read_text()) and process.poll() is None:
+            time.sleep(0.2)
+        assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate(timeout=180)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "--from 01" in text
+    assert not psutil.pid_exists(int(mark.read_text()))

@@ -1,0 +1,84 @@
+"""FSRCNN and ABPN: published sizes, the anchor, and the transposed convolution as sub-pixel convolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from paperlib.errors import UserError
+from paperlib.settings import StudentSettings
+from paperlib.student.baselines import ABPN, FSRCNN, subpixel_weight, transposed_weight
+from paperlib.student.models import build_model, fuse_model, load_model, save_student
+from paperlib.student.network import count_parameters
+
+
+def test_published_parameter_counts():
+    assert count_parameters(build_model(StudentSettings(arch="fsrcnn"))) == 24_683
+    assert count_parameters(build_model(StudentSettings(arch="abpn"))) == 42_539
+
+
+def test_subpixel_convolution_equals_transposed_convolution():
+    x, weight = torch.randn(2, 5, 7, 4), torch.randn(5, 3, 9, 9)
+    transposed = F.conv_transpose2d(x, weight, stride=3, padding=3)
+    shuffled = F.pixel_shuffle(F.conv2d(x, subpixel_weight(weight), padding=1), 3)
+    torch.testing.assert_close(shuffled, transposed, rtol=1e-5, atol=1e-4)
+
+
+def test_fused_fsrcnn_equals_training_form():
+    model = FSRCNN(StudentSettings(arch="fsrcnn"))
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    torch.nn.init.normal_(model.head.bias, std=5.0)
+    x = torch.rand(1, 3, 6, 8) * 255
+    fused = fuse_model(model, clamp=True)
+    assert fused.form == "fused"
+    assert model.form == "training"
+    torch.testing.assert_close(fused(x), model(x).clamp(0, 255), rtol=1e-4, atol=1e-3)
+
+
+def test_abpn_without_weights_is_nearest_neighbour_upscaling():
+    model = ABPN(StudentSettings(arch="abpn"))
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    x = torch.rand(1, 3, 4, 5) * 255
+    torch.testing.assert_close(model(x), F.interpolate(x, scale_factor=3, mode="nearest"))
+
+
+def test_clamp_is_a_choice_of_fusing():
+    model = ABPN(StudentSettings(arch="abpn"))
+    torch.nn.init.constant_(model.head.bias, 300.0)
+    x = torch.zeros(1, 3, 3, 3)
+    assert model(x).max() > 255
+    assert fuse_model(model, clamp=True)(x).max() == 255
+    assert not model.clamp
+
+
+@pytest.mark.parametrize("arch", ["fsrcnn", "abpn"])
+def test_checkpoint_round_trip(tmp_path, arch):
+    model = build_model(StudentSettings(arch=arch))
+    x = torch.rand(1, 3, 5, 5) * 255
+    loaded = load_model(save_student(model, tmp_path / "m.safetensors"))
+    assert torch.equal(loaded(x), model(x))
+    fused = load_model(save_student(fuse_model(model), tmp_path / "f.safetensors"))
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-3)
+
+
+def test_quantised_checkpoint_is_refused_in_words(tmp_path):
+    model = build_model(StudentSettings(arch="abpn"))
+    model.form = "qat"
+    path = save_student(model, tmp_path / "q.safetensors")
+    with pytest.raises(UserError, match="quantised weights"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("arch", ["fsrcnn", "abpn"])
+def test_a_bilinear_start_is_bilinear_upscaling(arch):
+    """Inside the image; at its border convolutions see zeros where the interpolation repeats the edge."""
+    model = build_model(StudentSettings(arch=arch, init="bilinear")).eval()
+    lr = torch.rand(1, 3, 9, 11) * 255
+    expected = F.interpolate(lr, scale_factor=3, mode="bilinear")
+    inside = (..., slice(3, -3), slice(3, -3))
+    torch.testing.assert_close(model(lr)[inside], expected[inside], rtol=1e-4, atol=1e-2)
+
+
+def test_transposed_weight_undoes_subpixel_weight():
+    weight = torch.rand(5, 3, 9, 9)
+    assert torch.equal(transposed_weight(subpixel_weight(weight)), weight)

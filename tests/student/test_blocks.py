@@ -1,0 +1,54 @@
+"""Folding is arithmetic: every block's fused and collapsed form computes what its training form computes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from paperlib.student.blocks import RepConv, RepDW, collapsed_forward, fuse_block, kernel_and_bias, mobileone
+
+BLOCKS = {"mobileone": lambda: mobileone(8, 5), "repconv": lambda: RepConv(8), "repdw": lambda: RepDW(8)}
+
+
+def lived_in(block: nn.Module) -> nn.Module:
+    """The block in double precision with BN weights and statistics that are far from their defaults."""
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.3, 2.0)
+            nn.init.normal_(module.bias, std=0.7)
+            nn.init.normal_(module.running_mean, std=2.0)
+            nn.init.uniform_(module.running_var, 0.1, 9.0)
+    return block.double().eval()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_fused_and_collapsed_equal_training_form(name):
+    block, x = lived_in(BLOCKS[name]()), torch.randn(2, 8, 7, 9, dtype=torch.float64)
+    before = copy.deepcopy(block.state_dict())
+    with torch.no_grad():
+        wanted = block(x)
+        # fused weights are float32
+        torch.testing.assert_close(fuse_block(block).double()(x), wanted, rtol=0, atol=2e-5)
+        torch.testing.assert_close(collapsed_forward(block, x), wanted, rtol=0, atol=1e-12)
+    for key, value in block.state_dict().items():
+        assert torch.equal(value, before[key]), f"fusing changed {key}"
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_collapsed_gradients_equal_expanded(name):
+    expanded, x = lived_in(BLOCKS[name]()), torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    collapsed, target = copy.deepcopy(expanded), torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    (expanded(x) - target).square().sum().backward()
+    (collapsed_forward(collapsed, x) - target).square().sum().backward()
+    for (key, one), (_, other) in zip(expanded.named_parameters(), collapsed.named_parameters(), strict=True):
+        assert one.grad.abs().max() > 0, f"{key} gets no gradient"
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9, msg=key)
+
+
+def test_mobileone_folding_equals_timm():
+    block = lived_in(mobileone(8, 5))
+    kernel, bias = kernel_and_bias(block)
+    block.reparameterize()
+    torch.testing.assert_close(kernel, block.reparam_conv.weight)
+    torch.testing.assert_close(bias, block.reparam_conv.bias)

@@ -1,0 +1,134 @@
+"""The deployment graph computes what the module computes, in every form, and is counted once."""
+
+import pytest
+import torch
+from networks import ARCHS, deployed
+
+from paperlib.quantisation.equalisation import channel_factors, equalise, rescale, scale_groups
+from paperlib.quantisation.skip import exact_skip, without_add
+from paperlib.settings import StudentSettings
+from paperlib.student.graph import macs_per_lr_pixel, parameters, run_graph
+from paperlib.student.models import build_model, deployment_graph, fuse_model
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("size", [(1, 1), (3, 8), (7, 5)])
+def test_graph_equals_module(arch, size):
+    model = deployed(arch)
+    x = torch.rand(2, 3, *size) * 255
+    torch.testing.assert_close(run_graph(deployment_graph(model), x), model(x), rtol=1e-5, atol=1e-3)
+
+
+def test_published_size_and_cost():
+    graph = deployment_graph(build_model(StudentSettings(), "fused"))
+    assert parameters(graph) == 82_683
+    assert macs_per_lr_pixel(graph) == 3 * 32 * 9 + 8 * 32 * 32 * 9 + 32 * 27 * 9
+    assert macs_per_lr_pixel(deployment_graph(build_model(StudentSettings(arch="abpn")))) == 42_345
+    assert macs_per_lr_pixel(deployment_graph(fuse_model(build_model(StudentSettings(arch="fsrcnn"))))) == 24_336
+
+
+def test_only_fused_models_have_a_graph():
+    with pytest.raises(ValueError, match="fused"):
+        deployment_graph(build_model(StudentSettings(blocks=1)))
+
+
+def test_graph_owns_its_weights():
+    model = deployed("mobileone")
+    graph = deployment_graph(model)
+    with torch.no_grad():
+        model.stem.weight.zero_()
+    assert graph["stem"].weight.abs().max() > 0
+
+
+def test_with_weights_is_strict():
+    graph = deployment_graph(deployed("mobileone"))
+    stem = graph["stem"]
+    with pytest.raises(ValueError, match="no weights"):
+        graph.with_weights({"skip": (stem.weight, stem.bias)})
+    with pytest.raises(ValueError, match="stem"):
+        graph.with_weights({"stem": (stem.weight[:2], stem.bias[:2])})
+    doubled = graph.with_weights({"stem": (stem.weight * 2, stem.bias)})
+    assert torch.equal(doubled["stem"].weight, stem.weight * 2)
+    assert graph["stem"] is stem
+
+
+@pytest.mark.parametrize("arch", ["mobileone", "repdw", "abpn"])
+def test_graph_without_add_is_the_same_function(arch):
+    graph = deployment_graph(deployed(arch))
+    other = without_add(graph)
+    assert "add" in {node.op for node in graph.nodes}
+    assert "add" not in {node.op for node in other.nodes}
+    x = torch.rand(1, 3, 6, 5) * 255
+    torch.testing.assert_close(run_graph(other, x), run_graph(graph, x), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("peak", [40.0, 900.0])
+def test_exact_skip_is_the_same_function_up_to_the_border(peak):
+    graph = deployment_graph(deployed("mobileone"))
+    other = exact_skip(graph, peak)
+    assert "add" not in {node.op for node in other.nodes}
+    x = torch.rand(1, 3, 6, 5) * 255
+    torch.testing.assert_close(run_graph(other, x), run_graph(graph, x), rtol=1e-4, atol=1e-2)
+    assert other["body.1.conv"].weight.abs().max() <= 2.51
+
+
+def test_exact_skip_keeps_pixels_whole():
+    maps = {}
+
+    def after(node, out):
+        maps[node.name] = out
+        return out
+
+    x = torch.randint(0, 256, (1, 3, 6, 5)).float()
+    run_graph(exact_skip(deployment_graph(deployed("mobileone")), 100.0), x, after=after)
+    assert torch.equal(maps["stem"], maps["stem"].round())
+    assert torch.equal(maps["stem"][:, 4], x[:, 0])  # the patch's middle pixel
+    assert torch.equal(maps["stem"][:, 27], torch.full_like(x[:, 0], 255.0))
+
+
+def test_exact_skip_is_for_the_student():
+    for arch in ("abpn", "repdw"):
+        with pytest.raises(ValueError, match="global skip"):
+            exact_skip(deployment_graph(deployed(arch)), 100.0)
+
+
+def test_cost_of_the_concatenated_skip():
+    graph = deployment_graph(deployed("mobileone", channels=8))
+    assert macs_per_lr_pixel(without_add(graph)) - macs_per_lr_pixel(graph) == 8 * 27 * 9
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rescaling_channels_is_exact(arch):
+    graph = deployment_graph(deployed(arch))
+    x = torch.rand(1, 3, 6, 5) * 255
+    factors = {name: torch.exp(torch.randn_like(factor))
+               for name, factor in channel_factors(graph, [x]).items()}
+    scaled = rescale(graph, factors)
+    assert any(not torch.equal(a.weight, b.weight) for a, b in zip(graph.nodes, scaled.nodes, strict=True)
+               if a.op == "conv")
+    torch.testing.assert_close(run_graph(scaled, x), run_graph(graph, x), rtol=1e-4, atol=1e-2)
+
+
+def test_everything_on_the_skip_shares_its_factors():
+    groups = scale_groups(deployment_graph(deployed("mobileone", blocks=3)))
+    assert groups["stem"] == groups["skip"] == groups["body.2.conv"] == "stem"
+    assert groups["body.0.conv"] == "body.0.conv"
+    assert "head" not in groups
+    assert "input" not in groups
+
+
+def test_equalising_evens_out_activation_peaks():
+    graph = deployment_graph(deployed("mobileone", blocks=3))
+    images = [torch.rand(1, 3, 16, 16) * 255]
+
+    def spread(g):
+        peaks = {}
+
+        def after(node, out):
+            peaks[node.name] = out.abs().amax((0, 2, 3))
+            return out
+
+        run_graph(g, images[0], after=after)
+        return float((peaks["body.1.conv"] + 1e-3).log().std())
+
+    assert spread(equalise(graph, images, balance=1.0)) < 0.6 * spread(graph)

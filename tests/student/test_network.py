@@ -1,0 +1,91 @@
+"""The student: parameter counts, published weights, checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from paperlib.errors import UserError
+from paperlib.settings import StudentSettings
+from paperlib.student.models import load_student, read_published, save_student
+from paperlib.student.network import PUBLISHED_PARAMETERS, Student, count_parameters, fuse, with_form
+
+
+def trained_a_little(settings: StudentSettings) -> Student:
+    student = Student(settings).train()
+    for _ in range(4):
+        student(torch.rand(2, 3, 12, 12) * 255)
+    return student.eval()
+
+
+def test_published_parameter_counts():
+    student = Student(StudentSettings())
+    assert count_parameters(fuse(student)) == PUBLISHED_PARAMETERS == 82_683
+    assert sum(value.numel() for value in student.state_dict().values()) == 392_755
+
+
+@pytest.mark.parametrize("arch", ["mobileone", "repconv", "repdw"])
+def test_fuse_returns_an_equal_copy(arch):
+    student, x = trained_a_little(StudentSettings(arch=arch, channels=8, blocks=3)), torch.rand(1, 3, 9, 14) * 255
+    fused = fuse(student)
+    assert student.form == "training"
+    assert fused.form == "fused"
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), student(x), rtol=0, atol=2e-3)
+        torch.testing.assert_close(with_form(student, "collapsed")(x), student(x), rtol=0, atol=2e-3)
+
+
+def test_clamp_is_min_of_relu_and_255():
+    student = fuse(trained_a_little(StudentSettings(channels=8, blocks=1)))
+    x = torch.rand(1, 3, 8, 8) * 255
+    with torch.no_grad():
+        student.head.bias.add_(torch.linspace(-400, 400, 27))
+        free, clamped = student(x), fuse(student, clamp=True)(x)
+    assert free.min() < 0
+    assert free.max() > 255
+    torch.testing.assert_close(clamped, free.clamp(0, 255))
+
+
+def test_bilinear_start_is_bilinear_upscaling():
+    student = Student(StudentSettings(init="bilinear"))
+    student.body = torch.nn.ModuleList()  # f_N = f_0, so the head sees twice the stem's features
+    x = torch.rand(1, 3, 10, 11) * 255
+    with torch.no_grad():
+        sr = student(x) / 2
+    wanted = F.interpolate(x, scale_factor=3, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(sr[..., 3:-3, 3:-3], wanted[..., 3:-3, 3:-3], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("file", "key"), [("ckpt_best_s2_deploy.pt", "s2_deploy"),
+                                           ("ckpt_best_s3_qat_deploy.pt", "s3_deploy")])
+def test_published_weights_reproduce_the_reference(assets, golden, file, key):
+    reference = np.load(golden / "student_butterfly.npz")
+    student = read_published(assets / "aio_mai" / file)
+    x = torch.from_numpy(reference["lr"]).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        sr = student(x)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(sr, reference[key], atol=1e-3)
+
+
+def test_checkpoint_round_trip_keeps_weights_and_form(tmp_path):
+    student = trained_a_little(StudentSettings(channels=8, blocks=2))
+    for model in (student, fuse(student, clamp=True)):
+        again = load_student(save_student(model, tmp_path / "student.safetensors", stage="stage1"))
+        assert (again.form, again.clamp, again.settings) == (model.form, model.clamp, model.settings)
+        for key, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value)
+
+
+def test_bad_checkpoints_are_told(tmp_path, assets):
+    (tmp_path / "damaged.safetensors").write_bytes(b"not weights")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    other = Student(StudentSettings(channels=8, blocks=1))
+    other.settings = StudentSettings(channels=16, blocks=1)
+    save_student(other, tmp_path / "mismatch.safetensors")
+    for name, words in (("absent", "no checkpoint"), ("damaged", "not a readable"), ("foreign", "not written by"),
+                        ("mismatch", "does not fit")):
+        with pytest.raises(UserError, match=words):
+            load_student(tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match="not one of the authors'"):
+        read_published(assets / "mambairv2_lightSR_x3.pth")

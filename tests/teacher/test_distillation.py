@@ -1,0 +1,182 @@
+"""Which teacher is taken and why, and that its targets lie where the patches lie, cached or not."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from paperlib.data.dataset import TrainSet
+from paperlib.data.pixel_store import open_store
+from paperlib.errors import UserError
+from paperlib.files import file_lock
+from paperlib.settings import DataSettings, TeacherSettings
+from paperlib.student.models import weights_hash
+from paperlib.teacher import distillation
+from paperlib.teacher.distillation import (
+    FILE,
+    OnTheFlyTeacher,
+    TeacherSource,
+    download,
+    find_teacher,
+    outputs_key,
+    published_weights,
+    teacher_outputs,
+)
+from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
+
+
+def small_teacher(seed=0):
+    torch.manual_seed(seed)
+    return MambaIRv2Light(TeacherShape(dim=8, groups=1, layers=1, states=3, tokens=6, rank=4)).eval()
+
+
+@pytest.fixture
+def source():
+    model = small_teacher()
+    return TeacherSource(model, "small", weights_hash(model), "for a test")
+
+
+@pytest.fixture
+def empty(monkeypatch, tmp_path):
+    """No downloaded files anywhere, and no network."""
+    monkeypatch.delenv("PAPERLIB_ASSETS", raising=False)
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(distillation, "URLS", ((tmp_path / "nowhere.pth").as_uri(),))
+    return tmp_path
+
+
+@pytest.fixture
+def store(empty):
+    return open_store(DataSettings(train_crop=120, max_train=3))
+
+
+def test_download_accepts_the_pinned_file_only(tmp_path):
+    (tmp_path / "right").write_bytes(b"weights")
+    (tmp_path / "wrong").write_bytes(b"a login page")
+    pinned = hashlib.sha256(b"weights").hexdigest()
+    urls = [(tmp_path / name).as_uri() for name in ("absent", "wrong", "right")]
+    target = tmp_path / "cache" / FILE
+    problem = download(target, tuple(urls[:2]), pinned)
+    assert "absent" in problem
+    assert hashlib.sha256(b"a login page").hexdigest() in problem
+    assert not target.exists()
+    assert download(target, tuple(urls), pinned) == ""
+    assert target.read_bytes() == b"weights"
+
+
+def test_weights_are_looked_for_in_assets_then_cache(empty, monkeypatch):
+    path, reason = published_weights()
+    assert path is None
+    assert "nowhere.pth" in reason
+    cached = empty / "cache" / "weights" / FILE
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    assert published_weights()[0] == cached
+    (empty / FILE).touch()
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(empty))
+    assert published_weights()[0] == empty / FILE
+
+
+def test_offline_is_respected(empty, monkeypatch):
+    monkeypatch.setattr(distillation, "download", lambda *args: pytest.fail("downloaded"))
+    monkeypatch.setenv("PAPERLIB_OFFLINE", "1")
+    assert "downloads are off" in published_weights()[1]
+
+
+def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty, capsys):
+    with pytest.raises(UserError, match=f"Put {FILE}"):
+        find_teacher(TeacherSettings(kind="published"), allow_download=False)
+    with pytest.raises(UserError, match="03_teacher"):
+        find_teacher(TeacherSettings(kind="auto"), allow_download=False)
+    found = find_teacher(TeacherSettings(kind="auto", small_dim=8), lambda model: (model, empty), allow_download=False)
+    assert "a small one takes its place" in capsys.readouterr().out
+    assert "not the paper's teacher" in found.describe()
+    assert "downloads are off" in found.describe()
+    assert found.sha256 == weights_hash(found.model)
+
+
+def test_small_teacher_on_request_has_the_asked_size_and_the_same_start(empty):
+    settings = TeacherSettings(kind="small", small_dim=12, small_groups=2, small_layers=3)
+    one, other = (find_teacher(settings, lambda model: (model, empty)).model for _ in range(2))
+    assert (one.shape.dim, one.shape.groups, one.shape.layers) == (12, 2, 3)
+    assert weights_hash(one) == weights_hash(other)
+
+
+def test_published_teacher_is_found(assets):
+    found = find_teacher(TeacherSettings(kind="published"), allow_download=False)
+    assert "780,587" in found.describe()
+
+
+def test_hash_is_of_the_weights_not_of_the_file(tmp_path):
+    model = small_teacher()
+    torch.save(model.state_dict(), tmp_path / "one.pth")
+    torch.save(model.state_dict(), tmp_path / "other.pth")
+    assert (tmp_path / "one.pth").read_bytes() != (tmp_path / "other.pth").read_bytes()
+    again = small_teacher(1)
+    assert weights_hash(again) != weights_hash(model)
+    again.load_state_dict(torch.load(tmp_path / "other.pth", weights_only=True))
+    assert weights_hash(again) == weights_hash(model)
+
+
+def test_cached_targets_are_the_outputs_at_the_patches(store, source):
+    """A batch's targets equal the upscaled photograph, cropped and turned exactly as its HR patches are."""
+    teacher_outputs(store, source)
+    trained = TrainSet(store, DataSettings(), seed=1, name="t", patch=16)
+    batch = trained.batch(0, 48, teacher=outputs_key(source))
+    assert {sample[3] for sample in batch.samples} == set(range(8))
+    wholes = [np.round(TeacherUpscaler(source.model)(store.lr(index))).astype(np.uint8) for index in range(len(store))]
+    for number, (photograph, top, left, turn) in enumerate(batch.samples):
+        for whole, patch in ((store.hr(photograph), batch.hr), (wholes[photograph], batch.teacher)):
+            crop = whole[3 * top : 3 * top + 48, 3 * left : 3 * left + 48]
+            turned = np.rot90(crop[:, ::-1] if turn >= 4 else crop, turn % 4)
+            assert np.array_equal(patch[number].permute(1, 2, 0).numpy(), turned)
+
+
+def test_on_the_fly_equals_cached_on_a_whole_photograph(store, source):
+    cached = teacher_outputs(store, source)[0]
+    lr = torch.from_numpy(store.lr(0).copy()).permute(2, 0, 1)[None]
+    target = OnTheFlyTeacher(source.model)(lr)
+    assert not target.requires_grad
+    assert 0 <= float(target.min()) <= float(target.max()) <= 1
+    assert np.abs(target[0].permute(1, 2, 0).numpy() * 255 - cached).max() <= 0.5 + 1e-4
+
+
+def test_stopped_computation_continues_where_it_was(store, source, monkeypatch):
+    calls = []
+
+    class Counting(TeacherUpscaler):
+        def __call__(self, lr):
+            calls.append(lr.shape)
+            return super().__call__(lr)
+
+    monkeypatch.setattr(distillation, "TeacherUpscaler", Counting)
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_outputs(store, source, stop)
+    assert not store.companion_path(outputs_key(source)).exists()
+    outputs = teacher_outputs(store, source)
+    assert len(calls) == len(store) == 3
+    teacher_outputs(store, source)
+    assert len(calls) == 3
+    for index, output in enumerate(outputs):
+        assert np.array_equal(output, np.round(TeacherUpscaler(source.model)(store.lr(index))))
+
+
+def test_other_weights_have_another_key(source):
+    other = small_teacher(1)
+    assert outputs_key(source) != outputs_key(TeacherSource(other, "small", weights_hash(other), ""))
+
+
+def test_full_disk_and_second_process_are_said_in_a_sentence(store, source, monkeypatch):
+    lock = store.companion_path(outputs_key(source)).with_suffix(".lock")
+    with file_lock(lock), pytest.raises(UserError, match="in use by process"):
+        teacher_outputs(store, source)
+    usage = distillation.shutil.disk_usage(store.folder)._replace(free=1000)
+    monkeypatch.setattr(distillation.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="PAPERLIB_CACHE"):
+        teacher_outputs(store, source)

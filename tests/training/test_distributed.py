@@ -1,0 +1,114 @@
+"""The same loop under torchrun: two processes with half a batch each train what one process trains (gloo, CPU).
+
+Sums of floating-point numbers depend on their order, so the comparison is to a tolerance: one process adds up the
+gradients of a whole batch, two add up halves and then the two sums.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from paperlib.data.dataset import Batch
+from paperlib.settings import StageSettings, StudentSettings
+from paperlib.student.models import build_model
+from paperlib.student.network import with_form
+from paperlib.training.loop import fit
+
+SETTINGS = StudentSettings(channels=4, blocks=2, branches=2, init="bilinear")
+STAGE = StageSettings(steps=6, batch=4, patch=8, lr=1e-3, warmup=0.2, clip_grad=1.0, validate_every=1,
+                      checkpoint_every=2, ema_warmup=True, loss={"l1": 1.0})
+
+
+def start(form: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = build_model(SETTINGS)
+    return with_form(model, "collapsed") if form == "collapsed" else model
+
+
+def draw(step: int, rank: int, world: int) -> Batch:
+    """This process's part of a batch that depends on the step alone."""
+    if step == int(os.environ.get("STOP_AT", -1)):
+        sys.exit(3)
+    generator = torch.Generator().manual_seed(step)
+    lr = torch.randint(0, 256, (STAGE.batch, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    hr = torch.randint(0, 256, (STAGE.batch, 3, 24, 24), generator=generator, dtype=torch.uint8)
+    return Batch(lr[rank::world], hr[rank::world], None, [])
+
+
+def score(model: torch.nn.Module) -> dict[str, float]:
+    return {"psnr_rgb": float(sum(value.double().sum() for value in model.state_dict().values()))}
+
+
+def train(folder: Path, form: str, precision: str = "fp32"):
+    stage = STAGE.model_copy(update={"precision": precision})
+    return fit(start(form), stage, draw, folder, name="test", score=score, quiet=True)
+
+
+def torchrun(folder: Path, form: str, **environment: str) -> subprocess.CompletedProcess:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}",
+               __file__, str(folder), form]
+    # `accelerate` takes a processor for each process; this machine may have one
+    return subprocess.run(command, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment)
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    alone = train(tmp_path / "one", "collapsed")
+    done = torchrun(tmp_path / "two", "collapsed")
+    assert done.returncode == 0, done.stderr
+    together = json.loads((tmp_path / "two" / "rank0.json").read_text())
+    other = json.loads((tmp_path / "two" / "rank1.json").read_text())
+    losses = [row["loss"] for row in alone.history]
+    assert len(losses) == STAGE.steps
+    assert together["losses"] == pytest.approx(losses, rel=1e-5)
+    assert together["losses"] == other["losses"]
+    weights = [value.tolist() for value in alone.model.state_dict().values()]
+    for mine, theirs, first in zip(together["weights"], weights, start("collapsed").state_dict().values(), strict=True):
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=1e-4, atol=1e-6)
+        assert first.ndim < 4 or not torch.allclose(first, torch.tensor(mine), atol=1e-5)  # it has moved
+    assert len(list((tmp_path / "two").glob("state-*.pt"))) == 2
+
+
+def test_a_stopped_distributed_training_continues(tmp_path):
+    whole = torchrun(tmp_path / "whole", "collapsed")
+    assert whole.returncode == 0, whole.stderr
+    assert torchrun(tmp_path / "parts", "collapsed", STOP_AT="5").returncode != 0
+    again = torchrun(tmp_path / "parts", "collapsed")
+    assert again.returncode == 0, again.stderr
+    one, two = (json.loads((tmp_path / name / "rank0.json").read_text()) for name in ("whole", "parts"))
+    assert (one["resumed_from"], two["resumed_from"]) == (0, 4)
+    assert one["weights"] == two["weights"]
+
+
+def test_branches_with_batch_statistics_train_on_two_processes(tmp_path):
+    done = torchrun(tmp_path / "two", "training")
+    assert done.returncode == 0, done.stderr
+    together = json.loads((tmp_path / "two" / "rank0.json").read_text())
+    alone = [row["loss"] for row in train(tmp_path / "one", "training").history]
+    # each process normalises by the statistics of its own half
+    assert together["losses"] == pytest.approx(alone, rel=0.1)
+
+
+def test_bf16_trains_nearly_what_fp32_trains(tmp_path):
+    full = [row["loss"] for row in train(tmp_path / "full", "collapsed").history]
+    half = [row["loss"] for row in train(tmp_path / "half", "collapsed", "bf16").history]
+    assert half == pytest.approx(full, rel=0.02)
+    assert half != full
+
+
+if __name__ == "__main__":
+    folder, form = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    result = train(folder, form)
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps({
+        "losses": [row["loss"] for row in result.history], "resumed_from": result.resumed_from,
+        "weights": [value.tolist() for value in result.model.state_dict().values()]}))

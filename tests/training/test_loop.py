@@ -1,0 +1,177 @@
+"""The training loop: schedules, clipping, recalibration, and resuming bit for bit."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from paperlib.data.dataset import Batch
+from paperlib.errors import UserError
+from paperlib.files import file_lock
+from paperlib.settings import LossSettings, StageSettings, StudentSettings
+from paperlib.student.network import Student, fuse, with_form
+from paperlib.training.loop import clip_weights, fit, learning_rate, recalibrate_bn
+
+SMALL = StudentSettings(channels=4, blocks=1, branches=2)
+
+
+def stage(**changes) -> StageSettings:
+    values = {"steps": 6, "batch": 4, "patch": 8, "lr": 1e-3, "decay": "constant", "validate_every": 2,
+              "checkpoint_every": 2, "loss": LossSettings(l1=1.0)} | changes
+    return StageSettings(**values)
+
+
+def draw(step: int, rank: int, world: int) -> Batch:
+    """Four patches that depend on the step alone, shared out over the processes."""
+    generator = torch.Generator().manual_seed(step)
+    lr = torch.randint(0, 256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    hr = lr.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    part = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    return Batch(lr=lr[part], hr=hr[part], teacher=hr[part], samples=[])
+
+
+def score(model: nn.Module) -> dict[str, float]:
+    """A stand-in validation score: closeness to nearest-neighbour upscaling on one fixed batch."""
+    batch = draw(10_000, 0, 1)
+    with torch.no_grad():
+        error = (model(batch.lr.float()) - batch.hr.float()).square().mean().item()
+    return {"psnr_rgb": 10 * math.log10(255**2 / error)}
+
+
+def test_learning_rate_warms_up_and_decays():
+    cosine = stage(steps=100, warmup=0.1, decay="cosine")
+    assert learning_rate(cosine, 0) == pytest.approx(1e-4)
+    assert learning_rate(cosine, 9) == pytest.approx(1e-3)
+    assert learning_rate(cosine, 55) == pytest.approx(5e-4)
+    assert learning_rate(cosine, 99) < 1e-6
+    halving = stage(steps=100, decay="halve", halve_every=40)
+    assert [learning_rate(halving, step) for step in (0, 39, 40, 80)] == [1e-3, 1e-3, 5e-4, 2.5e-4]
+
+
+def test_weights_are_clipped_tighter_at_the_ends():
+    student = Student(SMALL)
+    for parameter in student.parameters():
+        nn.init.constant_(parameter, 9.0)
+    clip_weights(student, stage())
+    assert student.stem.weight.max() == student.head.weight.max() == 2
+    assert student.body[0].conv_kxk[0].conv.weight.max() == 3
+    assert student.stem.bias.max() == 9
+
+
+def test_recalibration_gives_the_batches_statistics():
+    student, batches = Student(SMALL).train(), [torch.rand(3, 3, 8, 8) * 255 for _ in range(5)]
+    for _ in range(3):
+        student(torch.rand(2, 3, 8, 8))  # running statistics of something else
+    before = copy.deepcopy(student.state_dict())
+    twin = recalibrate_bn(student, batches)
+    with torch.no_grad():
+        features = [student.stem(batch) for batch in batches]
+    wanted = torch.stack([value.mean((0, 2, 3)) for value in features]).mean(0)
+    torch.testing.assert_close(twin.body[0].identity.running_mean, wanted, rtol=1e-4, atol=1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["training", "collapsed"])
+def test_training_improves_and_leaves_its_start_alone(tmp_path, form):
+    start = with_form(Student(SMALL), form)
+    before = copy.deepcopy(start.state_dict())
+    result = fit(start, stage(steps=30, validate_every=15, ema=0.5), draw, tmp_path, name="t", score=score)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.best_psnr > score(start.eval())["psnr_rgb"]
+    assert all(torch.equal(value, before[key]) for key, value in start.state_dict().items())
+    assert score(result.model)["psnr_rgb"] == pytest.approx(result.best_psnr)
+
+
+def test_accumulated_steps_equal_whole_batches(tmp_path):
+    start = fuse(Student(SMALL))
+    whole = fit(start, stage(), draw, tmp_path / "whole", name="t", score=score)
+    parts = fit(start, stage(accumulate=2), draw, tmp_path / "parts", name="t", score=score)
+    for one, two in zip(whole.history, parts.history, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_distillation_uses_the_batchs_or_the_computed_target(tmp_path):
+    start, distil = fuse(Student(SMALL)), stage(loss=LossSettings(charbonnier=1.0, kd=0.5))
+    cached = fit(start, distil, draw, tmp_path / "cached", name="t", score=score)
+
+    def without_teacher(step, rank, world):
+        batch = draw(step, rank, world)
+        return Batch(lr=batch.lr, hr=batch.hr, teacher=None, samples=[])
+
+    computed = fit(start, distil, without_teacher, tmp_path / "computed", name="t", score=score,
+                   teacher=lambda lr: lr.repeat_interleave(3, 2).repeat_interleave(3, 3) / 255)
+    assert cached.history[-1]["kd"] == pytest.approx(computed.history[-1]["kd"], rel=1e-6)
+    with pytest.raises(UserError, match="no teacher"):
+        fit(start, distil, without_teacher, tmp_path / "none", name="t", score=score)
+
+
+def test_nan_loss_stops_with_advice(tmp_path):
+    start = Student(SMALL)
+    nn.init.constant_(start.stem.bias, math.nan)
+    with pytest.raises(UserError, match=r"Lower stage1\.lr"):
+        fit(start, stage(), draw, tmp_path, name="stage1", score=score)
+
+
+def test_events_reach_model_and_ema_once(tmp_path):
+    seen = []
+    fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score, events={3: seen.append})
+    assert len(seen) == 2
+    assert seen[0] is not seen[1]
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    with file_lock(tmp_path / "lock"), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    first = fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
+    again = fit(Student(SMALL), stage(), lambda *_: pytest.fail("drew a batch"), tmp_path, name="t", score=score)
+    assert again.resumed_from == 6
+    assert all(torch.equal(again.model.state_dict()[key], value) for key, value in first.model.state_dict().items())
+
+
+RUN = """
+    import os, signal, sys, torch
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_loop import SMALL, draw, score, stage
+    from paperlib.student.network import Student, with_form
+    from paperlib.training.loop import fit
+
+    def run(folder, stop):
+        torch.manual_seed(0)
+        def stopping(step, rank, world):
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return draw(step, rank, world)
+        result = fit(with_form(Student(SMALL), {form!r}), stage(steps=12, checkpoint_every=3), stopping,
+                     Path({folder!r}) / folder, name="t", score=score, quiet=True)
+        torch.save(result.model.state_dict(), Path({folder!r}) / (folder + ".pt"))
+
+    for folder, stop in {plan!r}:  # forked before anything is computed, so that imports are paid for once
+        child = os.fork()
+        if not child:
+            run(folder, stop)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) == (stop >= 0), (folder, stop, status)
+"""
+
+
+@pytest.mark.parametrize("form", ["training", "collapsed"])
+def test_killed_training_ends_with_the_same_bits(tmp_path, form):
+    # killed before the first state, between two, right after one, and at the last step
+    plan = [("whole", -1)] + [("killed", stop) for stop in (1, 4, 6, 11, -1)]
+    code = textwrap.dedent(RUN.format(tests=str(Path(__file__).parent), form=form, folder=str(tmp_path), plan=plan))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole, killed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)

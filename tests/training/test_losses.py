@@ -1,0 +1,82 @@
+"""Losses against closed forms and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+import torch.nn.functional as F
+
+from paperlib.errors import UserError
+from paperlib.settings import LossSettings
+from paperlib.training.losses import charbonnier, confidence, dct2, dct_l1, distillation, kd_weight, l1, stage_loss
+
+
+def test_l1_and_charbonnier_of_a_constant_offset():
+    hr = torch.rand(2, 3, 5, 7)
+    assert l1(hr + 0.25, hr).item() == pytest.approx(0.25, abs=1e-6)
+    assert charbonnier(hr + 0.25, hr).item() == pytest.approx(math.sqrt(0.25**2 + 1e-6), abs=1e-6)
+    assert charbonnier(hr, hr).item() == pytest.approx(1e-3, abs=1e-9)
+
+
+def test_dct_is_scipys_unnormalised_dct_ii():
+    image = torch.rand(2, 3, 12, 9, dtype=torch.float64)
+    wanted = scipy.fft.dctn(image.numpy(), type=2, norm=None, axes=(-2, -1))
+    np.testing.assert_allclose(dct2(image).numpy(), wanted, atol=1e-10)
+
+
+def test_dct_loss_is_mean_distance_of_transforms():
+    sr, hr = torch.rand(1, 3, 12, 12, dtype=torch.float64), torch.rand(1, 3, 12, 12, dtype=torch.float64)
+    assert dct_l1(sr, hr).item() == pytest.approx((dct2(sr) - dct2(hr)).abs().mean().item(), rel=1e-12)
+
+
+def test_confidence_follows_the_formula_and_its_limits():
+    hr = torch.full((1, 3, 1, 3), 0.5)
+    teacher = hr + torch.tensor([0.0, 0.05, 0.4])
+    weight = confidence(teacher, hr, LossSettings())
+    assert weight.shape == (1, 1, 1, 3)
+    torch.testing.assert_close(weight.flatten(), torch.tensor([0.75, math.exp(-0.5), 0.10]))
+
+
+def test_distillation_weighs_clamps_and_stops_gradients():
+    sr = torch.full((1, 3, 2, 2), 0.5, requires_grad=True)
+    teacher = torch.full((1, 3, 2, 2), 1.2, requires_grad=True)
+    hr = torch.full((1, 3, 2, 2), 0.98)
+    loss = distillation(sr, teacher, hr, LossSettings())
+    assert loss.item() == pytest.approx(0.75 * 0.5, abs=1e-6)  # target clamped to 1, error 0.02 → weight at its limit
+    loss.backward()
+    assert teacher.grad is None
+    assert distillation(sr, teacher, hr, LossSettings(confidence=False)).item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_kd_schedule_has_three_phases():
+    settings = LossSettings(kd=0.010, kd_mid=0.005, kd_low=0.01, kd_p1=0.25, kd_p2=0.60)
+    assert [kd_weight(settings, t) for t in (0.0, 0.2499)] == [0.010, 0.010]
+    assert kd_weight(settings, 0.425) == pytest.approx(0.0075)
+    assert kd_weight(settings, 0.5999) == pytest.approx(0.005, abs=1e-5)
+    assert [kd_weight(settings, t) for t in (0.60, 1.0)] == [0.01, 0.01]
+    assert kd_weight(LossSettings(kd=0.03), 0.9) == 0.03
+
+
+def test_stage_loss_adds_weighted_terms():
+    sr, hr, teacher = (torch.rand(1, 3, 9, 9) for _ in range(3))
+    settings = LossSettings(charbonnier=1.0, dct=0.02, kd=0.03)
+    total, parts = stage_loss(settings, sr * 255, hr * 255, teacher, 0.0)
+    wanted = charbonnier(sr, hr) + 0.02 * dct_l1(sr, hr) + 0.03 * distillation(sr, teacher, hr, settings)
+    assert total.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert set(parts) == {"charbonnier", "dct", "kd"}
+
+
+def test_distilling_without_a_teacher_is_an_error():
+    with pytest.raises(UserError, match="no teacher"):
+        stage_loss(LossSettings(kd=0.03), torch.rand(1, 3, 9, 9), torch.rand(1, 3, 9, 9), None, 0.0)
+
+
+def test_squared_errors():
+    sr, hr, teacher = (torch.rand(1, 3, 9, 9) for _ in range(3))
+    settings = LossSettings(mse=2.0, kd=0.5, kd_error="l2", confidence=False)
+    total, parts = stage_loss(settings, sr * 255, hr * 255, teacher, 0.0)
+    wanted = 2 * F.mse_loss(sr, hr) + 0.5 * F.mse_loss(sr, teacher)
+    assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert set(parts) == {"mse", "kd"}

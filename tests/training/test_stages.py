@@ -1,0 +1,77 @@
+"""The three stages in a row: what binds a training to what came before it, and what does not."""
+
+import pytest
+import torch
+
+from paperlib.cli import main
+from paperlib.data.dataset import open_data
+from paperlib.errors import UserError
+from paperlib.run import open_run
+from paperlib.student.models import save_student
+from paperlib.student.network import Student, fuse
+from paperlib.teacher.distillation import Targets
+from paperlib.training.stages import recalibrated, self_targets, stage1, stage2, stage3_targets
+
+TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
+        "data.max_train": 1, "data.max_valid": 1, "stage1.patch": 8, "stage2.patch": 8, "stage2.loss.kd": 0,
+        "teacher.stage3": "student"}
+
+
+def run_of(folder, **changes):
+    run = open_run("smoke", folder, TINY | changes)
+    return run, open_data(run.settings.data)
+
+
+def test_settings_of_later_steps_do_not_undo_finished_trainings(tmp_path, monkeypatch):
+    run, data = run_of(tmp_path)
+    stage1(run, data)
+    first = stage2(run, data, Targets("none"))
+    run, data = run_of(tmp_path, **{"ablation.seeds": [1, 2], "quant.calibration_images": 1})
+    monkeypatch.setattr("paperlib.data.dataset.TrainSet.batch", None)  # a step would fail
+    stage1(run, data)
+    again = stage2(run, data, Targets("none"))
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_another_stage_1_is_another_start(tmp_path):
+    run, data = run_of(tmp_path)
+    save_student(Student(run.settings.student), run.checkpoint("stage1") / "student.safetensors")
+    stage2(run, data, Targets("none"))
+    save_student(Student(run.settings.student), run.checkpoint("stage1") / "student.safetensors")
+    with pytest.raises(UserError, match="start: "):
+        stage2(run, data, Targets("none"))
+
+
+def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path):
+    run, data = run_of(tmp_path)
+    model = fuse(Student(run.settings.student))
+    path = save_student(model, tmp_path / "mine.safetensors")
+    run, data = run_of(tmp_path, **{"quant.start": str(path)})
+    lr = torch.rand(1, 3, 8, 8) * 255
+    expected = (model.eval()(lr) / 255).clamp(0, 1)
+    torch.testing.assert_close(recalibrated(run, data)(lr), model(lr))
+    targets = stage3_targets(run, data)
+    torch.testing.assert_close(targets.compute(lr), expected)
+    assert targets.name == self_targets(run).name
+    run, data = run_of(tmp_path, **{"quant.start": str(tmp_path / "none.safetensors")})
+    with pytest.raises(UserError, match="no checkpoint at"):
+        recalibrated(run, data)
+
+
+def test_stages_can_be_trained_from_the_command_line(tmp_path, capsys):
+    """All three in a row, as the notebooks would; a second call finds them finished."""
+    changes = [f"{field}={value}" for field, value in TINY.items()]
+    for _ in range(2):
+        for name, file in (("stage1", "student"), ("stage2", "student"), ("stage3", "qat")):
+            assert main(["train", name, "--profile", "smoke", "--out", str(tmp_path), "--set", *changes,
+                         "teacher.outputs=on_the_fly"]) == 0
+            assert f"checkpoints/{name}/{file}.safetensors" in capsys.readouterr().out
+    history = (tmp_path / "checkpoints" / "stage1" / "history.csv").read_text().splitlines()
+    assert len(history) == 3  # header and two validations: trained once
+
+
+def test_a_stage_without_the_one_before_it_is_told(tmp_path, capsys):
+    changes = [f"{field}={value}" for field, value in TINY.items()]
+    assert main(["train", "stage3", "--profile", "smoke", "--out", str(tmp_path), "--set", *changes]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err

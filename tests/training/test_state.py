@@ -1,0 +1,58 @@
+"""Training states: atomic, self-verifying, and refused when the settings changed."""
+
+import pytest
+import torch
+
+from paperlib.errors import UserError
+from paperlib.training.state import KEEP, load_state, save_state
+
+IDENTITY = {"stage.lr": 1e-3, "seed": 1}
+
+
+def save(folder, step):
+    return save_state(folder, step, {"step": step, "identity": IDENTITY, "live": {"w": torch.full((3,), float(step))}})
+
+
+def test_newest_state_is_loaded_and_old_ones_go(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    assert load_state(tmp_path, IDENTITY)["step"] == 30
+    assert len(list(tmp_path.glob("state-*"))) == KEEP == 2
+    assert load_state(tmp_path / "empty", IDENTITY) is None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:-20] + b"x" * 20,
+                                    lambda data: b""])
+def test_damaged_newest_state_falls_back_and_says_so(tmp_path, damage):
+    save(tmp_path, 10)
+    newest = save(tmp_path, 20)
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert load_state(tmp_path, IDENTITY)["step"] == 10
+
+
+def test_changed_settings_are_refused_with_the_difference(tmp_path):
+    save(tmp_path, 10)
+    with pytest.raises(UserError, match=r"stage\.lr: 0\.001 → 0\.002"):
+        load_state(tmp_path, IDENTITY | {"stage.lr": 2e-3})
+
+
+def test_failed_write_leaves_earlier_state(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(UserError, match=r"No space left on device.*Free some space"):
+        save(tmp_path, 20)
+    monkeypatch.undo()
+    assert load_state(tmp_path, IDENTITY)["step"] == 10
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_settings_that_an_older_state_does_not_know_have_their_defaults(tmp_path):
+    save(tmp_path, 10)
+    assert load_state(tmp_path, IDENTITY | {"stage.new": 0}, {"stage.new": 0})["step"] == 10
+    with pytest.raises(UserError, match=r"stage\.new: 0 → 1"):
+        load_state(tmp_path, IDENTITY | {"stage.new": 1}, {"stage.new": 0})
