@@ -41,6 +41,8 @@ class DataSettings(_Section):
     """Use at most this many validation photographs; 0 is all."""
     sampling: Literal["image", "area"] = "image"
     """image: every photograph equally often, as published; area: in proportion to its pixels."""
+    permute_colours: bool = False
+    """True: red, green and blue change places at random, alike in LR, HR and the teacher's output (ours)."""
 
 
 class StudentSettings(_Section):
@@ -114,6 +116,10 @@ class StageSettings(_Section):
     decay: Literal["cosine", "halve", "constant"] = "cosine"
     halve_every: int = Field(2000, ge=1)
     """decay=halve: steps between two halvings."""
+    hold: float = Field(0.0, ge=0, lt=1)
+    """decay=cosine: fraction of a cycle at the full rate before the cosine begins (ours)."""
+    cycles: int = Field(1, ge=1)
+    """decay=cosine: how often the rate goes from full to 0, the restarts at full rate (ours; RLFN's warm restarts)."""
     clip_grad: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 is no clipping."""
     clip_body: float = Field(3.0, ge=0)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from itertools import permutations
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,21 @@ from paperlib.data.splits import test_sets, validation_pairs
 from paperlib.errors import UserError
 from paperlib.settings import SCALE, DataSettings, Settings, StageSettings
 
+COLOURS = tuple(permutations(range(3)))
+"""The six orders of the colour channels; the first leaves them as they are."""
+
+
+class Sample(NamedTuple):
+    """Where one patch comes from: a photograph, a place in LR pixels, one of eight symmetries, an order of colours."""
+
+    photograph: int
+    top: int
+    left: int
+    turn: int
+    """0..7 counts quarter turns, from 4 on after a flip."""
+    colours: int = 0
+    """Index into `COLOURS`."""
+
 
 @dataclass
 class Batch:
@@ -32,14 +48,14 @@ class Batch:
     """uint8 (B, 3, 3p, 3p)."""
     teacher: Tensor | None = None
     """uint8 (B, 3, 3p, 3p), the teacher's output for the same crops, or None."""
-    samples: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """(photograph, top, left, turn) in LR pixels; turn 0..7 counts quarter turns, from 4 on after a flip."""
+    samples: list[Sample] = field(default_factory=list)
 
 
-def _augment(patch: np.ndarray, turn: int) -> np.ndarray:
-    """One of the eight symmetries of a square patch (p, p, 3)."""
-    patch = patch[:, ::-1] if turn >= 4 else patch
-    return np.rot90(patch, turn % 4)
+def _augment(patch: np.ndarray, sample: Sample) -> np.ndarray:
+    """A square patch (p, p, 3) turned, flipped and recoloured as the sample says."""
+    patch = patch[:, ::-1] if sample.turn >= 4 else patch
+    patch = patch[..., COLOURS[sample.colours]] if sample.colours else patch
+    return np.rot90(patch, sample.turn % 4)
 
 
 def _stack(patches: list[np.ndarray]) -> Tensor:
@@ -47,7 +63,7 @@ def _stack(patches: list[np.ndarray]) -> Tensor:
 
 
 def assemble(
-    images: Iterable[Sequence[np.ndarray]], samples: list[tuple[int, int, int, int]], patch: int,
+    images: Iterable[Sequence[np.ndarray]], samples: Sequence[Sample], patch: int,
 ) -> Batch:
     """The batch of `samples`, cropped and turned.
 
@@ -56,12 +72,13 @@ def assemble(
         patch: LR pixels a side.
     """
     lr, hr, extra = [], [], []
-    for (small, large, *outputs), (_, top, left, turn) in zip(images, samples, strict=True):
+    for (small, large, *outputs), sample in zip(images, samples, strict=True):
+        top, left = sample.top, sample.left
         wide = (slice(SCALE * top, SCALE * (top + patch)), slice(SCALE * left, SCALE * (left + patch)))
-        lr.append(_augment(small[top : top + patch, left : left + patch], turn))
-        hr.append(_augment(large[wide], turn))
-        extra += [_augment(output[wide], turn) for output in outputs]
-    return Batch(_stack(lr), _stack(hr), _stack(extra) if extra else None, samples)
+        lr.append(_augment(small[top : top + patch, left : left + patch], sample))
+        hr.append(_augment(large[wide], sample))
+        extra += [_augment(output[wide], sample) for output in outputs]
+    return Batch(_stack(lr), _stack(hr), _stack(extra) if extra else None, list(samples))
 
 
 class TrainSet:
@@ -97,8 +114,8 @@ class TrainSet:
         """Order of the photographs in pass `number`."""
         return self._generator(1, number).permutation(self.usable)
 
-    def sample(self, index: int) -> tuple[int, int, int, int]:
-        """(photograph, top, left, turn) of the sample with this index, counted from the start of the training."""
+    def sample(self, index: int) -> Sample:
+        """The sample with this index, counted from the start of the training."""
         random = self._generator(0, index)
         if self.settings.sampling == "image":
             turn_of, place = divmod(index, len(self.usable))
@@ -108,7 +125,9 @@ class TrainSet:
             photograph = int(self.usable[min(int(chosen), len(self.usable) - 1)])
         height, width = self.store.lr(photograph).shape[:2]
         top, left = random.integers(height - self.patch + 1), random.integers(width - self.patch + 1)
-        return photograph, int(top), int(left), int(random.integers(8))
+        turn = int(random.integers(8))
+        colours = int(random.integers(len(COLOURS))) if self.settings.permute_colours else 0
+        return Sample(photograph, int(top), int(left), turn, colours)
 
     def batch(self, step: int, batch: int, rank: int = 0, world: int = 1, teacher: str | None = None) -> Batch:
         """The patches of a step.

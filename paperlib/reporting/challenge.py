@@ -37,8 +37,8 @@ def _psnr(run: Run, table: str, row: str) -> float | None:
 def moves(run: Run) -> list[dict[str, Any]]:
     """What this run's own variants would add to log2 of the score, largest first: {"change", "log2", "basis"}.
 
-    Differences of measured PSNR, and of the NPU cycles that 07 estimates for forms of the graph (`paperlib.evaluation.shipped`).
-    What was not run is left out.
+    Differences of measured PSNR, and of the NPU cycles that 07 estimates for forms of the graph. What was not run is
+    left out.
     """
     found = []
     shipped, full = _psnr(run, "B", "student_deploy"), _psnr(run, "export", "float_before_qat")

@@ -77,8 +77,15 @@ class Student(nn.Module):
         features = first
         for block in self.body:
             features = collapsed_forward(block, features) if self.form == "collapsed" else block(features)
-        sr = self.shuffle(self.head(features + first))  # (B, 3, 3H, 3W)
+        sr = self.shuffle(self._in_float(self.head, features + first))  # (B, 3, 3H, 3W)
         return torch.clamp(F.relu(sr), max=255.0) if self.clamp else sr
+
+    def _in_float(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        """The layer outside autocast, in the type of its weights: in 128..255 bfloat16 has whole steps of 1."""
+        if self.form == "fused":  # never trained under autocast, and traced by the paper's quantiser
+            return layer(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return layer(x.to(layer.weight.dtype))
 
 
 def with_form(student: Student, form: str) -> Student:

@@ -51,12 +51,17 @@ class Fit:
 
 
 def learning_rate(stage: StageSettings, step: int) -> float:
-    """Learning rate of a step: linear warm-up, then cosine to 0, halving, or constant (paper section 4)."""
+    """Learning rate of a step: linear warm-up, then cosine to 0, halving, or constant (paper section 4).
+
+    The part after the warm-up may be several equal cosine cycles, each with a part at the full rate before it (ours).
+    """
     warm = round(stage.warmup * stage.steps)
     if step < warm:
         return stage.lr * (step + 1) / warm
     if stage.decay == "cosine":
-        return stage.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, stage.steps - warm)))
+        length = max(1, stage.steps - warm) / stage.cycles
+        falling = max(0.0, (step - warm) % length / length - stage.hold) / (1 - stage.hold)
+        return stage.lr * 0.5 * (1 + math.cos(math.pi * falling))
     return stage.lr * 0.5 ** (step // stage.halve_every) if stage.decay == "halve" else stage.lr
 
 
@@ -155,7 +160,7 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
     keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup, exclude_buffers=keep_buffers)
     live = copy.deepcopy(model).train()
-    optimizer = torch.optim.Adam(live.parameters(), lr=stage.lr)
+    optimizer = torch.optim.Adam(live.parameters(), lr=stage.lr, fused=True)
     state = load_state(folder, identity, _flat(StageSettings(steps=1, lr=1.0, loss={}))) or {
         "step": 0, "history": [], "best": None, "best_step": 0, "best_psnr": -math.inf, "seconds": 0.0}
     first = state["step"]

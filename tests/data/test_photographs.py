@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from paperlib.data import pixel_store
-from paperlib.data.dataset import TrainSet
+from paperlib.data.dataset import COLOURS, TrainSet
 from paperlib.data.images import find_images, read_rgb
 from paperlib.data.photographs import make_pair, named_folder, read_pairs
 from paperlib.data.pixel_store import FlatImages, open_store
@@ -152,13 +152,33 @@ def test_patches_are_aligned_with_hr_and_teacher(photographs):
     patches = TrainSet(store, folders(photographs), 1, "stage1", 12)
     batch = patches.batch(3, 8, teacher="t")
     assert torch.equal(batch.teacher, 255 - batch.hr)
-    for place, (photograph, top, left, turn) in enumerate(batch.samples):
+    for place, (photograph, top, left, turn, _) in enumerate(batch.samples):
         lr = store.lr(photograph)[top : top + 12, left : left + 12]
         hr = store.hr(photograph)[3 * top : 3 * top + 36, 3 * left : 3 * left + 36]
         for got, wanted in ((batch.lr[place], lr), (batch.hr[place], hr)):
             wanted = np.rot90(wanted[:, ::-1] if turn >= 4 else wanted, turn % 4)
             assert np.array_equal(got.permute(1, 2, 0).numpy(), wanted)
-    assert {turn for step in range(20) for *_, turn in patches.batch(step, 8).samples} == set(range(8))
+    assert {turn for step in range(20) for *_, turn, _ in patches.batch(step, 8).samples} == set(range(8))
+
+
+def test_colours_change_places_alike_in_everything_and_nothing_else_changes(photographs):
+    store = open_store(folders(photographs))
+    plain = TrainSet(store, folders(photographs), 1, "s", 12)
+    mixed = TrainSet(store, folders(photographs, permute_colours=True), 1, "s", 12)
+    outputs = FlatImages(store.companion_path("t"), [store.hr(index).shape[:2] for index in range(3)], mode="r+")
+    for index in range(3):
+        outputs[index][:] = 255 - store.hr(index)
+    seen = set()
+    for step in range(12):
+        one, other = plain.batch(step, 4), mixed.batch(step, 4, teacher="t")
+        for place, sample in enumerate(other.samples):
+            assert sample[:4] == one.samples[place][:4]
+            order = list(COLOURS[sample.colours])
+            assert torch.equal(other.lr[place], one.lr[place][order])
+            assert torch.equal(other.hr[place], one.hr[place][order])
+            assert torch.equal(other.teacher[place], 255 - other.hr[place])
+            seen.add(sample.colours)
+    assert seen == set(range(6))
 
 
 def test_patches_depend_on_seed_name_and_step_alone(photographs):

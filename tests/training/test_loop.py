@@ -51,6 +51,12 @@ def test_learning_rate_warms_up_and_decays():
     assert learning_rate(cosine, 9) == pytest.approx(1e-3)
     assert learning_rate(cosine, 55) == pytest.approx(5e-4)
     assert learning_rate(cosine, 99) < 1e-6
+    held = stage(steps=100, warmup=0.1, decay="cosine", hold=0.5)
+    assert [learning_rate(held, step) for step in (9, 10, 54)] == [pytest.approx(1e-3)] * 3
+    assert learning_rate(held, 77) == pytest.approx(5e-4, rel=0.05)
+    restarts = stage(steps=100, decay="cosine", cycles=4)
+    assert [learning_rate(restarts, step) for step in (0, 25, 50, 75)] == [pytest.approx(1e-3)] * 4
+    assert max(learning_rate(restarts, step) for step in (24, 49, 74, 99)) < 1e-5
     halving = stage(steps=100, decay="halve", halve_every=40)
     assert [learning_rate(halving, step) for step in (0, 39, 40, 80)] == [1e-3, 1e-3, 5e-4, 2.5e-4]
 
