@@ -103,7 +103,7 @@ class Run:
             raise UserError(f"cannot write into {folder}: {error.strerror}. Choose a writable folder with --out."
                             ) from error
 
-    def checkpoint(self, stage: str) -> Path:
+    def stage_folder(self, stage: str) -> Path:
         """Folder of a stage's training state and weights."""
         return self.folder(f"checkpoints/{stage}")
 

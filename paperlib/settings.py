@@ -7,9 +7,9 @@ notebook, command and record uses. The published values live in `profiles.py`; h
 import difflib
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from paperlib.errors import UserError
 
@@ -142,6 +142,13 @@ class StageSettings(_Section):
     expect: str = ""
     """What the source reports for this stage, and where; shown in the notebook."""
 
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts: set "
+                             "accumulate to a divisor of batch")
+        return self
+
 
 class QuantSettings(_Section):
     """Quantisation-aware training and export (paper sections 4 and 5)."""
@@ -150,8 +157,6 @@ class QuantSettings(_Section):
     """paper: FX graph mode with QNNPACK defaults, as published; tflite: TFLite's own INT8 arithmetic."""
     observe_until: float = Field(0.2, ge=0, le=1)
     """Fraction of stage 3 after which the observers stop and the grids are frozen (epoch 30 of 150)."""
-    freeze_until: float = Field(0.6, ge=0, le=1)
-    """Fraction at which the authors call freeze_fake_quant (epoch 90 of 150); changes nothing without BN."""
     calibration_images: int = Field(32, ge=1)
     """Training photographs shown to the observers before stage 3, and to post-training quantisation."""
     equalise: bool = False
@@ -159,11 +164,20 @@ class QuantSettings(_Section):
     rounding: Literal["nearest", "data"] = "nearest"
     """tflite only: where the kernels start. data: on their int8 grids, rounded by what they do to the calibration
     photographs (`paperlib.quantisation.rounding`)."""
-    residual: Literal["add", "concat", "exact"] = "add"
-    """tflite only: how the global skip is computed. add: as published; concat, exact: without an ADD, carried by
-    convolutions (`paperlib.quantisation.skip`)."""
+    skip: Literal["add", "exact"] = "add"
+    """How the global skip is computed. add: as published; exact: without an ADD, carried by convolutions, so that INT8
+    does not round it (`paperlib.quantisation.skip`; tflite only)."""
     start: str = ""
     """A student checkpoint that stage 3 starts from (the authors' stage 2, say); empty: this run's own stage 2."""
+
+
+    @model_validator(mode="after")
+    def _quantiser_can(self) -> Self:
+        ours = {"equalise": (self.equalise, False), "rounding": (self.rounding, "nearest"), "skip": (self.skip, "add")}
+        wrong = [f"quant.{name}={json.dumps(needed)}" for name, (value, needed) in ours.items() if value != needed]
+        if self.quantiser == "paper" and wrong:
+            raise ValueError(f"the paper's quantiser goes only with its own forms: set {', '.join(wrong)} as well")
+        return self
 
 
 class ExportSettings(_Section):
@@ -270,7 +284,8 @@ def override(settings: Settings, changes: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"setting {place} = {first['input']!r}: {first['msg']}.") from error
+        value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+        raise UserError(f"setting {place}{value}: {first['msg'].removeprefix('Value error, ')}.") from error
 
 
 def settings_hash(*sections: BaseModel | str | int) -> str:

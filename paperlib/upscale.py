@@ -16,8 +16,8 @@ from PIL import Image
 from paperlib.data.images import Picture, check_writable, find_images, read_picture, write_picture
 from paperlib.data.tiles import run_tiled
 from paperlib.errors import UserError
-from paperlib.evaluation.upscalers import Bicubic, StudentUpscaler, Upscaler
-from paperlib.export.tflite import TFLiteModel, _tflite_reach
+from paperlib.evaluation.upscalers import Bicubic, TorchUpscaler, Upscaler
+from paperlib.export.tflite import TFLiteUpscaler, tflite_radius
 from paperlib.files import Progress
 from paperlib.settings import SCALE
 from paperlib.student.models import build_model, deployment_graph
@@ -28,16 +28,16 @@ TILE_INT8, TILE_FLOAT = 640, 384
 """Largest tile, LR pixels a side: about the speed of the whole picture (a tenth more work) in bounded memory."""
 
 
-def reach(upscaler: Upscaler) -> int | None:
+def receptive_radius(upscaler: Upscaler) -> int | None:
     """How many LR pixels away a pixel can still change the result; None where that is unknown or unbounded.
 
     The sum of k//2 over all k×k convolutions, which is exact for a chain and never too small.
     """
     if isinstance(upscaler, Bicubic):
         return 3
-    if isinstance(upscaler, TFLiteModel):
-        return _tflite_reach(upscaler.path)
-    settings = getattr(upscaler.model, "settings", None) if isinstance(upscaler, StudentUpscaler) else None
+    if isinstance(upscaler, TFLiteUpscaler):
+        return tflite_radius(upscaler.path)
+    settings = getattr(upscaler.model, "settings", None) if isinstance(upscaler, TorchUpscaler) else None
     if settings is None:
         return None
     nodes = deployment_graph(build_model(settings, "fused")).nodes
@@ -49,7 +49,7 @@ def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
 
     The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture.
     """
-    if isinstance(upscaler, TFLiteModel) and upscaler.output["dtype"] != np.float32:
+    if isinstance(upscaler, TFLiteUpscaler) and upscaler.output["dtype"] != np.float32:
         codes = np.arange(256, dtype=np.uint8).view(upscaler.output["dtype"])
         table = np.rint(upscaler.dequantise(codes)).astype(np.uint8)
         return lambda lr: table[upscaler.raw(lr).view(np.uint8)]
@@ -75,7 +75,7 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
     Returns:
         uint8 (3h, 3w, 3).
     """
-    run, radius = byte_runner(upscaler), reach(upscaler)
+    run, radius = byte_runner(upscaler), receptive_radius(upscaler)
     if radius is None:
         return run(lr)
     fixed = getattr(upscaler, "fixed", None)
@@ -83,7 +83,7 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
         return run_tiled(run, lr, *fixed, overlap=2 * radius)
     if fixed:
         return run(lr)
-    int8 = isinstance(upscaler, TFLiteModel) and upscaler.input["dtype"] != np.float32
+    int8 = isinstance(upscaler, TFLiteUpscaler) and upscaler.input["dtype"] != np.float32
     side = max(tile or (TILE_INT8 if int8 else TILE_FLOAT), 2 * radius + 1)
     if max(lr.shape[:2]) <= side or min(lr.shape[:2]) <= 2 * radius:  # small, or a strip that needs little memory
         return run(lr)

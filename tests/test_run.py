@@ -40,7 +40,7 @@ def test_an_installed_package_writes_into_the_clone_around_the_notebook(monkeypa
 
 
 def test_a_record_says_where_its_numbers_come_from(run):
-    weights = run.checkpoint("stage1") / "student.safetensors"
+    weights = run.stage_folder("stage1") / "student.safetensors"
     weights.write_bytes(b"weights")
     row = measured_row("B", "bicubic", "fp32", "psnr", 28.2, "validation")
     path = run.record("01_data", [row], inputs={"stage1": weights, "pixels": "abc"}, history=[{"step": 1}])

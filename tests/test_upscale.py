@@ -10,13 +10,13 @@ from skimage.data import chelsea, coffee
 
 from paperlib.data.images import Picture
 from paperlib.data.tiles import run_tiled
-from paperlib.evaluation.upscalers import StudentUpscaler, Upscaler, load_upscaler
+from paperlib.evaluation.upscalers import TorchUpscaler, Upscaler, load_upscaler
 from paperlib.export.convert import export_tflite
-from paperlib.export.tflite import TFLiteModel
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.network import Student, fuse
-from paperlib.upscale import byte_runner, find_inputs, reach, upscale_files, upscale_picture, upscale_pixels
+from paperlib.upscale import byte_runner, find_inputs, receptive_radius, upscale_files, upscale_picture, upscale_pixels
 
 BICUBIC = load_upscaler("bicubic")
 
@@ -44,7 +44,7 @@ def save(image: np.ndarray, path: Path, **options) -> Path:
 @pytest.mark.parametrize("arch", ["mobileone", "repdw"])
 def test_reach_is_how_far_a_pixel_is_felt(arch):
     student = some_student(arch, blocks=3)
-    radius = reach(StudentUpscaler(student, arch))
+    radius = receptive_radius(TorchUpscaler(student, arch))
     assert radius == 1 + 3 + 1
     x = torch.rand(1, 3, 25, 25, requires_grad=True)
     student(x * 255)[..., 36:39, 36:39].sum().backward()
@@ -57,13 +57,13 @@ def test_reach_is_how_far_a_pixel_is_felt(arch):
 
 def test_published_files_reach_ten_pixels(assets):
     for name in ("ckpt_best_s2_deploy.pt", "model.tflite", "model_none.tflite"):
-        assert reach(load_upscaler(assets / "aio_mai" / name)) == 10
+        assert receptive_radius(load_upscaler(assets / "aio_mai" / name)) == 10
 
 
 def test_tiles_leave_no_seam_in_float():
-    lr, upscaler = coffee()[:61, :90], StudentUpscaler(some_student(), "student")
+    lr, upscaler = coffee()[:61, :90], TorchUpscaler(some_student(), "student")
     whole = upscaler(lr)
-    radius = reach(upscaler)
+    radius = receptive_radius(upscaler)
     np.testing.assert_allclose(run_tiled(upscaler, lr, 20, 17, 2 * radius), whole, atol=1e-3)
     assert np.abs(run_tiled(upscaler, lr, 20, 17, 2 * radius - 4) - whole).max() > 0.1
     tiled = upscale_pixels(upscaler, lr, tile=16)
@@ -72,8 +72,8 @@ def test_tiles_leave_no_seam_in_float():
 
 
 def test_tiles_leave_no_seam_in_int8(int8_file):
-    lr, upscaler = coffee()[:61, :90], TFLiteModel(int8_file, threads=1)
-    assert reach(upscaler) == 4
+    lr, upscaler = coffee()[:61, :90], TFLiteUpscaler(int8_file, threads=1)
+    assert receptive_radius(upscaler) == 4
     whole = np.rint(upscaler(lr)).astype(np.uint8)
     assert len(np.unique(whole)) > 50
     np.testing.assert_array_equal(byte_runner(upscaler)(lr), whole)
@@ -84,7 +84,7 @@ def test_tiles_leave_no_seam_in_int8(int8_file):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 40), (40, 5), (9, 100)])
 def test_any_size(int8_file, shape):
     lr = chelsea()[:shape[0], :shape[1]]
-    for upscaler in (BICUBIC, StudentUpscaler(some_student(), "student"), TFLiteModel(int8_file, threads=1)):
+    for upscaler in (BICUBIC, TorchUpscaler(some_student(), "student"), TFLiteUpscaler(int8_file, threads=1)):
         sr = upscale_pixels(upscaler, lr, tile=16)
         assert sr.shape == (3 * shape[0], 3 * shape[1], 3)
         assert np.abs(sr - upscaler(lr)).max() <= 0.501

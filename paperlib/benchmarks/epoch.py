@@ -1,7 +1,7 @@
 """Benchmark `epoch`: one published epoch (50 steps, then validation) as the field runs it and as this kit does.
 
 The field's way: for every sample two whole PNG files are decoded and cropped; the branches run in PyTorch's default
-layout, with the C library's default allocator; every epoch ends with PSNR and SSIM of the training form on 2K images.
+layout, with the C library's default allocator; every epoch ends with PSNR and SSIM of the expanded form on 2K images.
 Ours: pixels from the store, channels-last, the kernels' allocator settings, validation on the fused form. Each side
 runs in processes of its own, because an allocator is chosen when a process starts. Both draw the same patches from the
 same weights, and must arrive at the same losses.
@@ -30,7 +30,7 @@ from paperlib.data.resize import bicubic_downscale
 from paperlib.environment import KERNEL_ENVIRONMENT
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb, ssim_rgb
-from paperlib.evaluation.upscalers import StudentUpscaler
+from paperlib.evaluation.upscalers import TorchUpscaler
 from paperlib.settings import DataSettings, LossSettings, StudentSettings
 from paperlib.student.models import build_model, fuse_model
 from paperlib.student.network import with_form
@@ -119,7 +119,7 @@ def run_side(side: str, folder: Path, steps: int, batch: int, patch: int) -> dic
     lr, hr = np.asarray(patches.store.lr(0)), np.asarray(patches.store.hr(0))
 
     def validate() -> float:
-        upscale = StudentUpscaler(model if side == "naive" else fuse_model(model), side)
+        upscale = TorchUpscaler(model if side == "naive" else fuse_model(model), side)
         sr = upscale(lr)
         (_one_call_ssim if side == "naive" else ssim_rgb)(sr, hr)
         return psnr_rgb(sr, hr)

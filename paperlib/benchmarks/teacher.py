@@ -37,7 +37,7 @@ def _forward_and_back(inputs: list[Tensor], backend: str) -> None:
 
 
 def _mambapy(inputs: list[Tensor]) -> Callable[[], object]:
-    """The same scan by mambapy's parallel prefix sum, in training form."""
+    """The same scan by mambapy's parallel prefix sum, in expanded form."""
     from mambapy.pscan import pscan
 
     def run() -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paperlib.benchmarks.epoch import photograph
-from paperlib.export.tflite import TFLiteModel, interpreter_module, open_interpreter
+from paperlib.export.tflite import TFLiteUpscaler, interpreter_module, open_interpreter
 from paperlib.upscale import upscale_pixels
 from paperlib.weights import pretrained
 
@@ -74,7 +74,7 @@ def bench_upscale(height: int = 720, width: int = 1280, rounds: int = 5) -> dict
         UserError: the shipped student is missing or damaged.
     """
     frame, path = photograph(height, width), pretrained()
-    model, interpreter = TFLiteModel(path), _prepared(path, 2, height, width, True)
+    model, interpreter = TFLiteUpscaler(path), _prepared(path, 2, height, width, True)
     seconds: dict[str, list[float]] = {"upscale": [], "interpreter": []}
     for number in range(rounds + 1):
         for name, job in (("upscale", lambda: upscale_pixels(model, frame)), ("interpreter", interpreter.invoke)):

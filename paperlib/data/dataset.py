@@ -142,7 +142,7 @@ class TrainSet:
         """
         if batch % world:
             raise UserError(f"a batch of {batch} cannot be shared by {world} processes. Choose a multiple of {world}.")
-        outputs = self.store.companion(teacher) if teacher else None
+        outputs = self.store.teacher_outputs(teacher) if teacher else None
         share = batch // world
         start = step * batch + rank * share
         samples = [self.sample(index) for index in range(start, start + share)]

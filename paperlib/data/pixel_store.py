@@ -1,7 +1,7 @@
 """Training photographs decoded once into flat files of pixels, shared by all runs (paper section 4's data, made cheap).
 
 A store is a folder in the cache: `hr.u8` and `lr.u8` hold the photographs one after the other, `index.json` says where
-each begins. A companion (`teacher-<key>.u8`) has the layout of `hr.u8` and holds a teacher's outputs.
+each begins. A file of teacher outputs (`teacher-<key>.u8`) has the layout of `hr.u8` and holds a teacher's outputs.
 """
 
 import json
@@ -77,17 +77,17 @@ class PixelStore:
         """HR pixels of photograph `index`, uint8 (3h, 3w, 3), read only."""
         return self._hr[index]
 
-    def companion_path(self, key: str) -> Path:
+    def teacher_outputs_path(self, key: str) -> Path:
         """File of the outputs of the teacher with this key; there only when all of them are."""
         return self.folder / f"teacher-{key}.u8"
 
-    def companion(self, key: str) -> FlatImages:
+    def teacher_outputs(self, key: str) -> FlatImages:
         """Teacher outputs, one uint8 (3h, 3w, 3) for each photograph.
 
         Raises:
             UserError: they have not been computed.
         """
-        path = self.companion_path(key)
+        path = self.teacher_outputs_path(key)
         if not path.is_file():
             raise UserError(f"no teacher outputs at {path}. Run 03_teacher first, with the same settings.")
         return FlatImages(path, self._hr.shapes)

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "audit": ["authors_report", "measured_authors"],
         "scoring": ["mean_psnr", "measure", "score_pairs"],
         "shipped": ["graph_forms", "ship"],
-        "upscalers": ["StudentUpscaler", "load_upscaler"],
+        "upscalers": ["TorchUpscaler", "load_upscaler"],
     },
 )

@@ -20,8 +20,8 @@ from paperlib.data.splits import validation_pairs
 from paperlib.environment import assets_dir, data_dir
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import score_pairs
-from paperlib.evaluation.upscalers import QuantisedUpscaler, StudentUpscaler, Upscaler
-from paperlib.export.tflite import TFLiteModel
+from paperlib.evaluation.upscalers import QuantisedUpscaler, TorchUpscaler, Upscaler
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
 from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.settings import DataSettings
@@ -91,7 +91,7 @@ def released_run() -> dict[str, Any]:
 def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
     """The authors' checkpoints and files as upscalers, by the names of `FILES`."""
     readers: dict[str, Callable[[Path], Upscaler]] = {
-        ".tflite": TFLiteModel, ".pt": lambda path: StudentUpscaler(
+        ".tflite": TFLiteUpscaler, ".pt": lambda path: TorchUpscaler(
             read_published(path), path.name, {"file": str(path), "sha256": sha256_file(path)})}
     upscalers = {}
     for name, file in FILES.items():

@@ -17,7 +17,7 @@ from paperlib.data.dataset import Data
 from paperlib.data.photographs import Pair
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, mean_scores, psnr_rgb, scores
-from paperlib.evaluation.upscalers import StudentUpscaler, Upscaler
+from paperlib.evaluation.upscalers import TorchUpscaler, Upscaler
 from paperlib.files import Progress
 from paperlib.run import measured_row
 from paperlib.student.models import fuse_model
@@ -106,7 +106,7 @@ def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]
 
     def score(model: nn.Module) -> dict[str, float]:
         deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
-        return {"psnr_rgb": mean_psnr(pairs, StudentUpscaler(deployed, "validation"))}
+        return {"psnr_rgb": mean_psnr(pairs, TorchUpscaler(deployed, "validation"))}
 
     return score
 

@@ -12,16 +12,16 @@ from paperlib.data.dataset import Data, calibration
 from paperlib.evaluation.audit import FILES, authors_folder
 from paperlib.evaluation.reported import score
 from paperlib.evaluation.scoring import measure
-from paperlib.evaluation.upscalers import StudentUpscaler
+from paperlib.evaluation.upscalers import TorchUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity, parity_images
 from paperlib.export.npu import estimate_if_available, estimate_npu, vela_available
-from paperlib.export.tflite import TFLiteModel, inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.files import write_json
-from paperlib.quantisation.int8 import QuantisedGraph, on_grid
-from paperlib.quantisation.qat import RESIDUALS, load_qat, prepare_qat, quantised_graph
+from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph
+from paperlib.quantisation.qat import load_qat, prepare_qat, quantised_graph
 from paperlib.run import Run
 from paperlib.settings import QuantSettings
-from paperlib.student.models import build_model, load_student
+from paperlib.student.models import build_model, load_model
 
 NAMES = {"dynamic": "student_dynamic_int8.tflite", "fixed": "student_fixed_int8.tflite",
          "float": "student_float.tflite", "ptq": "student_ptq_int8.tflite"}
@@ -46,12 +46,12 @@ class Shipped:
     @property
     def qgraph(self) -> QuantisedGraph:
         """Graph and grids that the INT8 files were made from."""
-        return quantised_graph(load_qat(self.run.checkpoint("stage3") / "qat.safetensors"))
+        return quantised_graph(load_qat(self.run.stage_folder("stage3") / "qat.safetensors"))
 
-    def upscaler(self, kind: str) -> TFLiteModel:
+    def upscaler(self, kind: str) -> TFLiteUpscaler:
         """One of the files as an upscaler."""
         export = self.run.settings.export
-        return TFLiteModel(self.paths[kind], export.threads, export.overlap)
+        return TFLiteUpscaler(self.paths[kind], export.threads, export.overlap)
 
     def inspect(self, kind: str) -> dict[str, Any]:
         """What is inside a file (see `paperlib.tflite_inspect`)."""
@@ -120,22 +120,22 @@ class Shipped:
         rows = measure(data, dynamic, "B", "student_deploy", "int8", steps=steps)
         rows += [row | {"table": "abstract", "row": "student_dynamic_tflite"} for row in rows]
         rows += measure(data, fixed, "abstract", "student_fixed_tflite", "int8", steps=steps)
-        fused = load_student(self.run.checkpoint("stage3") / "fused.safetensors")
-        qat = load_qat(self.run.checkpoint("stage3") / "qat.safetensors")
-        rows += measure(data, StudentUpscaler(fused, "fused"), "export", "float_before_qat", "fp32")
+        fused = load_model(self.run.stage_folder("stage3") / "fused.safetensors")
+        qat = load_qat(self.run.stage_folder("stage3") / "qat.safetensors")
+        rows += measure(data, TorchUpscaler(fused, "fused"), "export", "float_before_qat", "fp32")
         rows += measure(data, self.upscaler("float"), "export", "float_after_qat", "fp32")
-        rows += measure(data, StudentUpscaler(qat, "QAT"), "export", "fakequant", "fake-quant")
+        rows += measure(data, TorchUpscaler(qat, "QAT"), "export", "fakequant", "fake-quant")
         rows += [row | {"table": "export", "row": "tflite_dynamic"} for row in rows if row["row"] == "student_deploy"]
         return rows + measure(data, self.upscaler("ptq"), "export", "tflite_post_training", "int8")
 
 
 def ship(run: Run, data: Data) -> Shipped:
     """Export stage 3's student of a run into `checkpoints/export/`: dynamic, fixed, float, and post-training INT8."""
-    folder = run.checkpoint("export")
-    qat = load_qat(run.checkpoint("stage3") / "qat.safetensors")
+    folder = run.stage_folder("export")
+    qat = load_qat(run.stage_folder("stage3") / "qat.safetensors")
     export = run.settings.export
     report = export_all(qat, folder, export, [pair.lr for pair in data.valid[:2]], upsample=export.upsample)
-    export_ptq(on_grid(quantised_graph(qat)), calibration(data, run.settings), folder / NAMES["ptq"])
+    export_ptq(dequantised_graph(quantised_graph(qat)), calibration(data, run.settings), folder / NAMES["ptq"])
     write_json(folder / "export.json", report)
     return Shipped(run, folder, report)
 
@@ -151,8 +151,8 @@ def graph_forms(run: Run, accelerator: str = "ethos-u65-512") -> dict[str, int]:
     torch.manual_seed(0)
     fused = build_model(student, "fused", clamp=True)
     cycles = {}
-    for form in RESIDUALS if student.arch in ("mobileone", "repconv") else ("add",):
-        model = prepare_qat(fused, QuantSettings(quantiser="tflite"), parity_images(1, 32), residual=form)
+    for form in ("add", "exact") if student.arch in ("mobileone", "repconv") else ("add",):
+        model = prepare_qat(fused, QuantSettings(quantiser="tflite", skip=form), parity_images(1, 32))
         with tempfile.TemporaryDirectory() as folder:
             file = export_tflite(quantised_graph(model), Path(folder) / f"{form}.tflite", export.height, export.width,
                                  "rows")

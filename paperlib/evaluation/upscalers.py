@@ -17,7 +17,7 @@ from paperlib.files import sha256_file
 from paperlib.quantisation.int8 import QuantisedGraph, run_quantised
 from paperlib.settings import ExportSettings
 from paperlib.student.graph import image_batch
-from paperlib.student.models import fuse_model, load_model, read_checkpoint, read_published
+from paperlib.student.models import fuse_model, load_model, read_published, read_weights
 from paperlib.weights import FILES, pretrained
 
 
@@ -34,7 +34,7 @@ class Upscaler(Protocol):
         """Upscale one image ×3."""
 
 
-class StudentUpscaler:
+class TorchUpscaler:
     """A torch network (student, baseline, fake-quant model) as an upscaler; whole images, on the network's device.
 
     Args:
@@ -65,9 +65,9 @@ class Bicubic:
         return bicubic_upscale(lr, kernel=self.kernel)
 
 
-def _checkpoint(path: Path) -> StudentUpscaler:
+def _checkpoint(path: Path) -> TorchUpscaler:
     """A student, baseline or fake-quant model from one of our checkpoints; networks are fused first."""
-    _, metadata = read_checkpoint(path)
+    _, metadata = read_weights(path)
     if metadata["form"] == "qat":
         from paperlib.quantisation.qat import load_qat
 
@@ -75,7 +75,7 @@ def _checkpoint(path: Path) -> StudentUpscaler:
     else:
         model = fuse_model(load_model(path))
     about = {"file": str(path), "sha256": sha256_file(path), "checkpoint": metadata}
-    return StudentUpscaler(model, path.name, about)
+    return TorchUpscaler(model, path.name, about)
 
 
 def load_upscaler(spec: str | Path, export: ExportSettings | None = None) -> Upscaler:
@@ -104,11 +104,11 @@ def load_upscaler(spec: str | Path, export: ExportSettings | None = None) -> Ups
     if not path.is_file():
         raise UserError(f"no model file at {path}. Name an existing file, or train one with `paperlib reproduce`.")
     if path.suffix == ".tflite":
-        from paperlib.export.tflite import TFLiteModel
+        from paperlib.export.tflite import TFLiteUpscaler
 
-        return TFLiteModel(path, threads=export.threads, overlap=export.overlap)
+        return TFLiteUpscaler(path, threads=export.threads, overlap=export.overlap)
     if path.suffix == ".pt":
-        return StudentUpscaler(read_published(path), path.name, {"file": str(path), "sha256": sha256_file(path)})
+        return TorchUpscaler(read_published(path), path.name, {"file": str(path), "sha256": sha256_file(path)})
     return _checkpoint(path)
 
 

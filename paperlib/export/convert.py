@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from paperlib.export.npu import estimate_if_available
 from paperlib.export.tf_graph import FloatBuilder, Int8Builder, tensorflow
-from paperlib.export.tflite import TFLiteModel, inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.files import atomic_path, write_json
-from paperlib.quantisation.int8 import QuantisedGraph, on_grid, run_quantised
+from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph, run_quantised
 from paperlib.quantisation.qat import quantised_graph
 from paperlib.settings import ExportSettings
-from paperlib.student.graph import Graph, image_batch, macs_per_lr_pixel, parameters, run_graph
+from paperlib.student.graph import Graph, image_batch, macs_per_lr_pixel, parameters
 
 
 def _convert(
@@ -95,7 +94,7 @@ def _sample(image: np.ndarray, height: int | None, width: int | None) -> np.ndar
     return image.astype(np.float32)[None]
 
 
-def parity(qgraph: QuantisedGraph, model: TFLiteModel, images: Sequence[np.ndarray]) -> dict[str, float]:
+def parity(qgraph: QuantisedGraph, model: TFLiteUpscaler, images: Sequence[np.ndarray]) -> dict[str, float]:
     """How far a file's output is from the fake-quant forward, in steps of its output grid.
 
     Args:
@@ -150,7 +149,7 @@ def export_all(
     height, width = settings.height, settings.width
     dynamic = export_tflite(qgraph, folder / "student_dynamic_int8.tflite")
     fixed = export_tflite(qgraph, folder / "student_fixed_int8.tflite", height, width, upsample)
-    float_file = export_float(on_grid(qgraph), folder / "student_float.tflite")
+    float_file = export_float(dequantised_graph(qgraph), folder / "student_float.tflite")
     files = {path.name: inspect_tflite(path, height, width) for path in (dynamic, fixed, float_file)}
     report = {
         "quantiser": qgraph.quantiser,
@@ -158,14 +157,7 @@ def export_all(
         "grids": {name: {"scale": grid.scale, "zero_point": grid.zero_point} for name, grid in qgraph.grids.items()},
         "weight_scales": {name: scale.tolist() for name, scale in qgraph.weight_scales.items()},
         "files": files,
-        "parity": parity(qgraph, TFLiteModel(dynamic, settings.threads), images),
+        "parity": parity(qgraph, TFLiteUpscaler(dynamic, settings.threads), images),
         "npu": estimate_if_available(fixed)}
     write_json(folder / "export.json", report)
     return report
-
-
-@torch.no_grad()
-def float_difference(graph: Graph, path: str | Path, image: np.ndarray) -> float:
-    """Largest difference (0..255) between a float file and the graph in PyTorch on one LR image."""
-    expected = run_graph(graph, image_batch(image))[0].permute(1, 2, 0).numpy()
-    return float(np.abs(TFLiteModel(path)(image) - expected).max())

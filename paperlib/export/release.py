@@ -55,7 +55,7 @@ Trained by this kit, profile `{settings.profile}`, commit `{record['commit'][:12
 {stages}
 - teacher of stage 2: MambaIRv2-light, published weights; of stage 3: {
     'the stage-2 student' if settings.teacher.stage3 == 'student' else 'the same'}
-- quantiser `{settings.quant.quantiser}`, skip `{settings.quant.residual}`, equalised: {settings.quant.equalise}
+- quantiser `{settings.quant.quantiser}`, skip `{settings.quant.skip}`, equalised: {settings.quant.equalise}
 - kernels rounded to {settings.quant.rounding} before stage 3
 
 ## Scores
@@ -91,8 +91,8 @@ def ship_pretrained(run: Any, folder: Path = FOLDER) -> Path:
     record = run.records().get("06_tflite_eval")
     if record is None:
         raise UserError(f"{run.out} has no record of 06_tflite_eval. Run it to the end first.")
-    sources = {"pretrained": run.checkpoint("export") / "student_dynamic_int8.tflite",
-               "pretrained-float": run.checkpoint("stage3") / "fused.safetensors"}
+    sources = {"pretrained": run.stage_folder("export") / "student_dynamic_int8.tflite",
+               "pretrained-float": run.stage_folder("stage3") / "fused.safetensors"}
     measured = {file["sha256"] for file in record["inputs"].values()}
     folder.mkdir(exist_ok=True)
     for name, source in sources.items():

@@ -47,7 +47,7 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
         raise UserError(f"{path} is not a TFLite model ({error}). Name a .tflite file.") from error
 
 
-class TFLiteModel:
+class TFLiteUpscaler:
     """A ×3 upscaler from a .tflite file: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255.
 
     A dynamic file is resized to each image; a fixed one sees overlapping tiles (`paperlib.data.tiles`).
@@ -149,8 +149,8 @@ LOCAL = frozenset((
 """TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
 
 
-def _tflite_reach(path: Path) -> int | None:
-    """`reach` of a TFLite file; None where it has an operator that is not known to be local."""
+def tflite_radius(path: Path) -> int | None:
+    """`receptive_radius` of a TFLite file; None where it has an operator that is not known to be local."""
     interpreter = open_interpreter(path, xnnpack=False)
     shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
     total = 0

@@ -47,12 +47,12 @@ class BranchQat(PaperQat):
     """A student under FX fake-quantisation whose blocks still have their branches.
 
     Raises:
-        UserError: another network than a MobileOne student in training form.
+        UserError: another network than a MobileOne student in expanded form.
     """
 
     def __init__(self, student: Student) -> None:
         nn.Module.__init__(self)
-        if student.settings.arch != "mobileone" or student.form != "training":
+        if student.settings.arch != "mobileone" or student.form != "expanded":
             raise UserError("the ablation branches_qat needs MobileOne blocks. Set student.arch to mobileone.")
         self.settings, self.form, self.clamp = student.settings, "qat", True
         model = build_model(student.settings, "fused", clamp=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paperlib.quantisation.int8 import QuantisedGraph, on_grid, run_quantised
+from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph, run_quantised
 from paperlib.student.graph import Graph, Node, image_batch, run_graph
 
 
@@ -68,7 +68,7 @@ def layer_ranges(graph: Graph | QuantisedGraph, images: Sequence[np.ndarray]) ->
 def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """Signal-to-quantisation-noise of every node's output, in dB: what rounding the activations adds up to.
 
-    The signal is the graph with the shipped weights in float (`on_grid`).
+    The signal is the graph with the shipped weights in float (`dequantised_graph`).
 
     Args:
         images: LR images, uint8 (h, w, 3).
@@ -78,7 +78,7 @@ def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dic
     """
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
-    graph = on_grid(qgraph)
+    graph = dequantised_graph(qgraph)
     for image in images:
         x = image_batch(image)
         plain = _outputs(lambda keep, x=x: run_graph(graph, x, after=keep))

@@ -16,10 +16,10 @@ from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from torch.fx import Node as FxNode
 
 from paperlib.errors import UserError
-from paperlib.quantisation.int8 import Grid, QuantisedGraph, channel_scales, grid_owners, runnable
+from paperlib.quantisation.int8 import QParams, QuantisedGraph, channel_scales, qparam_owners, with_representable_scales
 from paperlib.settings import StudentSettings
 from paperlib.student.graph import Graph
-from paperlib.student.models import build_model, deployment_graph, fuse_model, load_weights, our_name
+from paperlib.student.models import build_model, deployment_graph, fuse_model, key_from_published, load_weights
 
 
 class FakeQuantize(FusedMovingAvgObsFakeQuantize):
@@ -57,7 +57,7 @@ class PaperQat(nn.Module):
         fused: model in form "fused"; copied. Its output is clamped from here on (paper section 1).
     """
 
-    quantiser, residual = "paper", "add"
+    quantiser, skip = "paper", "add"
 
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()
@@ -110,22 +110,22 @@ def paper_graph(model: PaperQat) -> QuantisedGraph:
     fused = build_model(model.settings, "fused", clamp=True)
     fused.load_state_dict(_fused_tensors(model))
     graph = deployment_graph(fused)
-    owners = grid_owners(graph)
+    owners = qparam_owners(graph)
     adds = [node for node in model.fx.graph.nodes if node.op == "call_function" and node.target is operator.add]
-    grids: dict[str, Grid] = {}
+    grids: dict[str, QParams] = {}
     for node in model.fx.graph.nodes:
         module = model.fx.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(module, FakeQuantize):
             owner = owners[_observed_node(model, node.args[0], adds, graph)]
             if owner not in grids:
-                grids[owner] = Grid(float(module.scale), int(module.zero_point) - 128)
+                grids[owner] = QParams(float(module.scale), int(module.zero_point) - 128)
     scales = {}
     for node in graph.nodes:
         if node.op == "conv":
             scales[node.name] = model.fx.get_submodule(node.name).weight_fake_quant.scale.detach().clone()
         elif node.op == "prelu":
             scales[node.name] = channel_scales(node.weight.reshape(1, -1))
-    return runnable(QuantisedGraph(graph, grids, scales, "paper"))
+    return with_representable_scales(QuantisedGraph(graph, grids, scales, "paper"))
 
 
 def read_published_qat(path: str | Path) -> QuantisedGraph:
@@ -144,7 +144,7 @@ def read_published_qat(path: str | Path) -> QuantisedGraph:
         raise UserError(f"{path} is not the authors' QAT checkpoint ({type(error).__name__}: {error}). "
                         "Name ckpt_best_s3_qat.pt.") from error
     blocks = sum(name.endswith(".reparam.weight") for name in published)
-    tensors = {f"fx.{our_name(name)}": tensor for name, tensor in published.items()}
+    tensors = {f"fx.{key_from_published(name)}": tensor for name, tensor in published.items()}
     # Their clamp is one operator, ours ReLU and minimum: one more name for the grid that all of the output shares.
     shared, extra = (f"fx.activation_post_process_{blocks + offset}." for offset in (5, 6))
     tensors |= {name.replace(shared, extra): value for name, value in tensors.items() if name.startswith(shared)}

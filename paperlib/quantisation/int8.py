@@ -25,7 +25,7 @@ WEIGHT_EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Grid:
+class QParams:
     """An int8 grid: value = scale·(q − zero_point), q in −128..127."""
 
     scale: float
@@ -46,7 +46,7 @@ class Grid:
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, QMIN, QMAX)
 
 
-IMAGE_GRID = Grid(1.0, QMIN)
+IMAGE_GRID = QParams(1.0, QMIN)
 """8-bit pixels 0..255, exactly."""
 
 
@@ -55,19 +55,19 @@ class QuantisedGraph:
     """A graph with learnt float weights, the grid of every activation and the scale(s) of every kernel."""
 
     graph: Graph
-    grids: dict[str, Grid]
-    """Per node that owns a grid (see `grid_owners`)."""
+    grids: dict[str, QParams]
+    """Per node that owns a grid (see `qparam_owners`)."""
     weight_scales: dict[str, Tensor]
     """Per node with weights: (1,) per tensor or (O,) per output channel; float32."""
     quantiser: str
     """"paper" or "tflite"."""
 
-    def grid(self, name: str) -> Grid:
+    def grid(self, name: str) -> QParams:
         """The grid on which node `name`'s output lies."""
-        return self.grids[grid_owners(self.graph)[name]]
+        return self.grids[qparam_owners(self.graph)[name]]
 
 
-def grid_owners(graph: Graph) -> dict[str, str]:
+def qparam_owners(graph: Graph) -> dict[str, str]:
     """For every node, the node whose grid its output lies on.
 
     Operators that only move values (TFLite: CONCATENATION, DEPTH_TO_SPACE, …) share one grid with all their inputs; the
@@ -89,20 +89,20 @@ def grid_owners(graph: Graph) -> dict[str, str]:
     return {name: root(name) for name in owner}
 
 
-def runnable(qgraph: QuantisedGraph) -> QuantisedGraph:
+def with_representable_scales(qgraph: QuantisedGraph) -> QuantisedGraph:
     """The same with no step so small that a file could not hold or run it (source: XNNPACK's checks; int32 biases).
 
     XNNPACK wants input step × weight step / output step below 256 in a convolution, and an addend's step between 2^-10
     and 2^8 of the sum's; a bias must fit int32. Only a map that is zero nearly everywhere, of a network whose block has
     died, comes near that.
     """
-    owners, grids = grid_owners(qgraph.graph), dict(qgraph.grids)
+    owners, grids = qparam_owners(qgraph.graph), dict(qgraph.grids)
     fixed = {owners[qgraph.graph.nodes[0].name], owners[qgraph.graph.nodes[-1].name]}
 
     def at_least(name: str, scale: float) -> None:
         owner = owners[name]
         if owner not in fixed and grids[owner].scale < scale:
-            grids[owner] = Grid(scale, grids[owner].zero_point)
+            grids[owner] = QParams(scale, grids[owner].zero_point)
 
     for node in qgraph.graph.nodes:
         if node.op == "conv":
@@ -154,7 +154,7 @@ def quantised_weights(
     return weight, fake_quant_bias(node.bias, scale * qgraph.grid(node.inputs[0]).scale)
 
 
-def on_grid(qgraph: QuantisedGraph) -> Graph:
+def dequantised_graph(qgraph: QuantisedGraph) -> Graph:
     """The float graph with weights and biases as the INT8 file holds them; only the activations are not rounded.
 
     What a quantised student is in float. The latent weights of training are no network of their own: each lies within
@@ -164,7 +164,7 @@ def on_grid(qgraph: QuantisedGraph) -> Graph:
         {node.name: quantised_weights(qgraph, node) for node in qgraph.graph.nodes if node.weight is not None})
 
 
-def fake_prelu(x: Tensor, slopes: Tensor, slope_scale: float, before: Grid, after: Grid) -> Tensor:
+def fake_prelu(x: Tensor, slopes: Tensor, slope_scale: float, before: QParams, after: QParams) -> Tensor:
     """PReLU as TFLite's integer kernel rounds it, on values of the `before` grid; gradient of the float PReLU.
 
     Args:
@@ -189,7 +189,7 @@ def run_quantised(
             weights about a third of the output values differ by one step, with equal PSNR.
         observe: called with every node and its output on its grid; returns what is passed on.
     """
-    owners = grid_owners(qgraph.graph)
+    owners = qparam_owners(qgraph.graph)
 
     def after(node: Node, out: Tensor) -> Tensor:
         # a tensor that only moved is on its grid already

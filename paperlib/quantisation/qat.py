@@ -16,35 +16,29 @@ from paperlib.quantisation.equalisation import equalise
 from paperlib.quantisation.fx_qat import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
 from paperlib.quantisation.int8 import QuantisedGraph
 from paperlib.quantisation.rounding import round_to_data
-from paperlib.quantisation.skip import exact_skip, without_add
-from paperlib.quantisation.tflite_qat import TfliteQat, freeze_tflite, tflite_graph
+from paperlib.quantisation.skip import exact_skip, skip_input
+from paperlib.quantisation.tflite_qat import TfliteQat, tflite_graph
 from paperlib.settings import QuantSettings, StudentSettings
-from paperlib.student.graph import Graph, image_batch
-from paperlib.student.models import build_model, deployment_graph, fuse_model, load_weights, read_checkpoint
-
-RESIDUALS = ("add", "concat", "exact")
-"""How the residual sums of a network are computed under INT8."""
+from paperlib.student.graph import image_batch
+from paperlib.student.models import build_model, deployment_graph, fuse_model, load_weights, read_weights
 
 
 def prepare_qat(
-    fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor], residual: str = "add",
+    fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor],
 ) -> nn.Module:
     """A fused model under fake-quantisation, calibrated, ready for the ordinary `fit`; the input is not changed.
 
     Args:
         fused: student or baseline; folded first where it still has branches.
-        settings: which quantiser, and whether channels are equalised first (`tflite` only).
+        settings: which quantiser; `tflite` only: equalised channels, rounding to data, the form of the skip.
         images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
-        residual: "add" as published; `tflite` only: "concat" (`without_add`), "exact" (`exact_skip`).
 
     Raises:
-        ValueError: another `residual`, one that the network or the `paper` quantiser cannot have.
+        ValueError: skip "exact" for a network without the student's global skip.
 
     Returns:
         (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W), in training mode.
     """
-    if residual not in RESIDUALS or (residual != "add" and settings.quantiser == "paper"):
-        raise ValueError(f"residual={residual!r} does not go with quantiser {settings.quantiser!r}")
     fused = fuse_model(fused, clamp=True)
     if settings.quantiser == "paper":
         paper = PaperQat(fused)
@@ -53,33 +47,27 @@ def prepare_qat(
     graph = deployment_graph(fused)
     if settings.equalise:
         graph = equalise(graph, images)
-    peak = calibrate(graph, images)[graph["skip"].inputs[0]].high if residual == "exact" else 255.0
-    graph = _form(graph, residual, peak)
+    if settings.skip == "exact":
+        graph = exact_skip(graph, calibrate(graph, images)[skip_input(graph)].high)
     if settings.rounding == "data":
         graph = round_to_data(graph, images)
-    model = TfliteQat(fused, calibrate(graph, images), graph, _pixel_grids(residual))
-    model.residual = residual
+    model = TfliteQat(fused, calibrate(graph, images), graph, _pixel_grids(settings.skip))
+    model.skip = settings.skip
     return model.train()
 
 
-def _form(graph: Graph, residual: str, peak: float) -> Graph:
-    """The graph with its residual sums in another form."""
-    if residual == "exact":
-        return exact_skip(graph, peak)
-    return without_add(graph) if residual == "concat" else graph
-
-
-def _pixel_grids(residual: str) -> tuple[str, ...]:
+def _pixel_grids(skip: str) -> tuple[str, ...]:
     """Owners of grids, besides image and result, that hold pixels."""
-    return ("stem",) if residual == "exact" else ()
+    return ("stem",) if skip == "exact" else ()
 
 
 def freeze_observers(model: nn.Module) -> None:
-    """Freeze every activation grid of a model from `prepare_qat`, in place; training then only moves weights."""
+    """Freeze every activation grid of a model from `prepare_qat`, in place; training then only moves weights.
+
+    The `tflite` quantiser's grids are those of calibration and never move.
+    """
     if isinstance(model, PaperQat):
         freeze_paper(model)
-    else:
-        freeze_tflite(model)
 
 
 def quantised_graph(model: nn.Module) -> QuantisedGraph:
@@ -92,7 +80,7 @@ def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
     qgraph = quantised_graph(model)
     grids = {name: [grid.scale, grid.zero_point] for name, grid in sorted(qgraph.grids.items())}
     about = {"architecture": model.settings.model_dump(), "form": "qat", "clamp": True,
-             "quantiser": model.quantiser, "residual": model.residual, "grids": grids, **metadata}
+             "quantiser": model.quantiser, "skip": model.skip, "grids": grids, **metadata}
     # FX lets several names share one observer; safetensors wants each tensor for itself.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
@@ -106,16 +94,18 @@ def load_qat(path: str | Path) -> nn.Module:
     Raises:
         UserError: missing or damaged file, not a quantised checkpoint, or weights that do not fit.
     """
-    tensors, about = read_checkpoint(path)
+    tensors, about = read_weights(path)
     if about["form"] != "qat":
         raise UserError(f"{path} is in form {about['form']!r}, not quantised. Name a qat.safetensors of a run.")
     fused = build_model(StudentSettings.model_validate(about["architecture"]), "fused", clamp=True)
     if about["quantiser"] == "paper":
         model: nn.Module = PaperQat(fused)
     else:
-        graph = _form(deployment_graph(fused), about["residual"], peak=255.0)
-        model = TfliteQat(fused, {}, graph, _pixel_grids(about["residual"]))
-        model.residual = about["residual"]
+        graph = deployment_graph(fused)
+        if about["skip"] == "exact":
+            graph = exact_skip(graph, peak=255.0)  # the shapes; the weights are read below
+        model = TfliteQat(fused, {}, graph, _pixel_grids(about["skip"]))
+        model.skip = about["skip"]
     load_weights(model, tensors, path)
     return model.eval()
 

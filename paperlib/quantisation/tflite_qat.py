@@ -1,9 +1,7 @@
 """Quantiser `tflite`: fake-quantisation that is TFLite's INT8 arithmetic (paper section 4; rules of section 5).
 
 Weights: symmetric, −127..127, one scale per output channel from its largest weight. Activations: int8 per tensor, the
-range learnt as one step size per tensor (LSQ: Esser et al., ICLR 2020), started from calibration by least squares.
-Learning the steps measured no better than leaving them as calibrated (31.39 and 31.39, 31.45 and 31.45 dB on Set5 after
-400 steps): calibration does the work, learning follows the weights in long trainings. Biases: int32.
+range calibrated by least squares and then kept (learnt step sizes gave nothing: `tried.md`). Biases: int32.
 Image and result: 8-bit pixels. ADD has its own grid; what only moves values (PixelShuffle, concatenation) has none.
 """
 
@@ -14,76 +12,34 @@ from torch import Tensor, nn
 
 from paperlib.quantisation.int8 import (
     IMAGE_GRID,
-    QMAX,
-    QMIN,
-    Grid,
+    QParams,
     QuantisedGraph,
     channel_scales,
     fake_prelu,
     fake_quant_bias,
     fake_quant_weight,
-    grid_owners,
-    runnable,
+    qparam_owners,
+    with_representable_scales,
 )
 from paperlib.student.graph import SHARES_GRID, Graph, Node, run_graph
 from paperlib.student.models import deployment_graph
 
 
-class _LearntStep(torch.autograd.Function):
-    """Fake-quantisation with gradients for input and step: dy/ds = (y − x)/s inside the range, y/s outside."""
+class ActivationQParams(nn.Module):
+    """Scale and zero point of one activation, from calibration; gradients pass straight through inside the range."""
 
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        y, mask = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(
-            x, float(scale), int(zero_point), QMIN, QMAX)
-        ctx.save_for_backward(x, y, mask, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, y, mask, scale = ctx.saved_tensors
-        inside = gradient * mask
-        step = None
-        if ctx.needs_input_grad[1]:
-            # Esser's factor 1/√(n·Qmax) keeps the step's gradient at the size of a weight's.
-            factor = (x.numel() * QMAX) ** -0.5
-            step = ((gradient * y).sum() - (inside * x).sum()) / scale * factor
-        return inside, step, None
-
-
-class ActivationGrid(nn.Module):
-    """The grid of one activation: step size learnt as its logarithm, zero point fixed by calibration.
-
-    Args:
-        grid: start; fixed: never learn (image and result).
-    """
-
-    def __init__(self, grid: Grid, fixed: bool) -> None:
+    def __init__(self, qparams: QParams) -> None:
         super().__init__()
-        self.fixed = fixed
-        log_scale = torch.tensor(float(grid.scale)).log()
-        if fixed:
-            self.register_buffer("log_scale", log_scale)
-        else:
-            self.log_scale = nn.Parameter(log_scale)
-        self.register_buffer("zero_point", torch.tensor(grid.zero_point, dtype=torch.int32))
-        self.register_buffer("frozen", torch.tensor(fixed))
+        self.register_buffer("scale", torch.tensor(float(qparams.scale)))
+        self.register_buffer("zero_point", torch.tensor(qparams.zero_point, dtype=torch.int32))
 
     @property
-    def scale(self) -> Tensor:
-        """Step size, a scalar tensor; without gradient once frozen."""
-        return self.log_scale.detach().exp() if bool(self.frozen) else self.log_scale.exp()
-
-    @property
-    def grid(self) -> Grid:
-        """The grid as plain numbers."""
-        return Grid(float(self.scale.detach()), int(self.zero_point))
+    def qparams(self) -> QParams:
+        """Scale and zero point as plain numbers."""
+        return QParams(float(self.scale), int(self.zero_point))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale
-        if scale.requires_grad and torch.is_grad_enabled():
-            return _LearntStep.apply(x, scale, self.zero_point)
-        return self.grid.fake(x)
+        return self.qparams.fake(x)
 
 
 class Kernel(nn.Module):
@@ -112,17 +68,17 @@ class TfliteQat(nn.Module):
     quantiser = "tflite"
 
     def __init__(
-        self, fused: nn.Module, grids: Mapping[str, Grid], graph: Graph | None = None, pixels: Collection[str] = (),
+        self, fused: nn.Module, grids: Mapping[str, QParams], graph: Graph | None = None, pixels: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.settings, self.form, self.clamp, self.residual = fused.settings, "qat", True, "add"
+        self.settings, self.form, self.clamp, self.skip = fused.settings, "qat", True, "add"
         self.graph = graph or deployment_graph(fused)
-        self.owners = grid_owners(self.graph)
+        self.owners = qparam_owners(self.graph)
         image = {self.owners[self.graph.nodes[0].name], self.owners[self.graph.nodes[-1].name], *pixels}
         self.kernels = nn.ModuleDict(
             {_key(node.name): Kernel(node.weight, node.bias) for node in self.graph.nodes if node.weight is not None})
         self.grids = nn.ModuleDict(
-            {_key(name): ActivationGrid(IMAGE_GRID if name in image else grids.get(name, IMAGE_GRID), name in image)
+            {_key(name): ActivationQParams(IMAGE_GRID if name in image else grids.get(name, IMAGE_GRID))
              for name in sorted(set(self.owners.values()))})
         self.quantise_weights = self.quantise_activations = True
         """Switches that show what one half costs (drop decomposition)."""
@@ -142,7 +98,7 @@ class TfliteQat(nn.Module):
         weight = fake_quant_weight(kernel.weight, scale)
         if kernel.bias is None:
             return weight, None
-        step = scale * self.grids[_key(self.owners[node.inputs[0]])].scale.detach()
+        step = scale * self.grids[_key(self.owners[node.inputs[0]])].scale
         return weight, fake_quant_bias(kernel.bias, step)
 
     def _after(self, node: Node, out: Tensor) -> Tensor:
@@ -151,18 +107,12 @@ class TfliteQat(nn.Module):
         return self.grids[_key(self.owners[node.name])](out)
 
     def _prelu(self, node: Node, x: Tensor, slopes: Tensor) -> Tensor:
-        before, after = (self.grids[_key(self.owners[name])].grid for name in (node.inputs[0], node.name))
+        before, after = (self.grids[_key(self.owners[name])].qparams for name in (node.inputs[0], node.name))
         return fake_prelu(x, slopes, float(self.scales(node)), before, after)
 
     def forward(self, x: Tensor) -> Tensor:
         prelu = self._prelu if self.quantise_weights and self.quantise_activations else None
         return run_graph(self.graph, x, weights=self._weights, after=self._after, prelu=prelu)
-
-
-def freeze_tflite(model: TfliteQat) -> None:
-    """Stop learning the activation grids: from here on they stay as they are."""
-    for grid in model.grids.values():
-        grid.frozen.fill_(True)
 
 
 def tflite_graph(model: TfliteQat) -> QuantisedGraph:
@@ -174,5 +124,5 @@ def tflite_graph(model: TfliteQat) -> QuantisedGraph:
             bias = None if kernel.bias is None else kernel.bias.detach().clone()
             weights[node.name] = (kernel.weight.detach().clone(), bias)
             scales[node.name] = model.scales(node)
-    grids = {name: model.grids[_key(name)].grid for name in set(model.owners.values())}
-    return runnable(QuantisedGraph(model.graph.with_weights(weights), grids, scales, "tflite"))
+    grids = {name: model.grids[_key(name)].qparams for name in set(model.owners.values())}
+    return with_representable_scales(QuantisedGraph(model.graph.with_weights(weights), grids, scales, "tflite"))

@@ -74,7 +74,7 @@ def still(images: Sequence[Pair], upscalers: Mapping[str, Upscale]) -> Figure:
 
     Arguments and errors as `Explorer`.
     """
-    upscaled = Upscaled(images, upscalers)
+    upscaled = UpscaledCache(images, upscalers)
     name, pair = next(iter(upscaled.pairs.items()))
     figure = crops(pair.lr, {label: upscaled.result(name, label) for label in upscalers}, pair.hr)
     figure.set_figheight(3.1)
@@ -114,7 +114,7 @@ class Explorer(widgets.VBox):
     """
 
     def __init__(self, images: Sequence[Pair], upscalers: Mapping[str, Upscale]) -> None:
-        self._upscaled = Upscaled(images, upscalers)
+        self._upscaled = UpscaledCache(images, upscalers)
         labels, wide = list(upscalers), widgets.Layout(width="340px")
         named = {"layout": wide, "style": {"description_width": "92px"}}
         self.photograph = widgets.Dropdown(options=list(self._upscaled.pairs), description="photograph", **named)
@@ -211,7 +211,7 @@ ORIGINAL = "original"
 """Label of the HR photograph itself."""
 
 
-class Upscaled:
+class UpscaledCache:
     """Results by photograph and model, float32: 12 bytes a pixel for each that was asked for.
 
     Args:

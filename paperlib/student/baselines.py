@@ -54,7 +54,7 @@ class FSRCNN(nn.Module):
     is the same function at the same cost and the form INT8 devices run best (its three biases then stand nine times).
     """
 
-    def __init__(self, settings: StudentSettings, form: str = "training", clamp: bool = False) -> None:
+    def __init__(self, settings: StudentSettings, form: str = "expanded", clamp: bool = False) -> None:
         super().__init__()
         self.settings, self.form, self.clamp = settings, form, clamp
         widths = [(3, 56, 5), (56, 12, 1), (12, 12, 3), (12, 12, 3), (12, 12, 3), (12, 12, 3), (12, 56, 1)]
@@ -70,7 +70,7 @@ class FSRCNN(nn.Module):
         self.shuffle = nn.PixelShuffle(SCALE) if form == "fused" else nn.Identity()
         nn.init.normal_(self.head.weight, std=1e-3)
         nn.init.zeros_(self.head.bias)
-        if settings.init == "bilinear" and form == "training":
+        if settings.init == "bilinear" and form == "expanded":
             _pass_rgb_on(self.body)
             with torch.no_grad():
                 self.head.weight.zero_()[:3] = transposed_weight(bilinear_kernel())
@@ -86,7 +86,7 @@ class FSRCNN(nn.Module):
     def fused(self) -> "FSRCNN":
         """A copy in fused form."""
         twin = copy.deepcopy(self)
-        if self.form == "training":
+        if self.form == "expanded":
             twin.form, twin.shuffle = "fused", nn.PixelShuffle(SCALE)
             twin.head = nn.Conv2d(56, 3 * SCALE**2, 3, padding=1).to(self.head.weight.device)
             twin.head.weight.copy_(subpixel_weight(self.head.weight))

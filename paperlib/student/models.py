@@ -33,7 +33,7 @@ def deployment_graph(model: nn.Module) -> Graph:
     return Graph((Node("input", "input"), *nodes, shuffle, Node("output", "clamp", ("shuffle",))))
 
 
-def build_model(settings: StudentSettings, form: str = "training", clamp: bool = False) -> nn.Module:
+def build_model(settings: StudentSettings, form: str = "expanded", clamp: bool = False) -> nn.Module:
     """The network that the settings name, with fresh weights; ABPN's only form is "fused"."""
     if settings.arch in STUDENTS:
         return Student(settings, form, clamp)
@@ -60,9 +60,9 @@ def load_model(path: str | Path) -> nn.Module:
     Raises:
         UserError: missing or damaged file, a quantised checkpoint, or weights that do not fit.
     """
-    tensors, about = read_checkpoint(path)
+    tensors, about = read_weights(path)
     settings = StudentSettings.model_validate(about["architecture"])
-    if about["form"] not in ("training", "fused"):
+    if about["form"] not in ("expanded", "fused"):
         raise UserError(f"{path} is in form {about['form']!r}: quantised weights are read by `paperlib export`. "
                         "Name a student in training or fused form.")
     model = build_model(settings, about["form"], about["clamp"])
@@ -89,7 +89,7 @@ def save_student(student: nn.Module, path: str | Path, **metadata: Any) -> Path:
     return path
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a .safetensors checkpoint written by paperlib.
 
     Raises:
@@ -110,21 +110,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, json.loads(about)
 
 
-def load_student(path: str | Path) -> Student:
-    """A student from its checkpoint, in the form it was saved in, evaluation mode.
-
-    Raises:
-        UserError: missing or damaged file, or weights that do not fit the architecture named in it.
-    """
-    tensors, about = read_checkpoint(path)
-    settings = StudentSettings.model_validate(about["architecture"])
-    if settings.arch not in ("mobileone", "repconv", "repdw") or about["form"] not in ("training", "fused"):
-        raise UserError(f"{path} holds a {settings.arch} in form {about['form']!r}, not a student. Name another file.")
-    student = Student(settings, about["form"], about["clamp"])
-    load_weights(student, tensors, path)
-    return student.eval()
-
-
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
     """Load a state dict strictly; a mismatch is a `UserError` that names the first differing keys."""
     try:
@@ -135,7 +120,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path)
         raise UserError(f"{path} does not fit the architecture (differs at: {first}). Name a matching file.") from error
 
 
-def our_name(published: str) -> str:
+def key_from_published(published: str) -> str:
     """Our state-dict key for a key of the authors' checkpoints."""
     for old, new in (("conv_in.", "stem."), ("rep.", "body."), (".reparam.", ".conv."), ("conv_out.", "head.")):
         published = published.replace(old, new)
@@ -158,7 +143,7 @@ def read_published(path: str | Path) -> Student:
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
         raise UserError(f"{path} is not one of the authors' deploy checkpoints ({type(error).__name__}: {error}). "
                         "Name a *_deploy.pt file of theirs or a .safetensors of ours.") from error
-    renamed = {our_name(name): tensor for name, tensor in tensors.items()}
+    renamed = {key_from_published(name): tensor for name, tensor in tensors.items()}
     student = Student(settings, form="fused", clamp=True)
     load_weights(student, renamed, path)
     return student.eval()

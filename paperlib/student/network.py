@@ -1,6 +1,6 @@
 """The ×3 student: extract – refine – upsample, all in LR space (paper section 1).
 
-Input and output are RGB in 0..255. f0 = stem(x); f = body(f0) + f0; sr = PixelShuffle(head(f)). In the training form
+Input and output are RGB in 0..255. f0 = stem(x); f = body(f0) + f0; sr = PixelShuffle(head(f)). In the expanded form
 the body consists of re-parameterisable blocks; `fuse` gives the deployable form with 82,683 parameters.
 """
 
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from paperlib.settings import SCALE, StudentSettings
 from paperlib.student.blocks import FusedConv, FusedRepDW, RepConv, RepDW, collapsed_forward, fuse_block, mobileone
 from paperlib.student.graph import Node, _conv
-
-PUBLISHED_PARAMETERS = 82_683
 
 
 def _training_block(settings: StudentSettings) -> nn.Module:
@@ -46,12 +44,12 @@ class Student(nn.Module):
 
     Args:
         settings: architecture (`mobileone`, `repconv` or `repdw`) and its size.
-        form: "training" (branches and BN), "collapsed" (the same weights, BN statistics frozen, each block computed as
+        form: "expanded" (branches and BN), "collapsed" (the same weights, BN statistics frozen, each block computed as
             one convolution) or "fused" (plain convolutions).
         clamp: end with min(ReLU(y), 255); the paper clamps from QAT on, not in FP32 training.
     """
 
-    def __init__(self, settings: StudentSettings, form: str = "training", clamp: bool = False) -> None:
+    def __init__(self, settings: StudentSettings, form: str = "expanded", clamp: bool = False) -> None:
         super().__init__()
         self.settings, self.form, self.clamp = settings, form, clamp
         make = _fused_block if form == "fused" else _training_block
@@ -89,12 +87,12 @@ class Student(nn.Module):
 
 
 def with_form(student: Student, form: str) -> Student:
-    """A copy with the same training-form weights whose blocks run "training" or "collapsed".
+    """A copy with the same weights whose blocks run "expanded" or "collapsed".
 
     Raises:
         ValueError: the student is fused, or `form` is neither.
     """
-    if student.form == "fused" or form not in ("training", "collapsed"):
+    if student.form == "fused" or form not in ("expanded", "collapsed"):
         raise ValueError(f"cannot turn form {student.form!r} into {form!r}")
     twin = copy.deepcopy(student)
     twin.form = form

@@ -147,11 +147,11 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
         UserError: the disk is full, or another process is computing the same outputs.
     """
     key = outputs_key(source)
-    path = store.companion_path(key)
+    path = store.teacher_outputs_path(key)
     with file_lock(path.with_suffix(".lock")):
         if not path.is_file():
             _compute_outputs(store, source, path, progress)
-    return store.companion(key)
+    return store.teacher_outputs(key)
 
 
 def _compute_outputs(store: PixelStore, source: TeacherSource, path: Path, progress: Progress | None) -> None:

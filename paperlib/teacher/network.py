@@ -141,13 +141,6 @@ def start_bilinear(model: MambaIRv2Light) -> None:
     model.conv_after_body.weight.zero_()
 
 
-def set_routing_noise(model: nn.Module, on: bool) -> None:
-    """Draw classes with Gumbel noise also in evaluation, as the published code does (for comparison)."""
-    for module in model.modules():
-        if isinstance(module, ASSM):
-            module.noise = on
-
-
 def load_teacher(path: str | Path, expected_sha256: str | None = PUBLISHED_SHA256) -> MambaIRv2Light:
     """The published network with its weights, loaded strictly, evaluation mode.
 

@@ -15,9 +15,9 @@ import pandas as pd
 from paperlib.data.dataset import Data, calibration
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import measure
-from paperlib.evaluation.upscalers import StudentUpscaler
+from paperlib.evaluation.upscalers import TorchUpscaler
 from paperlib.export.convert import export_ptq, export_tflite
-from paperlib.export.tflite import TFLiteModel
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.profiles import STAGE3_LOSS
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
@@ -32,7 +32,7 @@ from paperlib.training.stages import recalibrated, stage1, stage3, stage3_target
 ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": ("C", "repdw"),
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
 """Table and row of each network."""
-PAPER_QUANTISER = {"quant.quantiser": "paper", "quant.residual": "add", "quant.equalise": False,
+PAPER_QUANTISER = {"quant.quantiser": "paper", "quant.skip": "add", "quant.equalise": False,
                    "quant.rounding": "nearest"}
 SWITCHES: dict[str, dict[str, Any]] = {
     "teacher_none": {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0},
@@ -46,9 +46,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "quantiser_paper": PAPER_QUANTISER,
     "quantiser_tflite": {"quant.quantiser": "tflite"},
     "equalise": {"quant.quantiser": "tflite", "quant.equalise": True},
-    "residual_exact": {"quant.quantiser": "tflite", "quant.residual": "exact"},
-    "residual_concat": {"quant.quantiser": "tflite", "quant.residual": "concat"},
-    "residual_add": {"quant.residual": "add"},
+    "skip_exact": {"quant.quantiser": "tflite", "quant.skip": "exact"},
+    "skip_add": {"quant.skip": "add"},
     "rounding_data": {"quant.quantiser": "tflite", "quant.rounding": "data"},
     "rounding_nearest": {"quant.rounding": "nearest"},
     "branches_qat": PAPER_QUANTISER,
@@ -90,25 +89,25 @@ def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
 
 def _int8_rows(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int) -> list[dict[str, Any]]:
     """Export a fake-quantised network as dynamic INT8 TFLite and measure the file."""
-    path = export_tflite(quantised_graph(model), run.checkpoint(name) / "dynamic_int8.tflite")
-    return measure(data, TFLiteModel(path), table, row, "int8", steps=steps)
+    path = export_tflite(quantised_graph(model), run.stage_folder(name) / "dynamic_int8.tflite")
+    return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
 
 
 def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
     # without a teacher, and with an ADD: the baselines have no other form of the skip
-    settings = _short(run.settings, seed, SWITCHES["teacher_none"] | {"student.arch": arch, "quant.residual": "add"})
+    settings = _short(run.settings, seed, SWITCHES["teacher_none"] | {"student.arch": arch, "quant.skip": "add"})
     name, (table, row) = f"ablation/{arch}-{seed}", ROWS[arch]
     stage1(run, data, f"{name}/stage1", settings)
     fused = fuse_model(recalibrated(run, data, f"{name}/stage1", settings), clamp=True)
     steps = settings.stage1.steps
-    rows = measure(data, StudentUpscaler(fused, arch), table, row, "fp32", steps=steps)
+    rows = measure(data, TorchUpscaler(fused, arch), table, row, "fp32", steps=steps)
     trained = stage3(run, data, fused, None, f"{name}/stage3", settings)
     return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps + settings.stage3.steps)
 
 
 def _on_branches(run: Run, data: Data, start: Any, targets: Targets | None, name: str,
                  settings: Settings) -> Any:
-    """Stage 3 on the branches of a student in training form, fused afterwards; a model for `quantised_graph`."""
+    """Stage 3 on the branches of a student in expanded form, fused afterwards; a model for `quantised_graph`."""
     model, stage = BranchQat(start), settings.stage3
     calibrate_paper(model, [image_batch(image) for image in calibration(data, settings)])
     events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
@@ -139,8 +138,8 @@ def _variant(run: Run, data: Data, switch: str, seed: int) -> list[dict[str, Any
     fused = fuse_model(start, clamp=True)
     if switch == "post_training":
         path = export_ptq(deployment_graph(fused), calibration(data, settings),
-                          run.checkpoint(name) / "dynamic_int8.tflite")
-        return measure(data, TFLiteModel(path), table, row, "int8", steps=steps)
+                          run.stage_folder(name) / "dynamic_int8.tflite")
+        return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
     targets = stage3_targets(run, data, settings) if settings.stage3.loss.kd > 0 else None
     if switch == "branches_qat":
         model = _on_branches(run, data, start, targets, name, settings)

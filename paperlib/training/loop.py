@@ -85,7 +85,7 @@ def recalibrate_bn(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     if batches:
         form, mode = getattr(twin, "form", None), model.training
         if form == "collapsed":
-            twin.form = "training"
+            twin.form = "expanded"
         with torch.no_grad():
             update_bn(batches, twin)
         if form is not None:

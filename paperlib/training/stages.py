@@ -64,7 +64,7 @@ def train(
     identity = {"seed": settings.seed, "data": data.store.key, "start": start, "sampling": settings.data.sampling,
                 "permute_colours": settings.data.permute_colours,
                 "student": settings_hash(settings.student), "teacher": targets.name if distils else "none"}
-    return fit(model, stage, draw, run.checkpoint(name), name=name, score=psnr_scorer(data.valid), teacher=compute,
+    return fit(model, stage, draw, run.stage_folder(name), name=name, score=psnr_scorer(data.valid), teacher=compute,
                events=events, identity=identity)
 
 
@@ -80,7 +80,7 @@ def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None
 def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", settings: Settings | None = None) -> Trained:
     """Stage 2: Charbonnier + DCT + distillation, from stage 1's best weights (paper sections 3 and 4)."""
     settings = settings or run.settings
-    path = run.checkpoint("stage1") / "student.safetensors"
+    path = run.stage_folder("stage1") / "student.safetensors"
     first = load_model(path)
     model = _in_form(first, data, settings, settings.stage2, "stage2")
     result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,
@@ -94,14 +94,14 @@ def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSetti
         return model
     if stage.form == "collapsed":
         model = recalibrate_bn(model, lr_batches(data, settings, f"{name}/statistics", stage))
-    return with_form(model, "collapsed" if stage.form == "collapsed" else "training")
+    return with_form(model, "collapsed" if stage.form == "collapsed" else "expanded")
 
 
 def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
     model = result.model
     if isinstance(model, Student) and model.form == "collapsed":
-        model = with_form(model, "training").eval()
-    path = save_student(model, run.checkpoint(name) / "student.safetensors", stage=name,
+        model = with_form(model, "expanded").eval()
+    path = save_student(model, run.stage_folder(name) / "student.safetensors", stage=name,
                         settings=settings_hash(settings), step=result.best_step)
     return Trained(model, path, result)
 
@@ -116,7 +116,7 @@ def recalibrated(run: Run, data: Data, name: str = "stage2", settings: Settings 
     if name == "stage2" and settings.quant.start:
         return _start(run, settings)
     stage = settings.stage1 if name.endswith("stage1") else settings.stage2
-    model = load_model(run.checkpoint(name) / "student.safetensors")
+    model = load_model(run.stage_folder(name) / "student.safetensors")
     if stage.form == "collapsed":
         return model
     return recalibrate_bn(model, lr_batches(data, settings, "recalibration", stage)).eval()
@@ -129,9 +129,9 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     The activation grids are learnt for the fraction `quant.observe_until` of the steps and then frozen.
     """
     settings = settings or run.settings
-    stage, folder = settings.stage3, run.checkpoint(name)
+    stage, folder = settings.stage3, run.stage_folder(name)
     start = save_student(fused, folder / "fused.safetensors", stage=name)
-    model = prepare_qat(fused, settings.quant, calibration(data, settings), residual=settings.quant.residual)
+    model = prepare_qat(fused, settings.quant, calibration(data, settings))
     events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
     result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
                    start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
@@ -161,7 +161,7 @@ def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Pat
     start_bilinear(model)
     result = train(run, data, "teacher", _TeacherIn255(model), stage, stream="teacher",
                    start=settings_hash(small))
-    path = run.checkpoint("teacher") / "teacher.pth"
+    path = run.stage_folder("teacher") / "teacher.pth"
     buffer = io.BytesIO()  # saved to a file, the file's temporary name would get into the bytes and the hash
     torch.save({"params": result.model.inner.state_dict()}, buffer)
     with atomic_path(path) as temporary:
@@ -185,7 +185,7 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
 def _start_path(run: Run, settings: Settings) -> Path:
     """The float student that stage 3 starts from: the file that the settings name, else this run's stage 2."""
     return Path(settings.quant.start).expanduser() if settings.quant.start else (
-        run.checkpoint("stage2") / "student.safetensors")
+        run.stage_folder("stage2") / "student.safetensors")
 
 
 def _start(run: Run, settings: Settings) -> nn.Module:

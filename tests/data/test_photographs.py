@@ -146,7 +146,7 @@ def test_store_refuses_a_full_disk(photographs, monkeypatch):
 
 def test_patches_are_aligned_with_hr_and_teacher(photographs):
     store = open_store(folders(photographs))
-    outputs = FlatImages(store.companion_path("t"), [store.hr(index).shape[:2] for index in range(3)], mode="r+")
+    outputs = FlatImages(store.teacher_outputs_path("t"), [store.hr(index).shape[:2] for index in range(3)], mode="r+")
     for index in range(3):
         outputs[index][:] = 255 - store.hr(index)
     patches = TrainSet(store, folders(photographs), 1, "stage1", 12)
@@ -165,7 +165,7 @@ def test_colours_change_places_alike_in_everything_and_nothing_else_changes(phot
     store = open_store(folders(photographs))
     plain = TrainSet(store, folders(photographs), 1, "s", 12)
     mixed = TrainSet(store, folders(photographs, permute_colours=True), 1, "s", 12)
-    outputs = FlatImages(store.companion_path("t"), [store.hr(index).shape[:2] for index in range(3)], mode="r+")
+    outputs = FlatImages(store.teacher_outputs_path("t"), [store.hr(index).shape[:2] for index in range(3)], mode="r+")
     for index in range(3):
         outputs[index][:] = 255 - store.hr(index)
     seen = set()

@@ -14,7 +14,7 @@ from paperlib.data.photographs import Pair, make_pair, read_pairs
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, scores
 from paperlib.evaluation.scoring import evaluate, score_lines, score_pairs
-from paperlib.evaluation.upscalers import StudentUpscaler, load_upscaler
+from paperlib.evaluation.upscalers import TorchUpscaler, load_upscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import save_student
@@ -114,7 +114,7 @@ def test_a_network_is_scored_on_its_clipped_float_output():
     with torch.no_grad():
         student.head.bias.add_(torch.linspace(-300, 300, 27))
     lr = coffee()[:21, :30]
-    sr = StudentUpscaler(student, "student")(lr)
+    sr = TorchUpscaler(student, "student")(lr)
     with torch.no_grad():
         wanted = student(torch.from_numpy(lr).permute(2, 0, 1)[None].float())[0].permute(1, 2, 0).numpy()
     assert wanted.min() < 0
@@ -125,14 +125,14 @@ def test_a_network_is_scored_on_its_clipped_float_output():
 
 def test_checkpoints_of_every_form_load_as_what_they_are(tmp_path):
     student, lr = Student(SMALL).eval(), coffee()[:24, :30]
-    wanted = StudentUpscaler(fuse(student), "fused")(lr)
+    wanted = TorchUpscaler(fuse(student), "fused")(lr)
     for model in (student, fuse(student)):
         upscaler = load_upscaler(save_student(model, tmp_path / f"{model.form}.safetensors", stage="stage1"))
         np.testing.assert_allclose(upscaler(lr), wanted, atol=2e-3)
         assert upscaler.about["checkpoint"]["stage"] == "stage1"
     qat = prepare_qat(fuse(student), QuantSettings(quantiser="tflite"), [lr])
     upscaler = load_upscaler(save_qat(qat, tmp_path / "qat.safetensors"))
-    np.testing.assert_array_equal(upscaler(lr), StudentUpscaler(qat, "qat")(lr))
+    np.testing.assert_array_equal(upscaler(lr), TorchUpscaler(qat, "qat")(lr))
     assert 0 < np.abs(upscaler(lr) - wanted).max() < 30
 
 

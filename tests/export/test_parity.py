@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from networks import deployed
 
 from paperlib.export.convert import export_tflite
-from paperlib.export.tflite import TFLiteModel, inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.quantisation.int8 import run_quantised
 from paperlib.quantisation.qat import freeze_observers, prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings
@@ -31,23 +31,24 @@ def pictures(height: int, width: int, seed: int) -> list[np.ndarray]:
           suppress_health_check=list(HealthCheck))
 @given(arch=NETWORKS, quantiser=st.sampled_from(["paper", "tflite"]), channels=st.integers(4, 9),
        blocks=st.integers(1, 3), height=st.integers(1, 17), width=st.integers(1, 17), seed=st.integers(0, 99),
-       xnnpack=st.booleans(), residual=st.sampled_from(["add", "concat", "exact"]))
+       xnnpack=st.booleans(), skip=st.sampled_from(["add", "exact"]))
 def test_tflite_equals_fake_quant(
-    tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack, residual,
+    tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack, skip,
 ):
     torch.manual_seed(seed)
-    if quantiser == "paper" or arch == "fsrcnn" or (residual == "exact" and arch not in ("mobileone", "repconv")):
-        residual = "add"
+    if quantiser == "paper" or arch not in ("mobileone", "repconv"):
+        skip = "add"
     xnnpack = xnnpack or arch == "fsrcnn"  # 15 roundings deep; built-in kernels round twice, so steps add up
-    model = prepare_qat(deployed(arch, blocks, channels), QuantSettings(quantiser=quantiser, equalise=seed % 2 == 0),
-                        pictures(12, 12, seed + 1)[:2], residual)
+    model = prepare_qat(deployed(arch, blocks, channels), QuantSettings(
+        quantiser=quantiser, equalise=quantiser == "tflite" and seed % 2 == 0, skip=skip),
+        pictures(12, 12, seed + 1)[:2])
     model(torch.rand(2, 3, 9, 9) * 255)  # one more training-mode batch: observers and steps are live
     freeze_observers(model)
     model.eval()
     qgraph = quantised_graph(model)
     path = export_tflite(qgraph, tmp_path_factory.mktemp("parity") / "net.tflite")
     assert inspect_tflite(path, 8, 8)["float_tensors"] == []
-    file = TFLiteModel(path, threads=1, xnnpack=xnnpack)
+    file = TFLiteUpscaler(path, threads=1, xnnpack=xnnpack)
     step = qgraph.grid("output").scale
     for reference, share in ((lambda x: run_quantised(qgraph, x), 0.99), (model, 0.99)):
         distances = []
@@ -68,7 +69,7 @@ def test_dead_channels_and_saturated_output(tmp_path, quantiser):
         fused.body[0].conv.bias[1] = -1e6
         fused.head.weight.mul_(8)
     qgraph = quantised_graph(prepare_qat(fused, QuantSettings(quantiser=quantiser), pictures(8, 8, 0)[:1]).eval())
-    file = TFLiteModel(export_tflite(qgraph, tmp_path / "net.tflite"), threads=1)
+    file = TFLiteUpscaler(export_tflite(qgraph, tmp_path / "net.tflite"), threads=1)
     for picture in pictures(5, 6, 3):
         expected = run_quantised(qgraph, image_batch(picture))[0].permute(1, 2, 0).numpy()
         distance = np.abs(file(picture) - expected) / qgraph.grid("output").scale
@@ -89,7 +90,7 @@ def test_a_dead_block_can_be_exported_and_run(tmp_path, quantiser, arch, factor,
     qgraph = quantised_graph(prepare_qat(fused, QuantSettings(quantiser=quantiser), images).eval())
     path = export_tflite(qgraph, tmp_path / "net.tflite")
     for xnnpack in (True, False):
-        file = TFLiteModel(path, threads=1, xnnpack=xnnpack)
+        file = TFLiteUpscaler(path, threads=1, xnnpack=xnnpack)
         for picture in images:
             expected = run_quantised(qgraph, image_batch(picture))[0].permute(1, 2, 0).numpy()
             distance = np.abs(file(picture) - expected) / qgraph.grid("output").scale

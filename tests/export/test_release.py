@@ -80,9 +80,9 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     run = open_run("benchmark", tmp_path / "run")
     with pytest.raises(UserError, match="no record of 06_tflite_eval"):
         ship_pretrained(run, tmp_path / "box")
-    int8 = run.checkpoint("export") / "student_dynamic_int8.tflite"
+    int8 = run.stage_folder("export") / "student_dynamic_int8.tflite"
     shutil.copyfile(pretrained(), int8)
-    shutil.copyfile(pretrained("pretrained-float"), run.checkpoint("stage3") / "fused.safetensors")
+    shutil.copyfile(pretrained("pretrained-float"), run.stage_folder("stage3") / "fused.safetensors")
     rows = [measured_row("export", "tflite_dynamic", "int8", metric, value, "Set5")
             for metric, value in (("psnr", 31.4), ("psnr_y", 33.4), ("ssim", 0.9))]
     run.record("06_tflite_eval", rows, inputs={"dynamic": int8})

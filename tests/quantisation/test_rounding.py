@@ -68,9 +68,9 @@ def test_a_network_rounded_to_a_photograph_stays_closer_to_itself(arch):
 
 def test_the_quantiser_starts_from_it():
     fused = deployed("mobileone")
-    settings = {"quantiser": "tflite", "residual": "exact"}
-    start = prepare_qat(fused, QuantSettings(**settings, rounding="data"), [IMAGE], residual="exact")
-    plain = prepare_qat(fused, QuantSettings(**settings), [IMAGE], residual="exact")
+    settings = {"quantiser": "tflite", "skip": "exact"}
+    start = prepare_qat(fused, QuantSettings(**settings, rounding="data"), [IMAGE])
+    plain = prepare_qat(fused, QuantSettings(**settings), [IMAGE])
     head = quantised_graph(start).graph["head"].weight
     assert not np.allclose(head, quantised_graph(plain).graph["head"].weight)
     torch.testing.assert_close(fake_quant_weight(head, channel_scales(head)), head, rtol=0, atol=1e-6)

@@ -18,7 +18,7 @@ from paperlib.data.dataset import open_data
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, file_lock, remove_stale
 from paperlib.run import Run, open_run
-from paperlib.student.models import read_checkpoint, save_student
+from paperlib.student.models import read_weights, save_student
 from paperlib.student.network import Student, fuse
 from paperlib.teacher.distillation import Targets
 from paperlib.training.stages import recalibrated, stage1, stage2, stage3, stage3_targets
@@ -37,13 +37,13 @@ def first(run: Run) -> None:
 
 
 def second(run: Run) -> None:
-    save_student(student(run), run.checkpoint("stage1") / "student.safetensors")
+    save_student(student(run), run.stage_folder("stage1") / "student.safetensors")
     targets = Targets("nearest", compute=lambda lr: torch.nn.functional.interpolate(lr / 255, scale_factor=3))
     stage2(run, open_data(run.settings.data), targets)
 
 
 def third(run: Run) -> None:
-    save_student(fuse(student(run)), run.checkpoint("stage2") / "student.safetensors")
+    save_student(fuse(student(run)), run.stage_folder("stage2") / "student.safetensors")
     data = open_data(run.settings.data)
     stage3(run, data, recalibrated(run, data), stage3_targets(run, data))
 
@@ -84,7 +84,7 @@ def child(work: Callable[[Run], None], folder: Path, changes: dict, after: float
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     (path,) = [path for path in folder.glob("checkpoints/*/*.safetensors")
                if path.name in ("student.safetensors", "qat.safetensors") and (path.parent / "history.csv").is_file()]
-    return read_checkpoint(path)[0]
+    return read_weights(path)[0]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -116,7 +116,7 @@ def test_twenty_kills_change_nothing(name, tmp_path):
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path):
     run = open_run("smoke", tmp_path, TINY)
-    lock, message = run.checkpoint("stage1") / "lock", f"in use by process {os.getpid()}"
+    lock, message = run.stage_folder("stage1") / "lock", f"in use by process {os.getpid()}"
     with file_lock(lock), pytest.raises(UserError, match=message):
         first(run)
 
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_nothing_that_was_done(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"No space left on device.*Free some space"):
         first(run)
     monkeypatch.undo()
-    (state, _) = sorted(run.checkpoint("stage1").glob("state-*"), reverse=True)
+    (state, _) = sorted(run.stage_folder("stage1").glob("state-*"), reverse=True)
     assert state.name.startswith("state-000010")
     first(run)
     whole = open_run("smoke", tmp_path / "whole", TINY)
@@ -157,7 +157,7 @@ def test_a_damaged_last_state_costs_one_step_and_no_more(tmp_path):
     run, whole = (open_run("smoke", tmp_path / name, TINY) for name in ("cut", "whole"))
     first(whole)
     first(run)
-    newest = max(run.checkpoint("stage1").glob("state-*"))
+    newest = max(run.stage_folder("stage1").glob("state-*"))
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="going back to the state before it"):
         first(run)

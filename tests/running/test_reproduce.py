@@ -190,7 +190,7 @@ def test_outputs_do_not_change_a_notebooks_hash(folder):
 
 def test_edited_records_and_lost_weights_make_a_notebook_due(tmp_path):
     results = open_run("smoke", tmp_path)
-    weights = results.checkpoint("stage1") / "student.safetensors"
+    weights = results.stage_folder("stage1") / "student.safetensors"
     weights.write_bytes(b"weights")
     record = results.record("02_stage1", [], inputs={"stage1": weights, "pixels": "abc"})
     state = {"02_stage1": {"fingerprint": "f", "record": reproduce.sha256_file(record)}}

@@ -30,7 +30,7 @@ def test_fused_fsrcnn_equals_training_form():
     x = torch.rand(1, 3, 6, 8) * 255
     fused = fuse_model(model, clamp=True)
     assert fused.form == "fused"
-    assert model.form == "training"
+    assert model.form == "expanded"
     torch.testing.assert_close(fused(x), model(x).clamp(0, 255), rtol=1e-4, atol=1e-3)
 
 

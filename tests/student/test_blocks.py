@@ -1,4 +1,4 @@
-"""Folding is arithmetic: every block's fused and collapsed form computes what its training form computes."""
+"""Folding is arithmetic: every block's fused and collapsed form computes what its expanded form computes."""
 
 import copy
 

@@ -5,7 +5,7 @@ import torch
 from networks import ARCHS, deployed
 
 from paperlib.quantisation.equalisation import channel_factors, equalise, rescale, scale_groups
-from paperlib.quantisation.skip import exact_skip, without_add
+from paperlib.quantisation.skip import exact_skip
 from paperlib.settings import StudentSettings
 from paperlib.student.graph import macs_per_lr_pixel, parameters, run_graph
 from paperlib.student.models import build_model, deployment_graph, fuse_model
@@ -52,16 +52,6 @@ def test_with_weights_is_strict():
     assert graph["stem"] is stem
 
 
-@pytest.mark.parametrize("arch", ["mobileone", "repdw", "abpn"])
-def test_graph_without_add_is_the_same_function(arch):
-    graph = deployment_graph(deployed(arch))
-    other = without_add(graph)
-    assert "add" in {node.op for node in graph.nodes}
-    assert "add" not in {node.op for node in other.nodes}
-    x = torch.rand(1, 3, 6, 5) * 255
-    torch.testing.assert_close(run_graph(other, x), run_graph(graph, x), rtol=1e-5, atol=1e-3)
-
-
 @pytest.mark.parametrize("peak", [40.0, 900.0])
 def test_exact_skip_is_the_same_function_up_to_the_border(peak):
     graph = deployment_graph(deployed("mobileone"))
@@ -90,11 +80,6 @@ def test_exact_skip_is_for_the_student():
     for arch in ("abpn", "repdw"):
         with pytest.raises(ValueError, match="global skip"):
             exact_skip(deployment_graph(deployed(arch)), 100.0)
-
-
-def test_cost_of_the_concatenated_skip():
-    graph = deployment_graph(deployed("mobileone", channels=8))
-    assert macs_per_lr_pixel(without_add(graph)) - macs_per_lr_pixel(graph) == 8 * 27 * 9
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -158,7 +158,7 @@ def test_stopped_computation_continues_where_it_was(store, source, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         teacher_outputs(store, source, stop)
-    assert not store.companion_path(outputs_key(source)).exists()
+    assert not store.teacher_outputs_path(outputs_key(source)).exists()
     outputs = teacher_outputs(store, source)
     assert len(calls) == len(store) == 3
     teacher_outputs(store, source)
@@ -173,7 +173,7 @@ def test_other_weights_have_another_key(source):
 
 
 def test_full_disk_and_second_process_are_said_in_a_sentence(store, source, monkeypatch):
-    lock = store.companion_path(outputs_key(source)).with_suffix(".lock")
+    lock = store.teacher_outputs_path(outputs_key(source)).with_suffix(".lock")
     with file_lock(lock), pytest.raises(UserError, match="in use by process"):
         teacher_outputs(store, source)
     usage = distillation.shutil.disk_usage(store.folder)._replace(free=1000)

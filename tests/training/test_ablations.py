@@ -24,11 +24,11 @@ from paperlib.training.ablations import SWITCHES, stage3_variants
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "stage3.loss.kd": 0, "stage3.loss.kd_mid": None,
         "stage3.loss.kd_low": 0, "stage3.patch": 8, "stage2.patch": 8}
-NEW = ("branches_qat", "bn_recalibration_off", "post_training", "residual_exact", "residual_concat")
+NEW = ("branches_qat", "bn_recalibration_off", "post_training", "skip_exact")
 
 
 def with_statistics(settings: StudentSettings) -> nn.Module:
-    """A small student in training form whose BatchNorms are not the identity and whose output is a picture."""
+    """A small student in expanded form whose BatchNorms are not the identity and whose output is a picture."""
     torch.manual_seed(0)
     model = build_model(settings)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def with_statistics(settings: StudentSettings) -> nn.Module:
 
 def open_after_stage2(folder, switches, **more):
     run = open_run("smoke", folder, TINY | {"ablation.switches": switches} | more)
-    save_student(with_statistics(run.settings.student), run.checkpoint("stage2") / "student.safetensors")
+    save_student(with_statistics(run.settings.student), run.stage_folder("stage2") / "student.safetensors")
     return run, open_data(run.settings.data)
 
 
@@ -51,15 +51,14 @@ def test_every_new_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     rows = stage3_variants(run, data)
     psnr = {row["row"]: row for row in rows if row["metric"] == "psnr" and row["dataset"] == "validation"}
     assert list(psnr) == ["qat_teacher", "qat_direct", *NEW]
-    assert psnr["post_training"]["steps"] + 2 == psnr["residual_exact"]["steps"]  # two steps of stage 3
+    assert psnr["post_training"]["steps"] + 2 == psnr["skip_exact"]["steps"]  # two steps of stage 3
     counts = {}
     for name in NEW:
-        (path,) = run.checkpoint("ablation").glob(f"{name}-*/stage3/dynamic_int8.tflite")
+        (path,) = run.stage_folder("ablation").glob(f"{name}-*/stage3/dynamic_int8.tflite")
         inside = inspect_tflite(path, 8, 8)
         assert inside["float_tensors"] == [], name
         counts[name] = inside["counts"]
-    assert "ADD" not in counts["residual_exact"]
-    assert "ADD" not in counts["residual_concat"]
+    assert "ADD" not in counts["skip_exact"]
     assert counts["branches_qat"]["CONV_2D"] == 3  # stem, one fused block, head
     assert len({row["value"] for row in psnr.values()}) > 3
 

@@ -90,10 +90,10 @@ def test_a_stopped_distributed_training_continues(tmp_path):
 
 
 def test_branches_with_batch_statistics_train_on_two_processes(tmp_path):
-    done = torchrun(tmp_path / "two", "training")
+    done = torchrun(tmp_path / "two", "expanded")
     assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "two" / "rank0.json").read_text())
-    alone = [row["loss"] for row in train(tmp_path / "one", "training").history]
+    alone = [row["loss"] for row in train(tmp_path / "one", "expanded").history]
     # each process normalises by the statistics of its own half
     assert together["losses"] == pytest.approx(alone, rel=0.1)
 

@@ -84,7 +84,7 @@ def test_recalibration_gives_the_batches_statistics():
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
-@pytest.mark.parametrize("form", ["training", "collapsed"])
+@pytest.mark.parametrize("form", ["expanded", "collapsed"])
 def test_training_improves_and_leaves_its_start_alone(tmp_path, form):
     start = with_form(Student(SMALL), form)
     before = copy.deepcopy(start.state_dict())
@@ -172,7 +172,7 @@ RUN = """
 """
 
 
-@pytest.mark.parametrize("form", ["training", "collapsed"])
+@pytest.mark.parametrize("form", ["expanded", "collapsed"])
 def test_killed_training_ends_with_the_same_bits(tmp_path, form):
     # killed before the first state, between two, right after one, and at the last step
     plan = [("whole", -1)] + [("killed", stop) for stop in (1, 4, 6, 11, -1)]

@@ -36,9 +36,9 @@ def test_settings_of_later_steps_do_not_undo_finished_trainings(tmp_path, monkey
 
 def test_another_stage_1_is_another_start(tmp_path):
     run, data = run_of(tmp_path)
-    save_student(Student(run.settings.student), run.checkpoint("stage1") / "student.safetensors")
+    save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
     stage2(run, data, Targets("none"))
-    save_student(Student(run.settings.student), run.checkpoint("stage1") / "student.safetensors")
+    save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
     with pytest.raises(UserError, match="start: "):
         stage2(run, data, Targets("none"))
 
