@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from paperlib import __version__
 from paperlib.errors import UserError
-from paperlib.profiles import PROFILES
+from paperlib.profiles import PROFILES, parse_assignments
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
           ".tflite file")
@@ -38,24 +38,6 @@ def _count(text: str) -> int:
 
 
 _count.__name__ = "whole number from 1 up"  # argparse: "invalid whole number from 1 up value: '0'"
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`--set` arguments as overrides: "stage1.steps=500" → {"stage1.steps": 500}; values are JSON, else plain text.
-
-    Raises:
-        UserError: an argument without "=".
-    """
-    overrides: dict[str, Any] = {}
-    for assignment in assignments:
-        field, equals, text = assignment.partition("=")
-        if not equals or not field:
-            raise UserError(f"--set {assignment}: expected field=value, for instance --set stage1.steps=500.")
-        try:
-            overrides[field] = json.loads(text)
-        except json.JSONDecodeError:
-            overrides[field] = text
-    return overrides
 
 
 def _writable(folder: Path) -> None:
@@ -293,6 +275,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("PAPERLIB_DEBUG") == "1":
             raise
         print(f"paperlib: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if os.environ.get("PAPERLIB_DEBUG") == "1" or (error.name or "paperlib").startswith("paperlib"):
+            raise
+        print(f"paperlib: this needs the Python package {error.name}, which the light installation leaves out. Install "
+              f"the whole kit, in a clone: pip install '.[kit]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\npaperlib: interrupted; what was finished is kept.", file=sys.stderr)

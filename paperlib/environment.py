@@ -9,13 +9,13 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from paperlib import __version__
 from paperlib.errors import UserError
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's malloc.h
@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-PACKAGES = ("paperlib", "torch", "torchvision", "tensorflow", "ai-edge-litert", "timm", "numpy", "accelerate",
+PACKAGES = ("torch", "torchvision", "tensorflow", "ai-edge-litert", "timm", "numpy", "accelerate",
             "mamba-ssm", "scikit-image")
 
 
@@ -62,16 +62,22 @@ def _commit() -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, device and threads of this process; a package that is not installed has version None."""
-    versions = {"python": platform.python_version()}
+    """Commit, versions, device and threads of this process; a package that is not installed has version None.
+
+    torch is asked for its device and threads where it is in use, and not loaded for it.
+    """
+    torch = sys.modules.get("torch")
+    versions: dict[str, str | None] = {"python": platform.python_version(), "paperlib": __version__}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return _commit() | {"versions": versions, "device": device, "cuda": torch.cuda.is_available(),
-                        "threads": torch.get_num_threads(), "platform": platform.platform()}
+    cuda = bool(torch and torch.cuda.is_available())
+    device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    return _commit() | {"versions": versions, "device": device, "cuda": cuda,
+                        "threads": torch.get_num_threads() if torch else os.cpu_count(),
+                        "platform": platform.platform()}
 
 
 def cache_dir() -> Path:

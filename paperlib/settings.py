@@ -250,23 +250,6 @@ def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
     branch[last] = value
 
 
-def parse_overrides(overrides: str | dict[str, Any] | None) -> dict[str, Any]:
-    """Overrides as a dict of dotted fields, from a dict or a JSON object in a string.
-
-    Raises:
-        UserError: the string is not a JSON object.
-    """
-    if isinstance(overrides, dict) or not overrides:
-        return dict(overrides or {})
-    try:
-        value = json.loads(overrides)
-    except json.JSONDecodeError as error:
-        raise UserError(f"overrides is not JSON ({error}). Write for instance {{\"stage1.steps\": 500}}.") from error
-    if not isinstance(value, dict):
-        raise UserError("overrides must be a JSON object, for instance {\"stage1.steps\": 500}.")
-    return value
-
-
 def override(settings: Settings, changes: dict[str, Any]) -> Settings:
     """Settings with single fields changed, validated as a whole.
 

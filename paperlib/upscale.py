@@ -16,32 +16,15 @@ from PIL import Image
 from paperlib.data.images import Picture, check_writable, find_images, read_picture, write_picture
 from paperlib.data.tiles import run_tiled
 from paperlib.errors import UserError
-from paperlib.evaluation.upscalers import Bicubic, TorchUpscaler, Upscaler
-from paperlib.export.tflite import TFLiteUpscaler, tflite_radius
+from paperlib.evaluation.upscalers import Upscaler
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import Progress
 from paperlib.settings import SCALE
-from paperlib.student.models import build_model, deployment_graph
 
 MARK = "_x3"
 """Added to a file's name, so that a result never replaces its input."""
 TILE_INT8, TILE_FLOAT = 640, 384
 """Largest tile, LR pixels a side: about the speed of the whole picture (a tenth more work) in bounded memory."""
-
-
-def receptive_radius(upscaler: Upscaler) -> int | None:
-    """How many LR pixels away a pixel can still change the result; None where that is unknown or unbounded.
-
-    The sum of k//2 over all k×k convolutions, which is exact for a chain and never too small.
-    """
-    if isinstance(upscaler, Bicubic):
-        return 3
-    if isinstance(upscaler, TFLiteUpscaler):
-        return tflite_radius(upscaler.path)
-    settings = getattr(upscaler.model, "settings", None) if isinstance(upscaler, TorchUpscaler) else None
-    if settings is None:
-        return None
-    nodes = deployment_graph(build_model(settings, "fused")).nodes
-    return sum(node.weight.shape[-1] // 2 for node in nodes if node.op == "conv")
 
 
 def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
@@ -75,7 +58,7 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
     Returns:
         uint8 (3h, 3w, 3).
     """
-    run, radius = byte_runner(upscaler), receptive_radius(upscaler)
+    run, radius = byte_runner(upscaler), upscaler.radius
     if radius is None:
         return run(lr)
     fixed = getattr(upscaler, "fixed", None)

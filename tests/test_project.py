@@ -19,7 +19,7 @@ def test_environment_yml_installs_this_project_with_its_extras():
     text = (ROOT / "environment.yml").read_text()
     assert f"- python{PROJECT['requires-python']}" in text
     (extras,) = re.findall(r"- --editable \.\[(.+)\]", text)
-    assert set(extras.split(",")) == {"dev", "npu"} <= set(PROJECT["optional-dependencies"])
+    assert set(extras.split(",")) == {"kit", "dev", "npu"} <= set(PROJECT["optional-dependencies"])
     assert f"'.[{extras}]'" in (ROOT / "Makefile").read_text()
 
 
@@ -35,10 +35,10 @@ def test_the_cards_packages_are_declared():
 def test_every_runtime_dependency_is_imported_or_is_a_tool():
     sources = "\n".join(path.read_text() for path in [*ROOT.glob("paperlib/**/*.py"), *ROOT.glob("notebooks/*.ipynb")])
     modules = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn",
-               "ai-edge-litert": "ai_edge_litert", "ipython": "IPython"}
+               "ai-edge-litert": "ai_edge_litert", "ipython": "IPython", "lazy-loader": "lazy_loader"}
     # `make lab`; timm imports torchvision; scikit-learn gives photographs, read from its wheel
     tools = {"jupyterlab", "torchvision", "scikit-learn"}
-    for requirement in PROJECT["dependencies"]:
+    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["kit"]:
         name = re.match(r"[\w-]+", requirement)[0]
         if name not in tools:
             assert re.search(rf"(import|from) {modules.get(name, name)}\b", sources), f"{name} is never imported"
@@ -55,3 +55,14 @@ def test_top_level_is_the_designs():
 def test_modules_stay_small():
     for path in ROOT.glob("paperlib/**/*.py"):
         assert len(path.read_text().splitlines()) <= 300, f"{path.name} is more than one concept"
+
+
+def test_nobody_is_sent_to_somebody_elses_package():
+    """On package indexes `paperlib` is another project: our words say `.` in a clone, or our own name."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    wrong = re.compile(r"pip install [^\n]*['\" ]paperlib(\[|['\"\s]|$)")
+    for name in listed.stdout.splitlines():
+        kinds = (".py", ".md", ".ipynb", ".toml", ".yml", ".html", "Makefile")
+        if not name.startswith("tests") and name.endswith(kinds):
+            assert not wrong.search((ROOT / name).read_text(encoding="utf-8")), name
+    assert PROJECT["name"] != "paperlib"

@@ -10,13 +10,14 @@ from skimage.data import chelsea, coffee
 
 from paperlib.data.images import Picture
 from paperlib.data.tiles import run_tiled
-from paperlib.evaluation.upscalers import TorchUpscaler, Upscaler, load_upscaler
+from paperlib.evaluation.networks import TorchUpscaler
+from paperlib.evaluation.upscalers import Upscaler, load_upscaler
 from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.network import Student, fuse
-from paperlib.upscale import byte_runner, find_inputs, receptive_radius, upscale_files, upscale_picture, upscale_pixels
+from paperlib.upscale import byte_runner, find_inputs, upscale_files, upscale_picture, upscale_pixels
 
 BICUBIC = load_upscaler("bicubic")
 
@@ -44,7 +45,7 @@ def save(image: np.ndarray, path: Path, **options) -> Path:
 @pytest.mark.parametrize("arch", ["mobileone", "repdw"])
 def test_reach_is_how_far_a_pixel_is_felt(arch):
     student = some_student(arch, blocks=3)
-    radius = receptive_radius(TorchUpscaler(student, arch))
+    radius = TorchUpscaler(student, arch).radius
     assert radius == 1 + 3 + 1
     x = torch.rand(1, 3, 25, 25, requires_grad=True)
     student(x * 255)[..., 36:39, 36:39].sum().backward()
@@ -57,13 +58,13 @@ def test_reach_is_how_far_a_pixel_is_felt(arch):
 
 def test_published_files_reach_ten_pixels(assets):
     for name in ("ckpt_best_s2_deploy.pt", "model.tflite", "model_none.tflite"):
-        assert receptive_radius(load_upscaler(assets / "aio_mai" / name)) == 10
+        assert load_upscaler(assets / "aio_mai" / name).radius == 10
 
 
 def test_tiles_leave_no_seam_in_float():
     lr, upscaler = coffee()[:61, :90], TorchUpscaler(some_student(), "student")
     whole = upscaler(lr)
-    radius = receptive_radius(upscaler)
+    radius = upscaler.radius
     np.testing.assert_allclose(run_tiled(upscaler, lr, 20, 17, 2 * radius), whole, atol=1e-3)
     assert np.abs(run_tiled(upscaler, lr, 20, 17, 2 * radius - 4) - whole).max() > 0.1
     tiled = upscale_pixels(upscaler, lr, tile=16)
@@ -73,7 +74,7 @@ def test_tiles_leave_no_seam_in_float():
 
 def test_tiles_leave_no_seam_in_int8(int8_file):
     lr, upscaler = coffee()[:61, :90], TFLiteUpscaler(int8_file, threads=1)
-    assert receptive_radius(upscaler) == 4
+    assert upscaler.radius == 4
     whole = np.rint(upscaler(lr)).astype(np.uint8)
     assert len(np.unique(whole)) > 50
     np.testing.assert_array_equal(byte_runner(upscaler)(lr), whole)
@@ -93,7 +94,7 @@ def test_any_size(int8_file, shape):
 class Negative:
     """An upscaler of which nothing is known: repeats pixels, inverted."""
 
-    name, about = "negative", {}
+    name, about, radius = "negative", {}, None
 
     def __init__(self) -> None:
         self.sizes = []

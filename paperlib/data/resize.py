@@ -1,23 +1,51 @@
-"""Bicubic resizing as the field's data sets use it (paper section 6): MATLAB's `imresize`, exact to the last bit."""
+"""Bicubic resizing as the field's data sets use it (paper section 6): MATLAB's `imresize`, exact to the last bit.
+
+Keys' cubic kernel has one free parameter: a = −0.5 in MATLAB, −0.75 in PyTorch. MATLAB widens the kernel when it makes
+an image smaller, and mirrors it at its borders with the border row repeated; PyTorch repeats the border row alone.
+"""
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from paperlib.settings import SCALE
 
-
-def _tensor(image: np.ndarray) -> Tensor:
-    """(H, W, 3) in 0..255 → float32 (1, 3, H, W)."""
-    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+KERNELS = {"torch": -0.75, "matlab": -0.5}
+"""Name → parameter a of the cubic kernel."""
 
 
-def _mirror(x: Tensor, axis: int, width: int) -> Tensor:
-    """Pad both ends of an axis by mirroring with the border row repeated, also where the image is narrower."""
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' kernel at distances x, in pixels."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def _resized(x: np.ndarray, axis: int, out: int, a: float, mirror: bool = True) -> np.ndarray:
+    """`x` (float64) resized along one axis to `out` pixels; the kernel is widened where that makes it smaller."""
     size = x.shape[axis]
-    index = torch.arange(-width, size + width) % (2 * size)
-    return x.index_select(axis, torch.where(index < size, index, 2 * size - 1 - index))
+    narrow = min(out / size, 1.0)
+    centre = (np.arange(out) + 0.5) * size / out - 0.5
+    reach = int(np.ceil(2 / narrow))
+    taps = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 2)  # (out, taps)
+    weights = _cubic((centre[:, None] - taps) * narrow, a)
+    weights /= weights.sum(1, keepdims=True)
+    if mirror:
+        taps %= 2 * size
+        taps = np.where(taps < size, taps, 2 * size - 1 - taps)
+    else:
+        taps = taps.clip(0, size - 1)
+    x = np.moveaxis(x, axis, 0)
+    shape = (out, *[1] * (x.ndim - 1))
+    total = np.zeros((out, *x.shape[1:]))
+    for tap, weight in zip(taps.T, weights.T, strict=True):
+        if weight.any():
+            total += weight.reshape(shape) * x[tap]
+    return np.moveaxis(total, 0, axis)
+
+
+def _to_8_bits(x: np.ndarray) -> np.ndarray:
+    """Rounded as MATLAB does, a half upwards; what sums leave of a half (1e-9) counts as one."""
+    return np.floor(x + (0.5 + 1e-9)).clip(0, 255)
 
 
 def bicubic_downscale(hr: np.ndarray, scale: int = SCALE, round_each_axis: bool = True) -> np.ndarray:
@@ -36,14 +64,11 @@ def bicubic_downscale(hr: np.ndarray, scale: int = SCALE, round_each_axis: bool 
     height, width = hr.shape[:2]
     if height % scale or width % scale:
         raise ValueError(f"{height}×{width} is no multiple of {scale}: crop first")
-    x, margin = _tensor(hr), 4
-    for axis in (2, 3):
-        size = list(x.shape[2:])
-        size[axis - 2] = size[axis - 2] // scale + 2 * margin
-        x = F.interpolate(_mirror(x, axis, margin * scale), size=size, mode="bicubic", antialias=True)
-        x = x.narrow(axis, margin, x.shape[axis] - 2 * margin)
-        x = x.round().clamp(0, 255) if round_each_axis else x
-    return x.round().clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()
+    x = hr.astype(np.float64)
+    for axis in (0, 1):
+        x = _resized(x, axis, x.shape[axis] // scale, KERNELS["matlab"])
+        x = _to_8_bits(x) if round_each_axis else x
+    return _to_8_bits(x).astype(np.uint8)
 
 
 def bicubic_upscale(lr: np.ndarray, scale: int = SCALE, kernel: str = "torch") -> np.ndarray:
@@ -55,18 +80,13 @@ def bicubic_upscale(lr: np.ndarray, scale: int = SCALE, kernel: str = "torch") -
 
     Returns:
         float32 (scale·h, scale·w, 3), clipped to 0..255, not rounded.
+
+    Raises:
+        ValueError: another kernel.
     """
-    x = _tensor(lr)
-    if kernel == "torch":
-        x = F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
-    elif kernel == "matlab":  # antialias changes the kernel's parameter to −0.5; enlarging, it blurs nothing
-        margin = 4
-        for axis in (2, 3):
-            x = _mirror(x, axis, margin)
-            size = list(x.shape[2:])
-            size[axis - 2] *= scale
-            x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
-            x = x.narrow(axis, margin * scale, x.shape[axis] - 2 * margin * scale)
-    else:
+    if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r} is neither 'torch' nor 'matlab'")
-    return x.clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    x = lr.astype(np.float64)
+    for axis in (0, 1):
+        x = _resized(x, axis, x.shape[axis] * scale, KERNELS[kernel], mirror=kernel == "matlab")
+    return x.clip(0, 255).astype(np.float32)

@@ -27,13 +27,17 @@ EMBEDDED_VALID = ("coffee.png", "chelsea.png", "china.jpg")
 
 
 def embedded_path(name: str) -> Path:
-    """A photograph inside the installed scikit-image or scikit-learn wheel."""
+    """A photograph inside the installed scikit-image or scikit-learn wheel.
+
+    Raises:
+        UserError: neither is installed, or in another version.
+    """
     for package, folder in (("skimage", "data"), ("sklearn", "datasets/images")):
-        path = Path(find_spec(package).origin).parent / folder / name
-        if path.is_file():
+        spec = find_spec(package)
+        if spec and (path := Path(spec.origin).parent / folder / name).is_file():
             return path
-    raise UserError(f"the photograph {name} is in neither the scikit-image nor the scikit-learn wheel. "
-                    "Install the versions that pyproject.toml names.")
+    raise UserError(f"the photograph {name} is in neither the scikit-image nor the scikit-learn wheel. Install the "
+                    "kit, in a clone: pip install '.[kit]'.")
 
 
 def split_sources(settings: DataSettings, split: str) -> list[Source]:

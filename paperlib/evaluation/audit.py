@@ -19,8 +19,9 @@ from paperlib.data.photographs import Pair, named_folder, read_pairs
 from paperlib.data.splits import validation_pairs
 from paperlib.environment import assets_dir, data_dir
 from paperlib.errors import UserError
+from paperlib.evaluation.networks import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.scoring import score_pairs
-from paperlib.evaluation.upscalers import QuantisedUpscaler, TorchUpscaler, Upscaler
+from paperlib.evaluation.upscalers import Upscaler
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
 from paperlib.quantisation.fx_qat import read_published_qat

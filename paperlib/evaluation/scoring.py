@@ -8,19 +8,19 @@ the same code.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
-from paperlib.data.dataset import Data
 from paperlib.data.photographs import Pair
+from paperlib.environment import provenance
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, mean_scores, psnr_rgb, scores
-from paperlib.evaluation.upscalers import TorchUpscaler, Upscaler
+from paperlib.evaluation.upscalers import Upscaler
 from paperlib.files import Progress
-from paperlib.run import measured_row
-from paperlib.student.models import fuse_model
+
+if TYPE_CHECKING:  # loads torch, which scoring a TFLite file does not need
+    from paperlib.data.dataset import Data
 
 PROTOCOL = {
     "scale": 3,
@@ -62,8 +62,6 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
         Values for JSON: `model`, `images` (name and four metrics each), `mean`, `failed` (messages), `notes`,
         `protocol`, `provenance` (the model's, the hash of all pixels that went in, versions, device, threads).
     """
-    from paperlib.environment import provenance  # needs pandas and matplotlib, upscaling does not
-
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     digest = hashlib.sha256()
@@ -101,22 +99,12 @@ def mean_psnr(pairs: Sequence[Pair], upscale: Callable[[np.ndarray], np.ndarray]
     return float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))
 
 
-def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]]:
-    """A validation score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output), measured on the fused form."""
-
-    def score(model: nn.Module) -> dict[str, float]:
-        deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
-        return {"psnr_rgb": mean_psnr(pairs, TorchUpscaler(deployed, "validation"))}
-
-    return score
-
-
 METRIC_NAMES = {"psnr_rgb": "psnr", "ssim_rgb": "ssim", "psnr_y": "psnr_y", "ssim_y": "ssim_y"}
 """Names in tables: the paper's PSNR and SSIM are those in RGB."""
 
 
 def measure(
-    data: Data, upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
+    data: "Data", upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
 ) -> list[dict[str, Any]]:
     """Score an upscaler on the validation photographs and every test set: four rows each, for `Run.record`.
 
@@ -126,6 +114,8 @@ def measure(
     Raises:
         UserError: an image of a set cannot be read; a mean over the others would be another number.
     """
+    from paperlib.run import measured_row  # loads pandas and matplotlib
+
     rows = []
     for dataset, pairs in {"validation": data.valid, **data.tests}.items():
         result = evaluate(upscaler, pairs)

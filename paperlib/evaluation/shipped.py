@@ -10,9 +10,9 @@ import torch
 
 from paperlib.data.dataset import Data, calibration
 from paperlib.evaluation.audit import FILES, authors_folder
+from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.reported import score
 from paperlib.evaluation.scoring import measure
-from paperlib.evaluation.upscalers import TorchUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity, parity_images
 from paperlib.export.npu import estimate_if_available, estimate_npu, vela_available
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite

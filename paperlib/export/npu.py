@@ -52,7 +52,8 @@ def estimate_npu(path: str | Path, accelerator: str = "ethos-u65-512") -> dict[s
     """
     path = Path(path)
     if not vela_available():
-        raise UserError("the NPU estimate needs ethos-u-vela, which is not installed. Run: pip install 'paperlib[npu]'")
+        raise UserError("the NPU estimate needs ethos-u-vela, which is not installed. Run: pip install "
+                        "'.[npu]' in a clone.")
     if accelerator not in ACCELERATORS:
         raise UserError(f"unknown accelerator {accelerator!r}. Choose one of {', '.join(ACCELERATORS)}.")
     if not path.is_file():

@@ -95,6 +95,11 @@ class TFLiteUpscaler:
             "kernels": "XNNPACK" if self._xnnpack else "built-in", "threads": self._threads,
             "precision": np.dtype(self.input["dtype"]).name, "fixed_input": self.fixed}
 
+    @property
+    def radius(self) -> int | None:
+        """How many LR pixels away a pixel can still change the result; None where an operator is not known."""
+        return tflite_radius(self.path)
+
     def quantise(self, lr: np.ndarray) -> np.ndarray:
         """uint8 pixels as the file's input type."""
         scale, zero_point = self.input["quantization"]

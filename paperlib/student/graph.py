@@ -134,6 +134,14 @@ def parameters(graph: Graph) -> int:
     return sum(value.numel() for node in graph.nodes for value in (node.weight, node.bias) if value is not None)
 
 
+def receptive_radius(graph: Graph) -> int:
+    """How many LR pixels away a pixel can still change the result: the sum of k//2 over all k×k convolutions.
+
+    Exact for a chain, and never too small.
+    """
+    return sum(node.weight.shape[-1] // 2 for node in graph.nodes if node.op == "conv")
+
+
 def macs_per_lr_pixel(graph: Graph) -> int:
     """Multiply–accumulates per LR pixel: every weight of every convolution once (all run at LR resolution)."""
     return sum(node.weight.numel() for node in graph.nodes if node.op == "conv")

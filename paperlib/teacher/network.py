@@ -174,8 +174,10 @@ class TeacherUpscaler:
             which moves its routing slightly; smaller tiles need less memory and more time.
         overlap: LR pixels that neighbouring tiles share.
 
-    Creating one makes the process keep freed memory (see `paperlib.memory`).
+    Creating one makes the process keep freed memory (see `paperlib.environment.keep_freed_memory`).
     """
+
+    radius = None  # routing sorts all tokens: every pixel depends on every other
 
     def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "", tile: int = TILE,
                  overlap: int = OVERLAP) -> None:

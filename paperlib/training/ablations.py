@@ -14,8 +14,8 @@ import pandas as pd
 
 from paperlib.data.dataset import Data, calibration
 from paperlib.errors import UserError
+from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
-from paperlib.evaluation.upscalers import TorchUpscaler
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.profiles import STAGE3_LOSS
@@ -199,7 +199,7 @@ def cluster() -> Iterator[bool]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise UserError("PAPERLIB_DASK is set, but dask is not installed. Run: pip install 'paperlib[cluster]', or "
+        raise UserError("PAPERLIB_DASK is set, but dask is not installed. Run: pip install '.[cluster]' in a clone, or "
                         "unset the variable.") from error
     try:
         client = Client(threads_per_worker=1) if address == "local" else Client(address, timeout="10s")

@@ -5,6 +5,7 @@ Each step reads its settings from the run, trains through the one `fit`, and lea
 """
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
-from paperlib.evaluation.scoring import psnr_scorer
+from paperlib.data.photographs import Pair
+from paperlib.evaluation.networks import TorchUpscaler
+from paperlib.evaluation.scoring import mean_psnr
 from paperlib.files import atomic_path, sha256_file
 from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, save_qat
 from paperlib.run import Run
@@ -41,6 +44,16 @@ class Trained:
     model: nn.Module
     path: Path
     fit: Fit
+
+
+def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]]:
+    """A validation score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output), measured on the fused form."""
+
+    def score(model: nn.Module) -> dict[str, float]:
+        deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
+        return {"psnr_rgb": mean_psnr(pairs, TorchUpscaler(deployed, "validation"))}
+
+    return score
 
 
 def train(

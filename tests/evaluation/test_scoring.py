@@ -13,8 +13,9 @@ from skimage.data import chelsea, coffee
 from paperlib.data.photographs import Pair, make_pair, read_pairs
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, scores
+from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import evaluate, score_lines, score_pairs
-from paperlib.evaluation.upscalers import TorchUpscaler, load_upscaler
+from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import save_student

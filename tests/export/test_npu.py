@@ -15,7 +15,7 @@ from paperlib.settings import QuantSettings
 def test_without_vela_there_is_a_sentence_and_no_estimate(monkeypatch, tmp_path):
     monkeypatch.setattr(npu, "vela_available", lambda: False)
     assert estimate_if_available(tmp_path / "x.tflite") == []
-    with pytest.raises(UserError, match=r"paperlib\[npu\]"):
+    with pytest.raises(UserError, match=r"\.\[npu\]"):
         estimate_npu(tmp_path / "x.tflite")
 
 

@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from paperlib.data.images import read_rgb
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
-from paperlib.evaluation.upscalers import QuantisedUpscaler
+from paperlib.evaluation.networks import QuantisedUpscaler
 from paperlib.quantisation.calibration import best_grid, calibrate, grid_of_range
 from paperlib.quantisation.diagnostics import drop_decomposition, layer_ranges, layer_sqnr
 from paperlib.quantisation.equalisation import equalise

@@ -1,0 +1,75 @@
+"""PyTorch networks as upscalers: students and baselines in float, fake-quantised ones, checkpoints (section 6)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from paperlib.files import sha256_file
+from paperlib.quantisation.int8 import QuantisedGraph, run_quantised
+from paperlib.quantisation.qat import load_qat
+from paperlib.student.graph import image_batch, receptive_radius
+from paperlib.student.models import build_model, deployment_graph, fuse_model, load_model, read_published, read_weights
+
+
+class TorchUpscaler:
+    """A torch network (student, baseline, fake-quant model) as an upscaler; whole images, on the network's device.
+
+    Args:
+        model: NCHW RGB 0..255 → 0..255, ×3; put into evaluation mode.
+        name: for tables.
+        about: provenance to add.
+    """
+
+    def __init__(self, model: nn.Module, name: str, about: dict[str, Any] | None = None) -> None:
+        self.model, self.name, self.about = model.eval(), name, {"precision": "float32", **(about or {})}
+
+    @property
+    def radius(self) -> int | None:
+        """See `Upscaler.radius`; None for a network that does not say how it is built."""
+        settings = getattr(self.model, "settings", None)
+        return None if settings is None else receptive_radius(deployment_graph(build_model(settings, "fused")))
+
+    @torch.inference_mode()
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        device = next(self.model.parameters()).device
+        x = torch.from_numpy(lr.astype(np.float32)).to(device).permute(2, 0, 1)[None]  # (1, 3, h, w)
+        sr = self.model(x)[0].clamp(0, 255).permute(1, 2, 0)
+        return sr.contiguous().cpu().numpy()
+
+
+class QuantisedUpscaler:
+    """A quantised graph as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, by fake-quant in PyTorch.
+
+    Args:
+        int32_bias: see `run_quantised`; False for the authors' own fake-quant score.
+    """
+
+    def __init__(self, qgraph: QuantisedGraph, name: str = "fake-quant", int32_bias: bool = True) -> None:
+        self.qgraph, self.name, self.int32_bias = qgraph, name, int32_bias
+        self.about = {"quantiser": qgraph.quantiser, "bias": "int32" if int32_bias else "float32"}
+
+    @property
+    def radius(self) -> int:
+        """See `Upscaler.radius`."""
+        return receptive_radius(self.qgraph.graph)
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        sr = run_quantised(self.qgraph, image_batch(lr), int32_bias=self.int32_bias)[0]
+        return sr.permute(1, 2, 0).contiguous().numpy()
+
+
+def load_network(path: Path) -> TorchUpscaler:
+    """The network of a .safetensors checkpoint of this kit, or of one of the authors' `*_deploy.pt`; fused first.
+
+    Raises:
+        UserError: missing or damaged, or a file that holds something else.
+    """
+    about: dict[str, Any] = {"file": str(path), "sha256": sha256_file(path)}
+    if path.suffix == ".pt":
+        return TorchUpscaler(read_published(path), path.name, about)
+    _, metadata = read_weights(path)
+    model = load_qat(path) if metadata["form"] == "qat" else fuse_model(load_model(path))
+    return TorchUpscaler(model, path.name, about | {"checkpoint": metadata})
