@@ -29,7 +29,8 @@ SHARES = {"01": 2, "02": 26, "03": 14, "04": 12, "05": 18, "06": 8, "07": 20}
 
 
 def input_files(run: Run) -> list[Path]:
-    """The files outside the run that its results depend on: photographs, test sets, downloaded weights.
+    """The files outside the run that its results depend on: photographs, test sets, weights in PAPERLIB_ASSETS, the
+    checkpoint that `quant.start` names. (A downloaded teacher has one hash or is refused.)
 
     Raises:
         UserError: a folder of photographs is missing.
@@ -38,13 +39,20 @@ def input_files(run: Run) -> list[Path]:
     sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
     files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
     folders = [named_folder(name) for name in settings.tests] + [folder for folder in [assets_dir()] if folder]
+    files += [Path(start).expanduser()] if (start := run.settings.quant.start) else []
     return files + sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def package_files() -> list[Path]:
+    """The files of this package: sources, tables, templates and the weights in the box."""
+    folder = Path(__file__).parents[1]
+    return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
     """What each notebook's result depends on, as a hash; each one's contains those of the notebooks before it."""
-    package = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in input_files(run)]
+    package = [sha256_file(path) for path in package_files()]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in input_files(run) if path.exists()]
     value, found = json.dumps([package, files, run.settings.model_dump(mode="json")]), {}
     for path in paths:
         value = found[path.stem] = sha256((value + notebook_hash(path)).encode()).hexdigest()

@@ -170,12 +170,31 @@ def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp
     weights.write_bytes(b"other")
     assert not set(plain.values()) & set(reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a")).values())
     weights.unlink()
+    start = tmp_path / "start.pt"
+    start.write_bytes(b"one")
+    named = {"quant.start": str(start)}
+    first = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a", named))
+    start.write_bytes(b"other")
+    assert not set(first.values()) & set(reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a", named)).values())
 
     before = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))
     write_notebook(folder, "02_two", "changed = True\n")
     after = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))
     assert before["01_one"] == after["01_one"]
     assert before["02_two"] != after["02_two"]
+
+
+def test_fingerprints_see_every_file_of_the_package(folder, tmp_path, monkeypatch):
+    names = {path.relative_to(Path(reproduce.__file__).parents[1]).as_posix() for path in reproduce.package_files()}
+    assert {"settings.py", "training/loop.py", "evaluation/reported.csv", "reporting/report.html", "paper.mplstyle",
+            "weights/student_dynamic_int8.tflite"} <= names
+    paths, run = notebooks.find_notebooks(folder), open_run("smoke", tmp_path / "a")
+    plain, fake = reproduce.fingerprints(paths, run), tmp_path / "deep" / "new.csv"
+    fake.parent.mkdir()
+    fake.touch()
+    files = reproduce.package_files()
+    monkeypatch.setattr(reproduce, "package_files", lambda: [*files, fake])
+    assert not set(plain.values()) & set(reproduce.fingerprints(paths, run).values())
 
 
 def test_outputs_do_not_change_a_notebooks_hash(folder):
