@@ -107,7 +107,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                         "if this is one and damaged, train that stage again.") from error
     if about is None:
         raise UserError(f"{path} was not written by paperlib: its metadata name no architecture. Name another file.")
-    return tensors, json.loads(about)
+    about = json.loads(about)
+    if about.get("form") == "training":  # the name before version 0.2
+        about["form"] = "expanded"
+    return tensors, about
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:

@@ -59,8 +59,8 @@ def learning_rate(stage: StageSettings, step: int) -> float:
     if step < warm:
         return stage.lr * (step + 1) / warm
     if stage.decay == "cosine":
-        length = max(1, stage.steps - warm) / stage.cycles
-        falling = max(0.0, (step - warm) % length / length - stage.hold) / (1 - stage.hold)
+        done, length = (step - warm) * stage.cycles, max(1, stage.steps - warm)  # whole numbers: no cycle starts at 0
+        falling = max(0.0, done % length / length - stage.hold) / (1 - stage.hold)
         return stage.lr * 0.5 * (1 + math.cos(math.pi * falling))
     return stage.lr * 0.5 ** (step // stage.halve_every) if stage.decay == "halve" else stage.lr
 

@@ -77,6 +77,14 @@ def test_checkpoint_round_trip_keeps_weights_and_form(tmp_path):
             assert torch.equal(again.state_dict()[key], value)
 
 
+def test_checkpoints_from_before_the_form_was_called_expanded_are_read(tmp_path):
+    student = trained_a_little(StudentSettings(channels=8, blocks=1))
+    student.form = "training"
+    again = load_model(save_student(student, tmp_path / "student.safetensors"))
+    assert again.form == "expanded"
+    assert torch.equal(again.stem.weight, student.stem.weight)
+
+
 def test_bad_checkpoints_are_told(tmp_path, assets):
     (tmp_path / "damaged.safetensors").write_bytes(b"not weights")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")

@@ -57,6 +57,8 @@ def test_learning_rate_warms_up_and_decays():
     restarts = stage(steps=100, decay="cosine", cycles=4)
     assert [learning_rate(restarts, step) for step in (0, 25, 50, 75)] == [pytest.approx(1e-3)] * 4
     assert max(learning_rate(restarts, step) for step in (24, 49, 74, 99)) < 1e-5
+    uneven = stage(steps=200, decay="cosine", cycles=6)
+    assert all(learning_rate(uneven, math.ceil(200 * cycle / 6)) > 0.99e-3 for cycle in range(6))
     halving = stage(steps=100, decay="halve", halve_every=40)
     assert [learning_rate(halving, step) for step in (0, 39, 40, 80)] == [1e-3, 1e-3, 5e-4, 2.5e-4]
 
