@@ -30,6 +30,7 @@ def test_the_cards_packages_are_declared():
     assert {"jupyterlab", "papermill", "torch", "timm", "einops", "mamba-ssm", "matplotlib", "tensorflow",
             "nbval"} <= names
     assert PROJECT["version"] == paperlib.__version__
+    assert f"version: {paperlib.__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_runtime_dependency_is_imported_or_is_a_tool():

@@ -125,7 +125,7 @@ def test_notebook_pages_load_nothing(run):
 def test_the_package_ships_what_the_page_is_made_of():
     folder = Path(paperlib.__file__).parent
     patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for place, names in {"": ["paper.mplstyle", "LICENSE"], "evaluation": ["reported.csv"],
+    for place, names in {"": ["paper.mplstyle"], "evaluation": ["reported.csv"],
                          "reporting": ["report.html", "report.css", "compare.css", "peers.csv"]}.items():
         package = f"paperlib.{place}".rstrip(".")
         for name in names:
