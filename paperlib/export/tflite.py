@@ -3,11 +3,11 @@
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from paperlib.data.tiles import run_tiled
+from paperlib.data.tiles import run_padded, run_tiled
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.settings import SCALE
@@ -58,13 +58,16 @@ class TFLiteUpscaler:
         overlap: LR pixels that neighbouring tiles of a fixed file share; no seams from twice the
             reach on (the student's is 10).
         xnnpack: False runs the built-in kernels.
+        borders: of a fixed file. "true": what the dynamic file gives; "reflected": the authors' padding and tiles
+            (`paperlib.data.tiles.run_padded`).
 
     Raises:
         UserError: missing file, not TFLite, or other inputs and outputs.
     """
 
-    def __init__(self, path: str | Path, threads: int = 2, overlap: int = 24, xnnpack: bool = True) -> None:
-        self.path, self.overlap = Path(path), overlap
+    def __init__(self, path: str | Path, threads: int = 2, overlap: int = 24, xnnpack: bool = True,
+                 borders: Literal["true", "reflected"] = "true") -> None:
+        self.path, self.overlap, self.borders = Path(path), overlap, borders
         self._interpreter = open_interpreter(path, threads, xnnpack)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._check(inputs, outputs)
@@ -93,7 +96,7 @@ class TFLiteUpscaler:
         return {
             "file": str(self.path), "sha256": sha256_file(self.path), "interpreter": interpreter_module()[1],
             "kernels": "XNNPACK" if self._xnnpack else "built-in", "threads": self._threads,
-            "precision": np.dtype(self.input["dtype"]).name, "fixed_input": self.fixed}
+            "precision": np.dtype(self.input["dtype"]).name, "fixed_input": self.fixed, "borders": self.borders}
 
     @property
     def radius(self) -> int | None:
@@ -140,6 +143,8 @@ class TFLiteUpscaler:
         image = self.quantise(lr)
         if self.fixed is None:
             return self._run(image)
+        if self.borders == "reflected":
+            return run_padded(self._run, image, *self.fixed)
         overlap = min(self.overlap, 3 * min(self.fixed) // 4)
         return run_tiled(self._run, image, *self.fixed, overlap)
 

@@ -9,7 +9,7 @@ from networks import deployed
 
 from paperlib.benchmarks.tflite import bench_int8
 from paperlib.data.images import read_rgb
-from paperlib.data.tiles import run_tiled, starts
+from paperlib.data.tiles import run_padded, run_tiled, starts
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.networks import QuantisedUpscaler
@@ -202,3 +202,18 @@ def test_re_export_of_published_weights_loses_nothing(assets, data_root, tmp_pat
     assert abs(mean[0] - mean[1]) < 0.005
     share = np.mean(np.concatenate(distance) < 1.01)
     assert share > 0.98
+
+
+@pytest.mark.parametrize("size", [(7, 9), (20, 9), (24, 40)])
+def test_the_authors_borders_are_reflected_pixels(size):
+    """Away from the padded sides the result is the exact one; beside them it is what the padded image gives."""
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    after = lambda x: np.pad(x, ((0, 1), (0, 1), (0, 0)))[1:, 1:].astype(np.float32)  # the pixel below and right
+    blur = lambda x: (x.astype(np.float32) + after(x)).repeat(3, 0).repeat(3, 1)
+    padded = np.pad(picture, ((0, max(0, 20 - size[0])), (0, max(0, 24 - size[1])), (0, 0)), mode="reflect")
+    got = run_padded(blur, picture, 20, 24, overlap=4)
+    assert got.shape == (3 * size[0], 3 * size[1], 3)
+    inside = 3 * np.array(size) - 6
+    np.testing.assert_array_equal(got[: inside[0], : inside[1]], blur(padded)[: inside[0], : inside[1]])
+    if size[0] < 20:
+        np.testing.assert_array_equal(got[-1, : inside[1]], blur(padded)[3 * size[0] - 1, : inside[1]])
