@@ -99,6 +99,11 @@ def mean_psnr(pairs: Sequence[Pair], upscale: Callable[[np.ndarray], np.ndarray]
     return float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))
 
 
+def _short(value: float | None) -> float | None:
+    """Five decimals, which is less than any difference that is spoken of, keep records small."""
+    return None if value is None else round(value, 5)
+
+
 METRIC_NAMES = {"psnr_rgb": "psnr", "ssim_rgb": "ssim", "psnr_y": "psnr_y", "ssim_y": "ssim_y"}
 """Names in tables: the paper's PSNR and SSIM are those in RGB."""
 
@@ -107,6 +112,8 @@ def measure(
     data: "Data", upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
 ) -> list[dict[str, Any]]:
     """Score an upscaler on the validation photographs and every test set: four rows each, for `Run.record`.
+
+    Each row keeps the values of its images (`images`, in the set's order), so that differences can be paired.
 
     Args:
         more: what belongs beside each number, such as the `steps` of the training behind it.
@@ -121,7 +128,7 @@ def measure(
         result = evaluate(upscaler, pairs)
         if result["failed"]:
             raise UserError(f"{dataset}: {result['failed'][0]}")
-        means = result["mean"]
-        rows += [measured_row(table, row, precision, name, means[key], dataset, **more)
+        rows += [measured_row(table, row, precision, name, result["mean"][key], dataset,
+                              images=[_short(image[key]) for image in result["images"]], **more)
                  for key, name in METRIC_NAMES.items()]
     return rows

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "divider": ["save_comparison"],
         "explorer": ["explore"],
         "challenge": ["challenge_section"],
-        "tables": ["audit_table", "changes", "measured", "reported_vs_measured"],
+        "differences": ["changes"],
+        "tables": ["audit_table", "measured", "reported_vs_measured"],
     },
 )

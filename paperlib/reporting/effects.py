@@ -28,7 +28,7 @@ class Effect:
     images: int
 
     def __str__(self) -> str:
-        counted = f"{self.seeds} seed{'s' if self.seeds != 1 else ''}, {self.images} images"
+        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}, {self.images} image{'s' * (self.images != 1)}"
         if self.low is None or self.high is None:
             return f"{self.mean:+.3f} ({counted})"
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] ({counted})"

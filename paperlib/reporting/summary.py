@@ -9,7 +9,9 @@ from paperlib.evaluation.reported import fitted_constant, reported
 from paperlib.files import write_text
 from paperlib.profiles import load_settings
 from paperlib.reporting.challenge import challenge_text
-from paperlib.reporting.tables import TABLES, changes, frame, markdown, parity_line, score_ladder, table_rows
+from paperlib.reporting.claims import claims_table
+from paperlib.reporting.differences import changes
+from paperlib.reporting.tables import TABLES, by_row, markdown, parity_line, score_ladder, table_rows
 from paperlib.reporting.verdicts import Row, Verdict, tolerance
 from paperlib.run import NOTEBOOKS, Run
 from paperlib.settings import flatten
@@ -19,6 +21,7 @@ MEANING = {
     Verdict.MISSED: "measured with the paper's data and schedule, outside the tolerance",
     Verdict.HOLDS: "a smaller experiment; the paper's comparisons point the same way",
     Verdict.FAILS: "a smaller experiment; at least one of the paper's comparisons points the other way, or no way",
+    Verdict.UNDECIDED: "a smaller experiment; the interval allows both, or there is one seed",
     Verdict.RECOMPUTED: "arithmetic on reported values",
     Verdict.NOT_PUBLIC: "needs the challenge's test images or its device",
     Verdict.NOT_RUN: "nothing measured, or nothing to compare with",
@@ -90,12 +93,14 @@ def write_summary(run: Run) -> Path:
         f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
         f"C = {fitted_constant():.4g} for all five rows.",
     ]
+    parts.append(f"## The paper's claims\n\n{markdown(claims_table(run))}\n\nPSNR RGB on the validation "
+                 "photographs, paired by image and seed; in brackets its 95 % interval. One seed is undecided.")
     if len(way := score_ladder(run)):
         parts.append(f"## From bicubic to the shipped file\n\n{markdown(way)}\n\nThe INT8 files against the "
                      f"fake-quantised network: {parity_line(run)}.")
     for name, lines in rows.items():
         title = f"Table {name}" if len(name) == 1 else name.capitalize()
-        body = markdown(frame(lines).drop(columns=["table", "tolerance"])) if lines else "Not run."
+        body = markdown(by_row(lines).drop(columns="table")) if lines else "Not run."
         parts.append(f"## {title}: {TABLES[name]}\n\n{body}")
     if len(changed_one := changes(run)):
         parts.append(f"## Stage 3's choices, one changed at a time\n\n{markdown(changed_one)}")

@@ -6,7 +6,6 @@ also where nothing was measured.
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pandas as pd
 from paperlib.errors import UserError
 from paperlib.evaluation.reported import DATASET, Key, _leaderboard, reported, score
 from paperlib.files import write_text
-from paperlib.reporting.verdicts import Row, Verdict, noise, tolerance, trend
+from paperlib.reporting.verdicts import Row, Verdict, comparisons, kept_order, tolerance, trend
 from paperlib.run import Run
 
 TABLES = {"B": "baselines on DIV2K validation", "C": "backbone, FP32 and INT8 TFLite", "D": "teacher in stage 3",
@@ -24,7 +23,8 @@ TABLES = {"B": "baselines on DIV2K validation", "C": "backbone, FP32 and INT8 TF
           "A": "leaderboard of the challenge (MAI 2026)"}
 """What each table is about; the leaderboard comes last, since hardly anything of it can be measured."""
 PAPER_TABLES = tuple(name for name in TABLES if name != "audit")
-COLUMNS = ("table", "row", "precision", "metric", "reported", "reproduced", "delta", "tolerance", "verdict", "evidence")
+COLUMNS = ("table", "row", "precision", "metric", "reported", "reproduced", "delta", "tolerance", "verdict", "evidence",
+           "effect_reported", "effect", "low", "high", "seeds", "images")
 
 
 def measured_values(run: Run) -> dict[Key, dict[str, Any]]:
@@ -47,11 +47,13 @@ def _row(profile: str, key: Key, values: dict[Key, dict[str, Any]]) -> Row:
     if values[key].get("sd") is not None:
         evidence += f" (mean of {len(values[key]['values'])} seeds, sd {values[key]['sd']:.2g})"
     if profile == "paper":
-        verdict = Verdict.REPRODUCED if abs(mine - paper) <= limit else Verdict.MISSED
+        near = abs(mine - paper) <= limit and kept_order(key, reported(), values)
+        verdict = Verdict.REPRODUCED if near else Verdict.MISSED
     else:
         verdict, note = trend(key, reported(), values)
         evidence += f": {note}"
-    return Row(*key, paper, mine, limit, verdict, evidence, profile)
+    compared = next(iter(comparisons(key, reported(), values)), None)
+    return Row(*key, paper, mine, limit, verdict, evidence, profile, compared)
 
 
 def table_rows(run: Run, tables: Sequence[str] = PAPER_TABLES) -> list[Row]:
@@ -82,7 +84,11 @@ def audit_table(run: Run) -> pd.DataFrame:
 
 
 def _values(row: Row) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in COLUMNS} | {"verdict": row.verdict.value}
+    effect = row.comparison.effect if row.comparison else None
+    compared = {"effect_reported": row.comparison.reported if row.comparison else None} | {
+        name: getattr(effect, field, None) for name, field in (
+            ("effect", "mean"), ("low", "low"), ("high", "high"), ("seeds", "seeds"), ("images", "images"))}
+    return {name: getattr(row, name) for name in COLUMNS[:10]} | {"verdict": row.verdict.value} | compared
 
 
 def _number(value: Any, places: int, sign: str = "") -> str:
@@ -99,20 +105,47 @@ def _rounded(data: pd.DataFrame) -> pd.DataFrame:
         shown[name] = [_number(value, 4) for value in data[name]]
     shown["delta"] = [_number(value, 4, "+") for value in data["delta"]]
     shown["tolerance"] = [_number(value, 3) for value in data["tolerance"]]
+    for name in ("effect_reported", "effect", "low", "high"):
+        if name in data:
+            shown[name] = [_number(value, 3, "+") for value in data[name]]
     return shown
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a table for the eye: numbers rounded, empty where there is none."""
-    return _rounded(pd.DataFrame([_values(row) for row in rows], columns=list(COLUMNS), dtype=object).map(
-        lambda value: "" if value is None else value))
+    """Rows as a table for the eye: numbers rounded, empty where there is none; effects in words stand in `evidence`."""
+    data = pd.DataFrame([_values(row) for row in rows], columns=list(COLUMNS), dtype=object)
+    return _rounded(data[list(COLUMNS[:10])].map(lambda value: "" if value is None else value))
+
+
+def by_row(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line a row of the paper, PSNR and SSIM together, the paper's first difference beside ours with its interval.
+
+    Columns: table, row, precision, reported, measured ("PSNR / SSIM"), compared with, paper's difference, ours, verdict
+    (PSNR's, and SSIM's where it is another).
+    """
+    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault((row.table, row.row, row.precision), {})[row.metric] = row
+    shown = []
+    for (table, name, precision), found in lines.items():
+        first, both = next(iter(found.values())), [found[metric] for metric in ("psnr", "ssim") if metric in found]
+        words = list(dict.fromkeys(row.verdict.value for row in both or [first]))
+        compared = first.comparison
+        shown.append({
+            "table": table, "row": name, "precision": precision,
+            "reported": " / ".join(filter(None, (_number(row.reported, 4) for row in both or [first]))),
+            "measured": " / ".join(filter(None, (_number(row.reproduced, 4) for row in both or [first]))),
+            "compared": compared.label if compared else "",
+            "paper's difference": f"{compared.reported:+.4g}" if compared else "",
+            "ours": str(compared.effect) if compared else "",
+            "verdict": words[0] if len(words) == 1 else f"{words[0]} (SSIM: {words[1]})"})
+    return pd.DataFrame(shown)
 
 
 def reported_vs_measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:
-    """Reported against measured for the named tables: the closing cell of a notebook, its evidence shown whole."""
+    """Reported beside measured for the named tables, one line a row: the closing cell of a notebook, shown whole."""
     pd.set_option("display.max_colwidth", None)
-    shown = frame(table_rows(run, tables))
-    return shown if run.settings.profile == "paper" else shown.drop(columns="tolerance")
+    return by_row(table_rows(run, tables))
 
 
 def measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:
@@ -148,7 +181,8 @@ def _body(data: pd.DataFrame, fmt: str) -> str:
         return markdown(data)
     if fmt == "latex":
         return data.to_latex(index=False, escape=True)
-    return data.drop(columns=["tolerance", "evidence"]).to_string(index=False)
+    return data[["row", "precision", "metric", "reported", "reproduced", "effect_reported", "effect", "low", "high",
+                 "verdict"]].to_string(index=False)
 
 
 def format_tables(out: str | Path, fmt: str = "text") -> str:
@@ -181,52 +215,6 @@ def write_tables(run: Run) -> Path:
     for name in TABLES:
         write_text(folder / f"{name}.csv", csv_text(table_rows(run, [name])))
     return folder
-
-
-PUBLISHED = ("D", "qat_teacher")
-OWN = ("switches", "as_set")
-"""Stage 3 as a profile sets it, where that is not the paper's; the switches are then changes of it."""
-AGAINST = {"branches_qat": ("switches", "quantiser_paper")}
-"""Rows that are one change away from another row than stage 3 as published; where that was not run, both changed."""
-SEEDLESS = ("post_training",)
-"""Rows in which nothing is drawn at random: their seeds cannot differ."""
-
-
-def in_words(difference: float, spread: float | None) -> str:
-    """What may be said of a difference: two-sided, its size against the noise whatever its sign."""
-    if spread is None:
-        return "one seed: noise unknown"
-    return f"below the seeds' noise of {spread:.2g}" if abs(difference) < spread else f"above the noise of {spread:.2g}"
-
-
-def differences(run: Run, metric: str = "psnr") -> list[dict[str, Any]]:
-    """One line a row of Table D and the switches: value, row it differs from, difference, noise (None: unknown), words.
-
-    Noise is the standard deviation of the difference, √(sd² + sd²) over the seeds of both rows. Empty where stage 3 as
-    published was not run.
-    """
-    rows = {(row["table"], row["row"]): row for record in run.records().values() for row in record["rows"]
-            if row["table"] in ("D", "switches") and (row["metric"], row["dataset"]) == (metric, DATASET)
-            and row["value"] is not None}
-    lines = []
-    for key, row in rows.items() if PUBLISHED in rows else ():
-        if key == PUBLISHED:
-            continue
-        own = OWN if OWN in rows and key[0] == "switches" and key != OWN else PUBLISHED
-        base = AGAINST.get(key[1], own)
-        base = base if base in rows else own
-        pair = [row | {"sd": 0.0} if key[1] in SEEDLESS else row, rows[base]]
-        difference, spread = row["value"] - rows[base]["value"], noise(pair)
-        lines.append({"row": key[1], "value": row["value"], "against": base[1], "difference": difference,
-                      "noise": spread, "words": in_words(difference, spread)})
-    return lines
-
-
-def changes(run: Run) -> pd.DataFrame:
-    """`differences` in PSNR for the eye; empty where 07 has not run."""
-    return pd.DataFrame([{"row": line["row"], "INT8 PSNR RGB (dB)": f"{line['value']:.3f}", "against": line["against"],
-                          "difference (dB)": f"{line['difference']:+.3f}", "the difference is": line["words"]}
-                         for line in differences(run) if math.isfinite(line["value"])])
 
 
 STEPS = {

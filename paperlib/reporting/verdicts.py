@@ -1,16 +1,18 @@
-"""What may be said about a reported number: the seven verdicts, and the rules that lead to them (paper section 7).
+"""What may be said about a reported number: the eight verdicts, and the rules that lead to them (paper section 7).
 
-`reproduced` and `missed` exist only in the paper profile, where data and schedule are the paper's. Smaller profiles can
-say no more than whether the paper's comparisons point the same way.
+`reproduced` and `missed` exist only where data, schedule and method are the paper's. Smaller runs can say no more than
+whether the paper's comparisons point the same way, and that only from several seeds (`paperlib.reporting.effects`).
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+
 from paperlib.evaluation.reported import Key
+from paperlib.reporting.effects import EQUAL, Effect, judged, paired_effect
 
 Model = tuple[str, str, str]
 """(table, row, precision)."""
@@ -23,6 +25,7 @@ class Verdict(StrEnum):
     MISSED = "missed"
     HOLDS = "trend holds"
     FAILS = "trend fails"
+    UNDECIDED = "undecided"
     RECOMPUTED = "recomputed"
     NOT_PUBLIC = "not public"
     NOT_RUN = "not run"
@@ -55,8 +58,11 @@ class Row:
     verdict: Verdict
     evidence: str
     profile: InitVar[str]
+    comparison: "Comparison | None" = None
+    """The first difference that the verdict rests on."""
 
     def __post_init__(self, profile: str) -> None:
+        object.__setattr__(self, "_same_data", profile == "paper")
         object.__setattr__(self, "verdict", Verdict(self.verdict))
         if self.verdict in (Verdict.REPRODUCED, Verdict.MISSED) and profile != "paper":
             raise ValueError(f"verdict {self.verdict.value!r} is for the paper profile alone, not for {profile!r}")
@@ -65,8 +71,11 @@ class Row:
 
     @property
     def delta(self) -> float | None:
-        """Reproduced minus reported."""
-        return None if self.reproduced is None or self.reported is None else self.reproduced - self.reported
+        """Reproduced minus reported; None where the data are not the paper's, so that the two cannot be subtracted."""
+        comparable = self._same_data or self.verdict is Verdict.RECOMPUTED
+        if not comparable or self.reproduced is None or self.reported is None:
+            return None
+        return self.reproduced - self.reported
 
 
 TOLERANCES: dict[tuple[str, ...], tuple[float, str]] = {
@@ -83,10 +92,9 @@ TOLERANCES: dict[tuple[str, ...], tuple[float, str]] = {
                                   "graph has 0.8652 under the usual one; assumed of all three")
      for row in ("mobileone", "repconv", "repdw")}
 """Largest |reproduced − reported| of a reproduced row and its reason, by metric, or by row where it has its own."""
-TIE = {"psnr": 0.02, "ssim": 0.0015}
-"""Reported differences below this are no order but a tie; ours must then stay within twice as much."""
-LEAST = {"psnr": 0.005, "ssim": 0.0002}
-"""Measured differences below this show no order, nor do those below the seeds' noise where it is known."""
+UNTRAINED = ("bicubic", "bicubic_matlab", "post_training")
+"""Rows in which nothing is drawn at random: their one value stands beside every seed of another row."""
+
 COMPARED: dict[Model, tuple[Model, ...]] = {
     ("B", "bicubic", "fp32"): (("B", "fsrcnn", "fp32"), ("B", "student_stage2", "fp32")),
     ("B", "fsrcnn", "fp32"): (("B", "bicubic", "fp32"), ("B", "student_stage2", "fp32")),
@@ -101,67 +109,119 @@ COMPARED: dict[Model, tuple[Model, ...]] = {
     ("C", "mobileone", "int8"): (("C", "repconv", "int8"), ("C", "repdw", "int8"), ("C", "mobileone", "fp32")),
     ("D", "qat_direct", "int8"): (("D", "qat_teacher", "int8"),),
     ("D", "qat_teacher", "int8"): (("D", "qat_direct", "int8"),),
-    ("abstract", "student_dynamic_tflite", "int8"): (("abstract", "student_fixed_tflite", "int8"),),
-    ("abstract", "student_fixed_tflite", "int8"): (("abstract", "student_dynamic_tflite", "int8"),),
+    ("abstract", "student_dynamic_tflite", "int8"): (("B", "student_stage2", "fp32"),),
+    ("abstract", "student_fixed_tflite", "int8"): (("B", "student_stage2", "fp32"),),
 }
-"""Smaller profiles: the rows whose reported differences to this one must be found again, in sign. What a run does not
-measure is left out; a row with nothing to compare it with is `not run`."""
+"""Smaller runs: the rows whose reported differences to this one are looked for. What a run does not measure is left
+out; a row with nothing to compare it with is `not run`. The fixed file is not compared with the dynamic one: they
+compute the same, so that comparison cannot fail and is no evidence."""
 DROPS: dict[Model, tuple[Model, ...]] = {
     ("C", "mobileone", "int8"): (("C", "repconv", "int8"), ("C", "repdw", "int8")),
     ("C", "repconv", "int8"): (("C", "mobileone", "int8"), ("C", "repdw", "int8")),
     ("C", "repdw", "int8"): (("C", "mobileone", "int8"), ("C", "repconv", "int8")),
 }
-"""Smaller profiles: INT8 rows whose loss against their own float row is compared too (Table C's Δ)."""
+"""Smaller runs: INT8 rows whose loss against their own float row is compared too (Table C's Δ)."""
 
 
-def noise(rows: Iterable[Mapping[str, Any]]) -> float | None:
-    """Standard deviation of a sum or difference of measured rows, from the `sd` over each one's seeds.
+@dataclass(frozen=True)
+class Comparison:
+    """One reported difference of two or four numbers, and ours."""
 
-    None where a row has one seed only: then nothing is known of the noise.
+    label: str
+    reported: float
+    effect: Effect
+    word: Verdict
+    """HOLDS, FAILS or UNDECIDED."""
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.label}: paper {self.reported:+.4g}, here {self.effect}, {self.word.value}{self.note}"
+
+
+def values_of(row: Mapping[str, Any]) -> np.ndarray:
+    """A measured row's values by seed and image, (S, I): `images` where they were kept, else one value a seed."""
+    if row.get("images"):
+        return np.atleast_2d(np.asarray(row["images"], np.float64))
+    return np.asarray([[value] for value in row.get("values") or [row["value"]]], np.float64)
+
+
+def _stacked(rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray] | None:
+    """The rows' values on common seeds and images, each (S, I); None where they cannot be paired.
+
+    Rows without per-image values are compared by their means.
     """
-    spreads = [row.get("sd") for row in rows]
-    return None if None in spreads else math.hypot(*spreads)
+    parts = [values_of(row) for row in rows]
+    if len({part.shape[1] for part in parts}) > 1 or not all(row.get("images") for row in rows):
+        parts = [part.mean(1, keepdims=True) for part in parts]
+    seeds = max(len(part) for part in parts)
+    parts = [np.repeat(part, seeds, 0) if len(part) == 1 and row.get("row") in UNTRAINED else part
+             for part, row in zip(parts, rows, strict=True)]
+    named = {tuple(row["seeds"]) for row in rows if row.get("seeds") and row.get("row") not in UNTRAINED}
+    return parts if len({part.shape for part in parts}) == 1 and len(named) <= 1 else None
 
 
-def _difference(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]], plus: list[Key], minus: list[Key],
-                label: str) -> tuple[bool, str] | None:
-    """Compare one difference of reported numbers with ours: whether ours shows the same order, and a sentence."""
-    keys = plus + minus
+def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> Effect:
+    """Effect of one measured row minus another; without interval where their seeds or images differ."""
+    parts = _stacked([one, other])
+    if parts is None:
+        return Effect(float(one["value"]) - float(other["value"]), None, None, 1, 1)
+    return paired_effect(*parts)
+
+
+def compare(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]], plus: Sequence[Key],
+            minus: Sequence[Key], label: str) -> Comparison | None:
+    """A reported difference, the sum over `plus` less the sum over `minus`, beside ours, paired by seed and image.
+
+    None where a number of it was not reported or not measured.
+    """
+    keys = [*plus, *minus]
     if any(key not in paper or ours.get(key, {}).get("value") is None for key in keys):
         return None
-    theirs = sum(paper[key] for key in plus) - sum(paper[key] for key in minus)
-    here = sum(ours[key]["value"] for key in plus) - sum(ours[key]["value"] for key in minus)
-    tie = TIE[keys[0][3]]
-    text = f"{label}: paper {theirs:+.4g}, here {here:+.4g}"
-    spread, least = noise([ours[key] for key in keys]), LEAST[keys[0][3]]
-    if spread is not None and abs(here) < spread:
-        text += f" (below the seeds' noise of {spread:.2g})"
-    elif abs(here) < least:
-        text += " (no difference)"
-    shown = theirs * here > 0 and abs(here) >= max(spread or 0.0, least)
-    holds = abs(here) <= 2 * tie if abs(theirs) < tie else shown
-    steps = [ours[key].get("steps") for key in keys]
-    if None not in steps and len(set(steps)) > 1:
-        text += f" (trained for {' and '.join(f'{count:,}' for count in dict.fromkeys(steps))} steps)"
-    return holds, text
+    signs = [1.0] * len(plus) + [-1.0] * len(minus)
+    theirs = sum(sign * paper[key] for sign, key in zip(signs, keys, strict=True))
+    rows = [{"row": key[1]} | dict(ours[key]) for key in keys]
+    steps = [row.get("steps") for row in rows]
+    unequal = None not in steps and len(set(steps)) > 1
+    note = f" (trained for {' and '.join(f'{count:,}' for count in dict.fromkeys(steps))} steps)" if unequal else ""
+    parts = _stacked(rows)
+    if parts is None:
+        mean = sum(sign * float(row["value"]) for sign, row in zip(signs, rows, strict=True))
+        return Comparison(label, theirs, Effect(mean, None, None, 1, 1), Verdict.UNDECIDED, " (other seeds)" + note)
+    effect = paired_effect(sum(sign * part for sign, part in zip(signs, parts, strict=True)), np.zeros_like(parts[0]))
+    return Comparison(label, theirs, effect, Verdict(judged(theirs, effect, keys[0][3])), note)
 
 
-def trend(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]]) -> tuple[Verdict, str]:
-    """Verdict of a measured row in a smaller profile, and the comparisons behind it.
+def comparisons(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]]) -> list[Comparison]:
+    """Everything that the paper's order says of a row and a run has measured.
 
     Args:
         paper: reported numbers.
-        ours: measured rows (`value`; `sd` where there are seeds; `steps` of the training where the row says so).
+        ours: measured rows (`value`; `values` and `seeds` where there are several; `images` per seed; `steps`).
     """
     model, metric = key[:3], key[3]
-    found = [_difference(paper, ours, [key], [(*other, metric)], f"against {other[1]} {other[2]}")
+    found = [compare(paper, ours, [key], [(*other, metric)], f"against {other[1]} {other[2]}")
              for other in COMPARED[model]]
     mine = (model[0], model[1], "fp32", metric)
-    found += [_difference(paper, ours, [key, (other[0], other[1], "fp32", metric)], [mine, (*other, metric)],
-                          f"change by INT8 against that of {other[1]}") for other in DROPS.get(model, ())]
-    results = [result for result in found if result]
-    if not results:
-        return Verdict.NOT_RUN, f"nothing to compare with: {', '.join(other[1] for other in COMPARED[model])} not run"
-    verdict = Verdict.HOLDS if all(holds for holds, _ in results) else Verdict.FAILS
-    marked = [text if holds or verdict is Verdict.HOLDS else f"{text} (not so)" for holds, text in results]
-    return verdict, "; ".join(marked)
+    found += [compare(paper, ours, [key, (other[0], other[1], "fp32", metric)], [mine, (*other, metric)],
+                      f"change by INT8 against that of {other[1]}") for other in DROPS.get(model, ())]
+    return [comparison for comparison in found if comparison]
+
+
+def trend(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]]) -> tuple[Verdict, str]:
+    """Verdict of a measured row in a smaller run, and the comparisons behind it.
+
+    One that fails decides; all must hold for the row to hold; else it is undecided. Arguments as `comparisons`.
+    """
+    found = comparisons(key, paper, ours)
+    if not found:
+        return Verdict.NOT_RUN, f"nothing to compare with: {', '.join(other[1] for other in COMPARED[key[:3]])} not run"
+    words = {comparison.word for comparison in found}
+    verdict = (Verdict.FAILS if Verdict.FAILS in words else Verdict.UNDECIDED if Verdict.UNDECIDED in words
+               else Verdict.HOLDS)
+    return verdict, "; ".join(map(str, found))
+
+
+def kept_order(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]]) -> bool:
+    """Whether no measured difference points the other way than the reported one: a reversed order is none."""
+    return all(comparison.reported * comparison.effect.mean >= 0 or abs(comparison.reported) < EQUAL[key[3]]
+               for comparison in comparisons(key, paper, ours))

@@ -18,9 +18,10 @@ from paperlib.data.splits import split_sources
 from paperlib.environment import assets_dir, root
 from paperlib.errors import UserError
 from paperlib.files import file_lock, remove_stale, sha256_file, write_json
+from paperlib.reporting.claims import claims_table
 from paperlib.reporting.report import export_notebooks, write_report
 from paperlib.reporting.summary import write_summary
-from paperlib.reporting.tables import format_tables, write_tables
+from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
 from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
 
@@ -199,4 +200,5 @@ def write_results(run: Run, state: Mapping[str, Any]) -> None:
     summary = write_summary(run)
     export_notebooks(run)
     page = write_report(run)
-    print(f"\n{format_tables(run.out)}\n{run.settings.note}\nSummary: {summary}\nReport:  {page}", flush=True)
+    print(f"\n{claims_table(run).to_string(index=False)}\n\n{run.settings.note}\nSummary: {summary}\nReport:  {page}",
+          flush=True)

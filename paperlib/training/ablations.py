@@ -148,12 +148,13 @@ def _variant(run: Run, data: Data, switch: str, seed: int) -> list[dict[str, Any
     return _int8_rows(run, data, model, name, table, row, steps + settings.stage3.steps)
 
 
-def over_seeds(results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def over_seeds(results: Sequence[Sequence[dict[str, Any]]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Rows of several seeds, the same rows in the same order, as one: mean, standard deviation, every value."""
     if len(results) == 1:
         return list(results[0])
     return [measured_row(first["table"], first["row"], first["precision"], first["metric"],
-                         [row["value"] for row in (first, *others)], first["dataset"], steps=first["steps"])
+                         [row["value"] for row in (first, *others)], first["dataset"], steps=first["steps"],
+                         seeds=list(seeds), images=[row["images"] for row in (first, *others)])
             for first, *others in zip(*results, strict=True)]
 
 
@@ -164,7 +165,8 @@ def _grid(function: Any, run: Run, shared: Sequence[Any], names: Sequence[Any]) 
     jobs = [(name, seed) for name in names for seed in seeds[name]]
     results = run_jobs(function, [(run, *shared, name, seed) for name, seed in jobs])
     return [row for name in names
-            for row in over_seeds([result for job, result in zip(jobs, results, strict=True) if job[0] == name])]
+            for row in over_seeds([result for job, result in zip(jobs, results, strict=True) if job[0] == name],
+                                  seeds[name])]
 
 
 def backbones(run: Run, data: Data) -> list[dict[str, Any]]:

@@ -1,0 +1,60 @@
+"""Stage 3's choices, one changed at a time: what each gave, with its interval over seeds and images (paper Table D)."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from paperlib.evaluation.reported import DATASET
+from paperlib.reporting.effects import EQUAL, LEAST, Effect
+from paperlib.reporting.verdicts import paired
+from paperlib.run import Run
+
+PUBLISHED = ("D", "qat_teacher")
+OWN = ("switches", "as_set")
+"""Stage 3 as a profile sets it, where that is not the paper's; the switches are then changes of it."""
+AGAINST = {"branches_qat": ("switches", "quantiser_paper")}
+"""Rows that are one change away from another row than stage 3 as published; where that was not run, both changed."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row of Table D or of the switches beside the row that it differs from by one setting."""
+
+    row: str
+    value: float
+    against: str
+    effect: Effect
+
+    def words(self, metric: str = "psnr") -> str:
+        """What may be said, whichever way the effect points."""
+        effect = self.effect
+        if effect.low is None or effect.high is None:
+            return "undecided (one seed)"
+        if effect.low > 0 or effect.high < 0:
+            sure = abs(effect.mean) >= LEAST[metric]
+            return ("better" if effect.mean > 0 else "worse") if sure else "no difference worth a word"
+        return "no difference" if max(-effect.low, effect.high) <= EQUAL[metric] else "undecided"
+
+
+def differences(run: Run, metric: str = "psnr") -> list[Change]:
+    """Every row of Table D and the switches but the first; empty where stage 3 as published was not run."""
+    rows = {(row["table"], row["row"]): row for record in run.records().values() for row in record["rows"]
+            if row["table"] in ("D", "switches") and (row["metric"], row["dataset"]) == (metric, DATASET)
+            and row["value"] is not None}
+    lines = []
+    for key, row in rows.items() if PUBLISHED in rows else ():
+        if key == PUBLISHED:
+            continue
+        own = OWN if OWN in rows and key[0] == "switches" and key != OWN else PUBLISHED
+        base = AGAINST.get(key[1], own)
+        base = base if base in rows else own
+        lines.append(Change(key[1], row["value"], base[1], paired(row, rows[base])))
+    return lines
+
+
+def changes(run: Run) -> pd.DataFrame:
+    """`differences` in PSNR for the eye; empty where 07 has not run."""
+    return pd.DataFrame([{"row": line.row, "INT8 PSNR RGB (dB)": f"{line.value:.3f}", "against": line.against,
+                          "difference (dB)": str(line.effect), "so it is": line.words()}
+                         for line in differences(run) if math.isfinite(line.value)])

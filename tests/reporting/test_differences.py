@@ -1,0 +1,43 @@
+"""Stage 3's variants as effects, with exact numbers."""
+
+import pytest
+
+from paperlib.reporting.differences import Change, changes, differences
+from paperlib.reporting.effects import Effect
+from paperlib.reporting.summary import write_summary
+from paperlib.run import measured_row, open_run
+
+
+def row(table, name, values):
+    return measured_row(table, name, "int8", "psnr", values, "validation")
+
+
+def test_every_variant_is_compared_with_its_own_base(tmp_path):
+    run = open_run("demo", tmp_path)
+    assert differences(run) == []
+    run.record("07_ablations", [
+        row("D", "qat_teacher", [27.0, 27.2]), row("D", "qat_direct", [26.9, 27.1]), row("switches", "ema_off", 27.0),
+        row("switches", "quantiser_paper", [26.0, 26.0]), row("switches", "branches_qat", [25.5, 25.5]),
+        row("switches", "post_training", 25.1)])
+    found = {line.row: line for line in differences(run)}
+    assert list(found) == ["qat_direct", "ema_off", "quantiser_paper", "branches_qat", "post_training"]
+    assert found["qat_direct"].effect.mean == pytest.approx(-0.1)
+    assert found["qat_direct"].words() == "worse"  # the same in both seeds
+    assert found["ema_off"].words() == "undecided (one seed)"
+    assert found["branches_qat"].against == "quantiser_paper"
+    assert found["branches_qat"].effect == Effect(-0.5, -0.5, -0.5, 2, 1)
+    assert found["post_training"].effect.seeds == 2  # nothing is drawn at random in it: one value for both seeds
+    assert found["post_training"].words() == "worse"
+    assert changes(run).iloc[0].tolist() == [
+        "qat_direct", "27.000", "qat_teacher", "-0.100 [-0.100, -0.100] (2 seeds, 1 image)", "worse"]
+    text = write_summary(run).read_text()
+    assert "| qat_direct | 27.000 | qat_teacher | -0.100 [-0.100, -0.100] (2 seeds, 1 image) | worse |" in text
+    assert "## What it would take to win" in text
+
+
+@pytest.mark.parametrize(("low", "high", "words"), [
+    (0.01, 0.05, "better"), (-0.05, -0.01, "worse"), (-0.01, 0.015, "no difference"), (-0.01, 0.03, "undecided"),
+    (0.001, 0.004, "no difference worth a word"), (None, None, "undecided (one seed)")])
+def test_words_are_two_sided(low, high, words):
+    mean = 0.0 if low is None else (low + high) / 2
+    assert Change("a", 30.0, "b", Effect(mean, low, high, 5, 14)).words() == words
