@@ -23,7 +23,7 @@ from paperlib.environment import portable, provenance, root
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, sha256_file, write_json
 from paperlib.profiles import load_settings
-from paperlib.settings import Settings, flatten
+from paperlib.settings import Settings, flatten, settings_hash
 
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -74,7 +74,14 @@ class Run:
 
     def __init__(self, settings: Settings, out: Path) -> None:
         self.settings, self.out = settings, out
+        self._reached = ""
         self._started, self._clock = datetime.now(UTC), time.monotonic()
+
+    @property
+    def id(self) -> str:
+        """What makes two notebooks parts of one run: the hash of every setting that its trainings depend on."""
+        tree = self.settings.model_dump(mode="json", exclude={"ablation", "export"})
+        return settings_hash(json.dumps(tree, sort_keys=True))
 
     def folder(self, name: str) -> Path:
         """A subfolder of the results, made if missing.
@@ -137,14 +144,17 @@ class Run:
             UserError: an input file is missing, or the folder cannot be written.
         """
         content = provenance() | {
-            "name": name, "profile": self.settings.profile, "note": self.settings.note, "seed": self.settings.seed,
-            "settings": self.settings.model_dump(mode="json"), "started": self._started.isoformat(timespec="seconds"),
+            "name": name, "run": self.id, "profile": self.settings.profile, "note": self.settings.note,
+            "seed": self.settings.seed, "settings": self.settings.model_dump(mode="json"),
+            "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 1),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "inputs": _inputs(inputs or {}, self.out), "rows": list(rows)}
         if taken := content.keys() & extra.keys():
             raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
-        return write_json(self.folder("records") / f"{name}.json", _plain(content | extra))
+        path = write_json(self.folder("records") / f"{name}.json", _plain(content | extra))
+        self._reached = max(self._reached, name) if name in NOTEBOOKS else self._reached
+        return path
 
     def read_record(self, name: str) -> dict[str, Any]:
         """A record of this run.
@@ -164,8 +174,14 @@ class Run:
         return record
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """All records of this run by name, in the notebooks' order."""
-        return {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
+        """The records of this run by name, in the notebooks' order.
+
+        A folder may hold others: those of a run with other settings are left out, and once this object has written the
+        record of a notebook, so are those of later notebooks, which belong to an earlier run.
+        """
+        found = {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
+        return {name: record for name, record in found.items()
+                if record.get("run", self.id) == self.id and not (self._reached and name > self._reached)}
 
 
 def _plain(value: Any) -> Any:

@@ -156,3 +156,18 @@ def test_the_figure_shown_is_the_figure_saved(run):
     assert shown.data == saved
     assert int.from_bytes(saved[16:20]) == 2 * shown.width
     assert shown.alt == "01 pair"
+
+
+def test_a_notebook_sees_the_records_of_its_run_up_to_itself(tmp_path):
+    row = lambda value: [measured_row("B", "fsrcnn", "fp32", "psnr", value, "validation")]
+    earlier = open_run("smoke", tmp_path)
+    earlier.record("01_data", row(1.0))
+    earlier.record("07_ablations", row(20.8772))
+    open_run("smoke", tmp_path, {"stage1.steps": 9}).record("02_stage1", row(3.0))  # a foreign one
+    run = open_run("smoke", tmp_path)
+    assert list(run.records()) == ["01_data", "07_ablations"]
+    run.record("04_stage2", row(4.0))
+    assert list(run.records()) == ["01_data", "04_stage2"]
+    other = open_run("smoke", tmp_path, {"ablation.seeds": [1, 2], "export.height": 33})  # the same trainings
+    assert list(other.records()) == ["01_data", "04_stage2", "07_ablations"]
+    assert run.read_record("04_stage2")["run"] == run.id == other.id

@@ -200,5 +200,5 @@ def write_results(run: Run, state: Mapping[str, Any]) -> None:
     summary = write_summary(run)
     export_notebooks(run)
     page = write_report(run)
-    print(f"\n{claims_table(run).to_string(index=False)}\n\n{run.settings.note}\nSummary: {summary}\nReport:  {page}",
-          flush=True)
+    print(f"\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n{run.settings.note}\n"
+          f"Summary: {summary}\nReport:  {page}", flush=True)

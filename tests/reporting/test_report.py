@@ -94,13 +94,14 @@ def test_the_page_shows_verdicts_numbers_teacher_and_what_rounding_costs(run):
     assert "09_surprise" in words
 
 
-def test_changed_settings_are_named_from_the_records_whoever_renders(tmp_path, run):
+def test_changed_settings_are_named_and_another_runs_records_are_not_shown(tmp_path, run):
     changed = open_run("demo", run.out, {"stage1.steps": 7, "quant.start": "there.pt"})
     fill(changed)
-    plain = open_run("demo", run.out)  # renders the same folder with the profile's own settings
-    page, summary = write_report(plain).read_text(), write_summary(plain).read_text()
+    page, summary = write_report(changed).read_text(), write_summary(changed).read_text()
     for text in (page.replace("&#34;", '"'), summary):
         assert 'stage1.steps = 7, quant.start = "there.pt"' in text
+    plain = open_run("demo", run.out)  # the same folder, with the profile's own settings
+    assert "no record names one" in write_summary(plain).read_text()
     fill(plain)
     assert "Settings that differ" not in write_summary(plain).read_text()
 
