@@ -19,7 +19,10 @@ LEAST = {"psnr": 0.005, "ssim": 0.0002}
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean paired difference (dB or SSIM) with its 95 % interval; `low` and `high` are None for one seed."""
+    """A mean paired difference (dB or SSIM) with its 95 % interval.
+
+    `low` and `high` are None for one seed; `images` is 0 where only the means of the image sets are known.
+    """
 
     mean: float
     low: float | None
@@ -28,7 +31,8 @@ class Effect:
     images: int
 
     def __str__(self) -> str:
-        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}, {self.images} image{'s' * (self.images != 1)}"
+        images = f"{self.images} image{'s' * (self.images != 1)}" if self.images else "means of the set"
+        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}, {images}"
         if self.low is None or self.high is None:
             return f"{self.mean:+.3f} ({counted})"
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] ({counted})"

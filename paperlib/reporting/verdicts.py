@@ -5,7 +5,7 @@ whether the paper's comparisons point the same way, and that only from several s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -145,27 +145,28 @@ def values_of(row: Mapping[str, Any]) -> np.ndarray:
     return np.asarray([[value] for value in row.get("values") or [row["value"]]], np.float64)
 
 
-def _stacked(rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray] | None:
-    """The rows' values on common seeds and images, each (S, I); None where they cannot be paired.
+def _effect(rows: Sequence[Mapping[str, Any]], signs: Sequence[float]) -> Effect | None:
+    """Effect of a signed sum of measured rows; None where their seeds are others, so that they cannot be paired.
 
     Rows without per-image values are compared by their means.
     """
     parts = [values_of(row) for row in rows]
-    if len({part.shape[1] for part in parts}) > 1 or not all(row.get("images") for row in rows):
-        parts = [part.mean(1, keepdims=True) for part in parts]
+    by_image = len({part.shape[1] for part in parts}) == 1 and all(row.get("images") for row in rows)
+    parts = parts if by_image else [part.mean(1, keepdims=True) for part in parts]
     seeds = max(len(part) for part in parts)
     parts = [np.repeat(part, seeds, 0) if len(part) == 1 and row.get("row") in UNTRAINED else part
              for part, row in zip(parts, rows, strict=True)]
     named = {tuple(row["seeds"]) for row in rows if row.get("seeds") and row.get("row") not in UNTRAINED}
-    return parts if len({part.shape for part in parts}) == 1 and len(named) <= 1 else None
+    if len({part.shape for part in parts}) > 1 or len(named) > 1:
+        return None
+    total = sum(sign * part for sign, part in zip(signs, parts, strict=True))
+    effect = paired_effect(total, np.zeros_like(total))
+    return effect if by_image else replace(effect, images=0)
 
 
 def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> Effect:
     """Effect of one measured row minus another; without interval where their seeds or images differ."""
-    parts = _stacked([one, other])
-    if parts is None:
-        return Effect(float(one["value"]) - float(other["value"]), None, None, 1, 1)
-    return paired_effect(*parts)
+    return _effect([one, other], [1, -1]) or Effect(float(one["value"]) - float(other["value"]), None, None, 1, 0)
 
 
 def compare(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]], plus: Sequence[Key],
@@ -183,11 +184,10 @@ def compare(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]], p
     steps = [row.get("steps") for row in rows]
     unequal = None not in steps and len(set(steps)) > 1
     note = f" (trained for {' and '.join(f'{count:,}' for count in dict.fromkeys(steps))} steps)" if unequal else ""
-    parts = _stacked(rows)
-    if parts is None:
+    effect = _effect(rows, signs)
+    if effect is None:
         mean = sum(sign * float(row["value"]) for sign, row in zip(signs, rows, strict=True))
-        return Comparison(label, theirs, Effect(mean, None, None, 1, 1), Verdict.UNDECIDED, " (other seeds)" + note)
-    effect = paired_effect(sum(sign * part for sign, part in zip(signs, parts, strict=True)), np.zeros_like(parts[0]))
+        return Comparison(label, theirs, Effect(mean, None, None, 1, 0), Verdict.UNDECIDED, " (other seeds)" + note)
     return Comparison(label, theirs, effect, Verdict(judged(theirs, effect, keys[0][3])), note)
 
 

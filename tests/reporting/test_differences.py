@@ -25,13 +25,13 @@ def test_every_variant_is_compared_with_its_own_base(tmp_path):
     assert found["qat_direct"].words() == "worse"  # the same in both seeds
     assert found["ema_off"].words() == "undecided (one seed)"
     assert found["branches_qat"].against == "quantiser_paper"
-    assert found["branches_qat"].effect == Effect(-0.5, -0.5, -0.5, 2, 1)
+    assert found["branches_qat"].effect == Effect(-0.5, -0.5, -0.5, 2, 0)
     assert found["post_training"].effect.seeds == 2  # nothing is drawn at random in it: one value for both seeds
     assert found["post_training"].words() == "worse"
     assert changes(run).iloc[0].tolist() == [
-        "qat_direct", "27.000", "qat_teacher", "-0.100 [-0.100, -0.100] (2 seeds, 1 image)", "worse"]
+        "qat_direct", "27.000", "qat_teacher", "-0.100 [-0.100, -0.100] (2 seeds, means of the set)", "worse"]
     text = write_summary(run).read_text()
-    assert "| qat_direct | 27.000 | qat_teacher | -0.100 [-0.100, -0.100] (2 seeds, 1 image) | worse |" in text
+    assert "| qat_direct | 27.000 | qat_teacher | -0.100 [-0.100, -0.100] (2 seeds, means of the set) | worse |" in text
     assert "## What it would take to win" in text
 
 

@@ -211,7 +211,7 @@ def test_csv_has_the_contracts_columns_and_is_read_back(tmp_path):
     assert lines[0] | {"evidence": ""} == {
         "table": "C", "row": "repconv", "precision": "fp32", "metric": "psnr", "reported": "30.0897",
         "reproduced": "28.0897", "delta": "", "tolerance": "0.05", "verdict": "undecided", "evidence": "",
-        "effect_reported": "-0.0453", "effect": "-0.0453", "low": "", "high": "", "seeds": "1", "images": "1"}
+        "effect_reported": "-0.0453", "effect": "-0.0453", "low": "", "high": "", "seeds": "1", "images": "0"}
     assert lines[0]["evidence"].startswith("records/07_ablations.json")
 
 
@@ -269,7 +269,7 @@ def test_reported_and_measured_stand_in_one_line_a_row(tmp_path):
     assert shown.loc["bicubic", "reported"] == "28.26 / 0.828"
     assert shown.loc["bicubic", "measured"] == "26.1235 / 0.8"
     assert shown.loc["bicubic", "paper's difference"] == "-2.02"
-    assert shown.loc["bicubic", "ours"] == "-0.877 (1 seed, 1 image)"
+    assert shown.loc["bicubic", "ours"] == "-0.877 (1 seed, means of the set)"
     assert shown.loc["bicubic", "verdict"] == "undecided (SSIM: not run)"
     assert shown.loc["fsrcnn", "verdict"] == "not run"
 
