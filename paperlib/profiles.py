@@ -1,7 +1,8 @@
-"""The four profiles as data. `paper` is the published schedule (paper sections 3–5), nothing changed.
+"""The four profiles as data, and the two methods. `paper` is the published schedule (paper sections 3–5) unchanged.
 
-The smaller ones run the same code on less: they show that the method works, never the paper's numbers. Each stage says
-what its source reports (`expect`).
+The smaller profiles run the same code on less: they show that the method works, never the paper's numbers. Each stage
+says what its source reports (`expect`). A profile is data and schedule, a method is how they are used; settings are the
+profile's, then the method's, then single ones.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paperlib.errors import UserError
-from paperlib.settings import Settings, _nearest, override
+from paperlib.settings import LossSettings, Settings, _nearest, flatten, override
 
 STAGE2_LOSS = {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03}
 # λ(t) of the published command line that names the Mamba teacher in stage 3.
@@ -18,7 +19,34 @@ STAGE3_LOSS = {
     "charbonnier": 1.0, "dct": 0.015, "kd": 0.010, "kd_mid": 0.005, "kd_low": 0.01, "kd_p1": 0.25, "kd_p2": 0.60}
 # Ours: INT8 is to compute what the float student computes; the photograph itself only breaks ties.
 CLOSE_TO_FLOAT = {"mse": 0.1, "kd": 1.0, "kd_error": "l2", "confidence": False}
+_STAGES = ("stage1", "stage2", "stage3")
+
+
+def _loss(stage: str, weights: dict[str, Any]) -> dict[str, Any]:
+    """All fields of a stage's loss, so that none of another method stays."""
+    return flatten(f"{stage}.loss", LossSettings(**weights).model_dump())
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "data.sampling": "image", "data.permute_colours": False, "student.init": "default",
+        "stage1.form": "expanded", "stage2.form": "expanded", "stage1.clip_body": 0.0, "stage1.clip_ends": 0.0,
+        "stage2.clip_body": 3.0, "stage2.clip_ends": 2.0, "stage3.clip_body": 3.0, "stage3.clip_ends": 2.0,
+        **{f"{stage}.ema": 0.999 for stage in _STAGES}, "teacher.stage3": "same",
+        "quant.quantiser": "paper", "quant.skip": "add", "quant.equalise": False, "quant.rounding": "nearest",
+        **_loss("stage3", STAGE3_LOSS)},
+    "ours": {
+        "data.sampling": "area", "data.permute_colours": True, "student.init": "bilinear",
+        "stage1.form": "collapsed", "stage2.form": "collapsed", "stage1.clip_body": 0.0, "stage1.clip_ends": 0.0,
+        "stage2.clip_body": 3.0, "stage2.clip_ends": 2.0, "stage3.clip_body": 0.0, "stage3.clip_ends": 0.0,
+        "stage1.ema": 0.999, "stage2.ema": 0.999, "stage3.ema": 0.99, "teacher.stage3": "student",
+        "quant.quantiser": "tflite", "quant.skip": "exact", "quant.equalise": True, "quant.rounding": "data",
+        **_loss("stage3", CLOSE_TO_FLOAT)},
+}
+"""What `method` switches, in every profile. The weights are not clipped in stage 1, as in the released run. How long an
+average remembers (`ema_warmup`) belongs to a schedule's length, so to the profile."""
 PAPER: dict[str, Any] = {
+    "method": "paper",
     "data": {"source": "div2k"},
     "teacher": {"kind": "published", "outputs": "on_the_fly"},
     "stage1": {
@@ -32,12 +60,12 @@ PAPER: dict[str, Any] = {
         "steps": 7_500, "batch": 16, "patch": 144, "lr": 2e-6, "decay": "halve", "halve_every": 2000,
         "loss": STAGE3_LOSS, "expect": "30.13 dB / 0.858 fake-quant; 30.0003 / 0.856 as dynamic INT8 TFLite"},
     "ablation": {
-        "stage1_steps": 30_000, "stage3_steps": 7_500,
+        "stage1_steps": 30_000, "stage2_steps": 10_000, "stage3_steps": 7_500, "keep": "best",
         "switches": ("teacher_none", "teacher_student", "dct_off", "confidence_off")},
 }
 SMOKE: dict[str, Any] = {
+    "method": "paper",
     "data": {"source": "embedded", "train_crop": 144, "valid_crop": 96, "max_train": 4, "max_valid": 2},
-    "student": {"init": "bilinear"},
     "teacher": {"kind": "small", "small_dim": 8, "small_layers": 1, "small_steps": 2, "small_batch": 2,
                 "small_patch": 16},
     "stage1": {"steps": 6, "batch": 2, "patch": 16, "lr": 1e-4, "warmup": 0.1, "ema_warmup": True, "validate_every": 3,
@@ -49,43 +77,44 @@ SMOKE: dict[str, Any] = {
                "validate_every": 5, "checkpoint_every": 5, "loss": STAGE3_LOSS, "expect": "no meaningful score"},
     "quant": {"calibration_images": 2},
     "export": {"height": 32, "width": 48},
-    "ablation": {"archs": ("mobileone", "repdw", "abpn"), "stage1_steps": 2, "stage3_steps": 2},
+    "ablation": {"archs": ("mobileone", "repdw", "abpn"), "stage1_steps": 2, "stage2_steps": 2, "stage3_steps": 2},
 }
 DEMO: dict[str, Any] = {
-    "data": {"source": "embedded", "valid_crop": 384, "sampling": "area"},
-    "student": {"init": "bilinear"},
+    "method": "paper",
+    "data": {"source": "embedded", "valid_crop": 384},
     "teacher": {"kind": "auto", "small_dim": 24, "small_layers": 2, "small_steps": 250, "small_batch": 4,
                 "small_patch": 32},
     "stage1": {"steps": 900, "batch": 8, "patch": 40, "lr": 1e-3, "warmup": 0.10, "decay": "cosine",
-               "ema": 0.99, "ema_warmup": True, "validate_every": 150, "checkpoint_every": 50,
+               "ema_warmup": True, "validate_every": 150, "checkpoint_every": 50,
                "recalibrate_batches": 32, "loss": {"l1": 1.0},
                "expect": "about 1 dB above bicubic after minutes; the paper trains 30,000 steps of 16 × 128²"},
     "stage2": {"steps": 300, "batch": 8, "patch": 48, "lr": 1e-4, "decay": "halve", "halve_every": 100,
-               "ema": 0.99, "ema_warmup": True, "validate_every": 100, "checkpoint_every": 50,
+               "ema_warmup": True, "validate_every": 100, "checkpoint_every": 50,
                "recalibrate_batches": 32, "loss": STAGE2_LOSS, "expect": "a small gain over stage 1, as in the paper"},
     "stage3": {"steps": 400, "batch": 8, "patch": 48, "lr": 2e-5, "decay": "halve", "halve_every": 130,
-               "ema": 0.99, "ema_warmup": True, "validate_every": 100, "checkpoint_every": 50, "loss": STAGE3_LOSS,
+               "ema_warmup": True, "validate_every": 100, "checkpoint_every": 50, "loss": STAGE3_LOSS,
                "expect": "a loss of some hundredths of a dB against float"},
-    "quant": {"calibration_images": 8, "quantiser": "tflite"},
+    "quant": {"calibration_images": 8},
     "export": {"height": 128, "width": 128},
-    "ablation": {"stage1_steps": 300, "stage3_steps": 60, "switches": ("teacher_none",)},
+    "ablation": {"stage1_steps": 300, "stage2_steps": 60, "stage3_steps": 60},
 }
 BENCHMARK: dict[str, Any] = {
+    "method": "ours",  # it trains the student in the box
     "data": {"source": "folders", "train": ("bsds400", "t91", "cid22"), "valid": ("clic_val",),
-             "tests": ("benchmark/Set5", "benchmark/Set14", "benchmark/B100"), "sampling": "area"},
-    "student": {"init": "bilinear"},
-    "teacher": {"kind": "published", "outputs": "cached", "stage3": "student"},
+             "tests": ("benchmark/Set5", "benchmark/Set14", "benchmark/B100")},
+    "teacher": {"kind": "published", "outputs": "cached"},
     "stage1": {"steps": 24_000, "batch": 16, "patch": 42, "lr": 2e-3, "warmup": 0.02, "decay": "cosine",
-               "form": "collapsed", "validate_every": 3000, "checkpoint_every": 500, "loss": {"l1": 1.0},
+               "validate_every": 3000, "checkpoint_every": 500, "loss": {"l1": 1.0},
                "expect": "FP32 Y on Set5 ≥ 33.2 dB; the authors' weights give 33.54 after 18 GPU hours on DIV2K"},
-    "stage2": {"steps": 8_000, "batch": 16, "patch": 48, "lr": 5e-4, "decay": "cosine", "form": "collapsed",
+    "stage2": {"steps": 8_000, "batch": 16, "patch": 48, "lr": 5e-4, "decay": "cosine",
                "validate_every": 2000, "checkpoint_every": 500, "loss": STAGE2_LOSS,
                "expect": "the authors' own stage 2 gained 0.015 dB over stage 1"},
-    "stage3": {"steps": 500, "batch": 8, "patch": 48, "lr": 1e-5, "decay": "cosine", "ema": 0.99, "ema_warmup": True,
-               "clip_body": 0, "clip_ends": 0, "validate_every": 250, "checkpoint_every": 250, "loss": CLOSE_TO_FLOAT,
+    "stage3": {"steps": 500, "batch": 8, "patch": 48, "lr": 1e-5, "decay": "cosine", "ema_warmup": True,
+               "validate_every": 250, "checkpoint_every": 250, "loss": STAGE3_LOSS,
                "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
-    "quant": {"quantiser": "tflite", "skip": "exact", "equalise": True, "rounding": "data"},
-    "ablation": {"stage1_steps": 1500, "stage3_steps": 300, "seeds": (1234, 1235),
+    "ablation": {"stage1_steps": 1500, "stage2_steps": 500, "stage3_steps": 300,
+                 "seeds": (1234, 1235, 1236, 1237, 1238),
+                 "conditions": ("kd_1", "kd_0", "kd_10", "kd_100", "ortho_kd_1", "ortho_kd_0"),
                  "switches": ("teacher_none",)},
 }
 PROFILE_VALUES: dict[str, dict[str, Any]] = {
@@ -94,21 +123,75 @@ PROFILES = ("smoke", "demo", "benchmark", "paper")
 
 
 def load_settings(profile: str | None = None, overrides: str | dict[str, Any] | None = None) -> Settings:
-    """The settings of a profile with single fields overridden.
+    """The settings of a profile by its method, or the one that is asked for, with single fields overridden.
 
     Args:
         profile: one of `PROFILES`; None or "" takes the environment variable PAPERLIB_PROFILE, else "smoke".
-        overrides: dotted field names and values, as a dict or a JSON object in a string.
+        overrides: dotted field names and values, as a dict or a JSON object in a string; `method` switches all that
+            belongs to a method, whatever its place, and the others lie on top.
 
     Raises:
-        UserError: unknown profile or field (the nearest names are given), or a value of the wrong kind or range.
+        UserError: unknown profile, method or field (the nearest names are given), a value of the wrong kind or range,
+            or settings that do not go together.
     """
-    from paperlib.profiles import PROFILE_VALUES
-
     profile = profile or os.environ.get("PAPERLIB_PROFILE") or "smoke"
     if profile not in PROFILES:
         raise UserError(f"unknown profile {profile!r}. Nearest: {_nearest(profile, list(PROFILES))}.")
-    return override(Settings(profile=profile, **PROFILE_VALUES[profile]), parse_overrides(overrides))
+    changes = parse_overrides(overrides)
+    method = str(changes.pop("method", PROFILE_VALUES[profile]["method"]))
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}. There are: {', '.join(METHODS)}.")
+    return override(Settings(profile=profile, **PROFILE_VALUES[profile] | {"method": method}),
+                    METHODS[method] | changes)
+
+
+_NO_MATTER = ("profile", "method", "seed", "data.div2k", "data.tests", "teacher.small_", "export.threads",
+              "export.upsample", "ablation.archs", "ablation.seeds", "ablation.conditions", "ablation.switches")
+"""Fields (or beginnings of their names) that say where files lie, which rows are made or how fast, not how a number is
+made. A seed is one: whoever reproduces draws other patches. Another photograph for testing is shown beside, not mixed."""
+_BEFORE = {
+    "data": ("data",), "stage1": ("data", "student", "stage1"),
+    "stage2": ("data", "student", "stage1", "teacher", "stage2"),
+    "stage3": ("data", "student", "stage1", "teacher", "stage2", "stage3", "quant")}
+PARTS = _BEFORE | {"B": _BEFORE["stage3"], "C": (*_BEFORE["stage3"], "ablation"), "D": (*_BEFORE["stage3"], "ablation"),
+                   "abstract": (*_BEFORE["stage3"], "export")}
+"""Stage or table → the sections of the settings that its numbers depend on."""
+
+
+def _compared(settings: Settings) -> dict[str, Any]:
+    flat = flatten("", settings.model_dump(mode="json"))
+    return {name: value for name, value in flat.items()
+            if not name.startswith(_NO_MATTER) and not name.endswith((".expect", ".checkpoint_every"))}
+
+
+def differences_from_paper(settings: Settings) -> list[tuple[str, Any, Any]]:
+    """What a run's settings have that the paper's published ones have not: (setting, value, the paper's value).
+
+    The paper's are the profile `paper` by the paper's method, whatever the run's own profile and method.
+    """
+    published = _compared(load_settings("paper", {"method": "paper"}))
+    return [(name, value, published[name]) for name, value in _compared(settings).items() if value != published[name]]
+
+
+def equals_paper(settings: Settings, part: str) -> bool:
+    """Whether data, schedule and method behind a number are the paper's, so that it can be reproduced or missed.
+
+    Args:
+        part: a stage ("stage1" to "stage3", with all that comes before it), "data" alone, or a table of the paper ("B",
+            "C", "D", "abstract"). Single rows of B need less: see `part_of`.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+    if part not in PARTS:
+        raise ValueError(f"no part {part!r}; there are {', '.join(PARTS)}")
+    return not any(name.split(".")[0] in PARTS[part] for name, _, _ in differences_from_paper(settings))
+
+
+def part_of(table: str, row: str) -> str:
+    """What the number in a row of the paper's tables depends on, for `equals_paper`."""
+    return {("B", "bicubic"): "data", ("B", "student_stage2"): "stage2", ("B", "student_deploy"): "stage3",
+            ("B", "fsrcnn"): "C", ("B", "abpn"): "C"}.get((table, row), table)
 
 
 def parse_overrides(overrides: str | dict[str, Any] | None) -> dict[str, Any]:

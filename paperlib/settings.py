@@ -2,6 +2,7 @@
 
 A profile is data, not code: `load_settings("demo", {"stage1.steps": 500})` gives one `Settings` object that every
 notebook, command and record uses. The published values live in `profiles.py`; here are the fields and their limits.
+Every field's default is the paper's value where the paper has one.
 """
 
 import difflib
@@ -86,6 +87,8 @@ class LossSettings(_Section):
     mse: float = Field(0.0, ge=0)
     """Squared error, which is what PSNR measures (ours, not the paper's)."""
     dct: float = Field(0.0, ge=0)
+    dct_norm: Literal["none", "ortho"] = "none"
+    """Scaling of the DCT. none: unnormalised, as published; ortho: orthonormal, 2·√(N·M) times smaller (Table D)."""
     kd: float = Field(0.0, ge=0)
     """Weight of the confidence-weighted output distillation; the high value where a schedule is set."""
     kd_mid: float | None = Field(None, ge=0)
@@ -123,12 +126,15 @@ class StageSettings(_Section):
     clip_grad: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 is no clipping."""
     clip_body: float = Field(3.0, ge=0)
-    """Largest |weight| of the body's convolutions, applied after each step; 0 is no clipping."""
+    """Largest |weight| of the body's convolutions, applied after each step; 0 is no clipping, as in stage 1 of the
+    released run."""
     clip_ends: float = Field(2.0, ge=0)
     """Largest |weight| of stem and head, applied after each step; 0 is no clipping."""
     ema: float = Field(0.999, ge=0, lt=1)
     ema_warmup: bool = False
     """True: the decay grows from 0 to `ema` (for runs shorter than a few thousand steps)."""
+    keep: Literal["best", "last"] = "best"
+    """Which EMA weights the stage leaves. best: of all validations, as published; last: chosen on nothing."""
     validate_every: int = Field(50, ge=1)
     checkpoint_every: int = Field(200, ge=1)
     recalibrate_batches: int = Field(64, ge=0)
@@ -170,13 +176,13 @@ class QuantSettings(_Section):
     start: str = ""
     """A student checkpoint that stage 3 starts from (the authors' stage 2, say); empty: this run's own stage 2."""
 
-
     @model_validator(mode="after")
     def _quantiser_can(self) -> Self:
         ours = {"equalise": (self.equalise, False), "rounding": (self.rounding, "nearest"), "skip": (self.skip, "add")}
         wrong = [f"quant.{name}={json.dumps(needed)}" for name, (value, needed) in ours.items() if value != needed]
         if self.quantiser == "paper" and wrong:
-            raise ValueError(f"the paper's quantiser goes only with its own forms: set {', '.join(wrong)} as well")
+            raise ValueError("the paper's quantiser goes only with its own forms: set method=paper, which switches "
+                             f"everything to the paper's method, or {', '.join(wrong)} as well")
         return self
 
 
@@ -198,8 +204,13 @@ class AblationSettings(_Section):
     archs: tuple[Literal["mobileone", "repconv", "repdw", "fsrcnn", "abpn"], ...] = (
         "mobileone", "repconv", "repdw", "fsrcnn", "abpn")
     stage1_steps: int = Field(ge=1)
+    stage2_steps: int = Field(100, ge=1)
     stage3_steps: int = Field(ge=1)
+    keep: Literal["best", "last"] = "last"
+    """Which EMA weights a training leaves; the paper's numbers are those of the best epoch."""
     seeds: tuple[int, ...] = (1234,)
+    conditions: tuple[Literal["kd_0", "kd_1", "kd_10", "kd_100", "ortho_kd_0", "ortho_kd_1"], ...] = ("kd_1", "kd_0")
+    """Table D: weights of the teacher and scalings of the DCT; kd_1 and kd_0 are the two that the paper reports."""
     switches: tuple[str, ...] = ()
     """Further one-change ablations of stage 3, by name; see `paperlib.training.ablations`."""
 
@@ -208,6 +219,8 @@ class Settings(_Section):
     """All settings of one run; `profile` names where the values came from."""
 
     profile: Literal["smoke", "demo", "benchmark", "paper"]
+    method: Literal["paper", "ours"] = "paper"
+    """Whose way of training and quantising (`paperlib.profiles.METHODS`); single settings may differ from it."""
     seed: int = Field(1234, ge=0)
     data: DataSettings
     student: StudentSettings = StudentSettings()
@@ -258,7 +271,10 @@ def override(settings: Settings, changes: dict[str, Any]) -> Settings:
 
     Raises:
         UserError: an unknown field (the nearest names are given), or a value of the wrong kind or range.
+        ValueError: `method`, which is many settings; see `paperlib.profiles.load_settings`.
     """
+    if "method" in changes:
+        raise ValueError("a method is chosen when settings are loaded")
     tree = settings.model_dump()
     for field, value in changes.items():
         _insert(tree, field, value)

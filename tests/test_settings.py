@@ -3,8 +3,8 @@
 import pytest
 
 from paperlib.errors import UserError
-from paperlib.profiles import PROFILES, load_settings
-from paperlib.settings import settings_hash
+from paperlib.profiles import METHODS, PROFILES, differences_from_paper, equals_paper, load_settings, part_of
+from paperlib.settings import LossSettings, flatten, override, settings_hash
 
 
 def test_paper_profile_is_the_published_schedule():
@@ -14,11 +14,18 @@ def test_paper_profile_is_the_published_schedule():
     assert [stage.patch for stage in stages] == [128, 160, 144]
     assert [stage.lr for stage in stages] == [1e-3, 1.5e-5, 2e-6]
     assert [stage.halve_every // 50 for stage in stages[1:]] == [40, 40]
-    assert all((s.batch, s.clip_grad, s.clip_body, s.clip_ends, s.ema) == (16, 1.0, 3.0, 2.0, 0.999) for s in stages)
+    assert all((s.batch, s.clip_grad, s.ema, s.keep) == (16, 1.0, 0.999, "best") for s in stages)
+    assert [(s.clip_body, s.clip_ends) for s in stages] == [(0, 0), (3.0, 2.0), (3.0, 2.0)]
     assert all(stage.form == "expanded" and not stage.ema_warmup for stage in stages)
+    assert [(s.decay, s.hold, s.cycles) for s in stages] == [("cosine", 0, 1), ("halve", 0, 1), ("halve", 0, 1)]
     assert (paper.stage1.loss.l1, paper.stage1.loss.kd, paper.stage1.warmup) == (1.0, 0.0, 0.10)
     assert (paper.stage2.loss.charbonnier, paper.stage2.loss.dct, paper.stage2.loss.kd) == (1.0, 0.02, 0.03)
-    assert (paper.stage3.loss.dct, paper.stage3.loss.kd, paper.stage3.loss.kd_mid) == (0.015, 0.010, 0.005)
+    assert paper.stage3.loss == LossSettings(charbonnier=1.0, dct=0.015, kd=0.010, kd_mid=0.005, kd_low=0.01,
+                                             kd_p1=0.25, kd_p2=0.60)
+    assert (paper.stage3.loss.gamma, paper.stage3.loss.w_min, paper.stage3.loss.w_max) == (10.0, 0.10, 0.75)
+    assert all(stage.recalibrate_batches == 64 for stage in stages)
+    assert (paper.teacher.kind, paper.teacher.stage3, paper.teacher.outputs) == ("published", "same", "on_the_fly")
+    assert (paper.quant.skip, paper.quant.equalise, paper.quant.rounding) == ("add", False, "nearest")
     assert paper.quant.quantiser == "paper"
     assert round(paper.quant.observe_until * 150) == 30
     assert (paper.student.init, paper.seed, paper.data.source) == ("default", 1234, "div2k")
@@ -28,7 +35,9 @@ def test_paper_profile_is_the_published_schedule():
     ({"stage1.stepz": 5}, "Nearest: steps"), ({"stag1.steps": 5}, "Nearest: stage1"),
     ({"stage1": 5}, "is a section"), ({"stage1.steps.x": 5}, "has no fields"),
     ({"stage1.steps": "many"}, "valid integer"), ({"stage1.steps": 0}, "greater than or equal to 1"),
-    ({"student.arch": "mobilone"}, "'mobileone'")])
+    ({"student.arch": "mobilone"}, "'mobileone'"), ({"method": "papr"}, "There are: paper, ours"),
+    ({"method": ["paper"]}, "unknown method"), ({"methods": "paper"}, "Nearest: method"),
+    ({"quant.skip": "exact"}, "method=paper"), ({"method": "ours", "quant.quantiser": "paper"}, "method=paper")])
 def test_wrong_overrides_are_told(override, words):
     with pytest.raises(UserError, match=words):
         load_settings("demo", override)
@@ -59,3 +68,62 @@ def test_profile_comes_from_the_environment_when_not_named(monkeypatch):
 
 def test_only_the_paper_profile_goes_without_a_warning_note():
     assert [("not the paper's numbers" in load_settings(name).note) for name in PROFILES] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_one_word_in_every_profile_and_single_settings_lie_on_top(profile, method):
+    values = flatten("", load_settings(profile, {"method": method}).model_dump())
+    assert {name: values[name] for name in METHODS[method]} == METHODS[method]
+    assert values["method"] == method
+    other = load_settings(profile, {"quant.calibration_images": 7, "stage3.ema": 0.5, "method": method})
+    changed = flatten("", other.model_dump())
+    assert {name for name in values if values[name] != changed[name]} == {"quant.calibration_images", "stage3.ema"}
+
+
+def test_the_methods_switch_the_same_settings_and_differ():
+    assert METHODS["paper"].keys() == METHODS["ours"].keys()
+    differ = {name for name, value in METHODS["paper"].items() if value != METHODS["ours"][name]}
+    assert {"quant.quantiser", "quant.skip", "quant.equalise", "quant.rounding", "student.init", "stage1.form",
+            "stage2.form", "data.sampling", "data.permute_colours", "stage3.loss.mse", "stage3.loss.kd_mid",
+            "teacher.stage3", "stage3.clip_body", "stage3.ema"} <= differ
+    assert [load_settings(profile).method for profile in PROFILES] == ["paper", "paper", "ours", "paper"]
+
+
+def test_a_method_cannot_be_claimed_afterwards():
+    with pytest.raises(ValueError, match="when settings are loaded"):
+        override(load_settings("demo"), {"method": "ours"})
+
+
+def test_differences_from_the_paper_are_listed_whatever_the_profile_says():
+    assert differences_from_paper(load_settings("paper")) == []
+    assert differences_from_paper(load_settings("paper", {"stage2.lr": 3e-5, "seed": 7})) == [
+        ("stage2.lr", 3e-5, 1.5e-5)]
+    demo = {name: (value, paper) for name, value, paper in differences_from_paper(load_settings("demo"))}
+    assert demo["data.source"] == ("embedded", "div2k")
+    assert demo["stage1.steps"] == (900, 30_000)
+    assert not {name for name in demo if name in METHODS["paper"]}
+    ours = {name for name, *_ in differences_from_paper(load_settings("paper", {"method": "ours"}))}
+    assert ours == {name for name, value in METHODS["paper"].items() if value != METHODS["ours"][name]}
+
+
+@pytest.mark.parametrize(("changes", "wrong"), [
+    ({"data.max_train": 100}, {"data", "stage1", "stage2", "stage3", "B", "C", "D", "abstract"}),
+    ({"stage1.steps": 29_999}, {"stage1", "stage2", "stage3", "B", "C", "D", "abstract"}),
+    ({"stage2.loss.kd": 0.3}, {"stage2", "stage3", "B", "C", "D", "abstract"}),
+    ({"quant.quantiser": "tflite"}, {"stage3", "B", "C", "D", "abstract"}),
+    ({"ablation.stage2_steps": 100}, {"C", "D"}), ({"ablation.keep": "last"}, {"C", "D"}),
+    ({"export.height": 360}, {"abstract"}), ({"seed": 1, "ablation.seeds": [1, 2], "data.tests": ["x"]}, set())])
+def test_a_number_equals_the_papers_only_where_all_behind_it_does(changes, wrong):
+    parts = ("data", "stage1", "stage2", "stage3", "B", "C", "D", "abstract")
+    settings = load_settings("paper", changes)
+    assert {part for part in parts if not equals_paper(settings, part)} == wrong
+    with pytest.raises(ValueError, match="no part"):
+        equals_paper(settings, "A")
+
+
+def test_rows_of_one_table_depend_on_different_parts():
+    late = load_settings("paper", {"stage3.steps": 10})
+    rows = ("bicubic", "student_stage2", "student_deploy")
+    assert [equals_paper(late, part_of("B", row)) for row in rows] == [True, True, False]
+    assert part_of("D", "qat_direct") == "D"

@@ -67,15 +67,15 @@ class FusedRepDW(nn.Module):
 class RepConv(nn.Module):
     """Ablation block RepConv: 1×1 (no bias) → 3×3 → 1×1 in series, plus a parallel 1×1, then BN and ReLU.
 
-    The first 1×1 carries no bias, so zero padding of the 3×3 means the same before and after fusing.
+    All of width C: the series is not widened inside. The first 1×1 carries no bias, so zero padding of the 3×3 means
+    the same before and after fusing.
     """
 
-    def __init__(self, channels: int, expansion: int = 2) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        hidden = channels * expansion
-        self.squeeze = nn.Conv2d(channels, hidden, 1, bias=False)
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.squeeze = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.expand = nn.Conv2d(channels, channels, 1)
         self.shortcut = nn.Conv2d(channels, channels, 1)
         self.bn = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()

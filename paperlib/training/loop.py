@@ -38,7 +38,7 @@ Score = Callable[[nn.Module], dict[str, float]]
 
 @dataclass
 class Fit:
-    """What a training gave: the best EMA weights in `model` (evaluation mode), and how it went."""
+    """What a training gave: EMA weights in `model` (evaluation mode), the best or the last, and how it went."""
 
     model: nn.Module
     best_step: int
@@ -48,6 +48,8 @@ class Fit:
     seconds: float = 0.0
     """Time spent in training, over all resumed parts."""
     resumed_from: int = 0
+    kept_step: int = 0
+    """Steps behind the weights in `model`: `best_step`, or all where the stage keeps the last."""
 
 
 def learning_rate(stage: StageSettings, step: int) -> float:
@@ -67,7 +69,10 @@ def learning_rate(stage: StageSettings, step: int) -> float:
 
 @torch.no_grad()
 def clip_weights(model: nn.Module, stage: StageSettings) -> None:
-    """Clip convolution weights in place: |w| ≤ clip_body in the body, ≤ clip_ends elsewhere (paper section 4)."""
+    """Clip convolution weights in place: |w| ≤ clip_body in the body, ≤ clip_ends elsewhere (paper section 4).
+
+    The released run clips in stages 2 and 3 and not in stage 1; where a limit is 0 nothing is clipped.
+    """
     kernels = [(name, value) for name, value in model.named_parameters() if value.ndim == 4]
     for limit, inside in ((stage.clip_body, True), (stage.clip_ends, False)):
         chosen = [value for name, value in kernels if ("body" in name) == inside]
@@ -151,7 +156,7 @@ def fit(
 
 
 def _flat(stage: StageSettings) -> dict[str, Any]:
-    return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every"}))
+    return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"}))
 
 
 def _fit(model, stage, draw, folder, name, score, teacher, events, identity, quiet) -> Fit:
@@ -214,8 +219,10 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
 
     progress.bar.close()
     result.seconds += time.monotonic() - began
-    result.model = ema.module.to("cpu")
-    result.model.load_state_dict(best)
+    result.model, result.kept_step = ema.module.to("cpu"), stage.steps
+    if stage.keep == "best":
+        result.model.load_state_dict(best)
+        result.kept_step = result.best_step
     result.model.eval()
     return result
 

@@ -30,23 +30,29 @@ def charbonnier(sr_01: Tensor, hr_01: Tensor, epsilon: float = 1e-3) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _dct_matrix(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _dct_matrix(length: int, norm: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     n = torch.arange(length, dtype=torch.float64)
     matrix = 2 * torch.cos(torch.pi * (2 * n[None] + 1) * n[:, None] / (2 * length))  # row k: frequency k
+    if norm == "ortho":
+        matrix /= (2 * length) ** 0.5
+        matrix[0] /= 2**0.5
     return matrix.to(device, dtype)
 
 
-def dct2(image: Tensor) -> Tensor:
-    """Two-dimensional DCT-II over the last two axes, unnormalised (scipy.fft.dctn with norm=None), same shape."""
-    height, width = image.shape[-2:]
-    rows = _dct_matrix(height, image.device, image.dtype)
-    columns = _dct_matrix(width, image.device, image.dtype)
+def dct2(image: Tensor, norm: str = "none") -> Tensor:
+    """Two-dimensional DCT-II over the last two axes, same shape.
+
+    Args:
+        norm: "none", unnormalised (scipy.fft.dctn with norm=None), as published; "ortho", orthonormal: divided by
+            2·√(N·M), and by √2 more for each frequency 0.
+    """
+    rows, columns = (_dct_matrix(length, norm, image.device, image.dtype) for length in image.shape[-2:])
     return rows @ image @ columns.T
 
 
-def dct_l1(sr_01: Tensor, hr_01: Tensor) -> Tensor:
+def dct_l1(sr_01: Tensor, hr_01: Tensor, norm: str = "none") -> Tensor:
     """Mean |D(ŷ) − D(y)| over the whole patch. D is linear, so it is applied once, to the difference."""
-    return dct2(sr_01 - hr_01).abs().mean()
+    return dct2(sr_01 - hr_01, norm).abs().mean()
 
 
 @torch.no_grad()
@@ -83,6 +89,27 @@ def kd_weight(settings: LossSettings, progress: float) -> float:
     return settings.kd_low
 
 
+def weighted_terms(
+    settings: LossSettings, sr_255: Tensor, hr_255: Tensor, teacher_01: Tensor | None, progress: float
+) -> dict[str, tuple[float, Tensor]]:
+    """The terms of a stage whose weight is not 0: name → weight now, value before weighting.
+
+    Args, raises: as `stage_loss`.
+    """
+    sr_01, hr_01 = sr_255 / 255, hr_255 / 255
+    terms = {
+        "l1": (settings.l1, lambda: l1(sr_01, hr_01)),
+        "charbonnier": (settings.charbonnier, lambda: charbonnier(sr_01, hr_01)),
+        "mse": (settings.mse, lambda: mse(sr_01, hr_01)),
+        "dct": (settings.dct, lambda: dct_l1(sr_01, hr_01, settings.dct_norm)),
+    }
+    if settings.kd > 0:
+        if teacher_01 is None:
+            raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, or set loss.kd=0.")
+        terms["kd"] = (kd_weight(settings, progress), lambda: distillation(sr_01, teacher_01, hr_01, settings))
+    return {name: (weight, term()) for name, (weight, term) in terms.items() if weight > 0}
+
+
 def stage_loss(
     settings: LossSettings, sr_255: Tensor, hr_255: Tensor, teacher_01: Tensor | None, progress: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -99,24 +126,10 @@ def stage_loss(
     Raises:
         UserError: the settings ask for distillation and there is no teacher output.
     """
-    sr_01, hr_01 = sr_255 / 255, hr_255 / 255
-    weighted = [
-        (settings.l1, "l1", lambda: l1(sr_01, hr_01)),
-        (settings.charbonnier, "charbonnier", lambda: charbonnier(sr_01, hr_01)),
-        (settings.mse, "mse", lambda: mse(sr_01, hr_01)),
-        (settings.dct, "dct", lambda: dct_l1(sr_01, hr_01)),
-    ]
-    if settings.kd > 0:
-        if teacher_01 is None:
-            raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, or set loss.kd=0.")
-        weight = kd_weight(settings, progress)
-        weighted.append((weight, "kd", lambda: distillation(sr_01, teacher_01, hr_01, settings)))
-    total, parts = sr_01.new_zeros(()), {}
-    for weight, name, term in weighted:
-        if weight > 0:
-            value = term()
-            parts[name] = value.detach()
-            total = total + weight * value
+    total, parts = sr_255.new_zeros(()), {}
+    for name, (weight, value) in weighted_terms(settings, sr_255, hr_255, teacher_01, progress).items():
+        parts[name] = value.detach()
+        total = total + weight * value
     return total, parts
 
 

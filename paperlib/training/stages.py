@@ -82,7 +82,10 @@ def train(
 
 
 def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None = None) -> Trained:
-    """Stage 1: from random weights, L1 (paper section 4). Leaves `student.safetensors`, the best EMA weights."""
+    """Stage 1: from random weights, L1 (paper section 4). Leaves `student.safetensors`, EMA weights.
+
+    Weights are not clipped here, as in the released run (`clip_body`, `clip_ends`).
+    """
     settings = settings or run.settings
     torch.manual_seed(settings.seed)
     model = _in_form(build_model(settings.student), data, settings, settings.stage1, "stage1")
@@ -115,7 +118,7 @@ def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
     if isinstance(model, Student) and model.form == "collapsed":
         model = with_form(model, "expanded").eval()
     path = save_student(model, run.stage_folder(name) / "student.safetensors", stage=name,
-                        settings=settings_hash(settings), step=result.best_step)
+                        settings=settings_hash(settings), step=result.kept_step)
     return Trained(model, path, result)
 
 
@@ -149,7 +152,7 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
                    start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
     path = save_qat(result.model, folder / "qat.safetensors", stage=name, settings=settings_hash(settings),
-                    step=result.best_step)
+                    step=result.kept_step)
     return Trained(load_qat(path), path, result)
 
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from paperlib.settings import StudentSettings
 from paperlib.student.blocks import RepConv, RepDW, collapsed_forward, fuse_block, kernel_and_bias, mobileone
+from paperlib.student.models import build_model
+from paperlib.student.network import count_parameters
 
 BLOCKS = {"mobileone": lambda: mobileone(8, 5), "repconv": lambda: RepConv(8), "repdw": lambda: RepDW(8)}
 
@@ -52,3 +55,19 @@ def test_mobileone_folding_equals_timm():
     block.reparameterize()
     torch.testing.assert_close(kernel, block.reparam_conv.weight)
     torch.testing.assert_close(bias, block.reparam_conv.bias)
+
+
+def of_layers(module: nn.Module, *kinds: type) -> int:
+    return sum(count_parameters(part) for part in module.modules() if isinstance(part, kinds))
+
+
+@pytest.mark.parametrize(("arch", "kernels", "with_bn", "network"), [
+    ("mobileone", 5 * 9216 + 1024, 47_552, 389_115), ("repconv", 12_384, 12_448, 108_283),
+    ("repdw", 288 + 32 + 1056, 1568, 21_243)])
+def test_the_blocks_have_the_papers_width(arch, kernels, with_bn, network):
+    """Weights and biases of a block at C = 32, the same with BN, and of the network with eight of them."""
+    model = build_model(StudentSettings(arch=arch))
+    assert of_layers(model.body[0], nn.Conv2d) == kernels
+    assert count_parameters(model.body[0]) == with_bn
+    assert count_parameters(model) == network
+    assert network == 8 * with_bn + 896 + 7803  # stem and head

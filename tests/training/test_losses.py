@@ -26,6 +26,22 @@ def test_dct_is_scipys_unnormalised_dct_ii():
     np.testing.assert_allclose(dct2(image).numpy(), wanted, atol=1e-10)
 
 
+def test_orthonormal_dct_is_scipys_and_2_sqrt_nm_times_smaller():
+    image = torch.rand(2, 3, 12, 9, dtype=torch.float64)
+    wanted = scipy.fft.dctn(image.numpy(), type=2, norm="ortho", axes=(-2, -1))
+    np.testing.assert_allclose(dct2(image, "ortho").numpy(), wanted, atol=1e-12)
+    plain, ortho = dct2(image)[..., 1:, 1:], dct2(image, "ortho")[..., 1:, 1:]
+    torch.testing.assert_close(ortho, plain / (2 * math.sqrt(12 * 9)))
+
+
+def test_the_stages_loss_takes_the_scaling_that_is_set():
+    sr, hr = torch.rand(1, 3, 12, 9), torch.rand(1, 3, 12, 9)
+    for norm in ("none", "ortho"):
+        total, _ = stage_loss(LossSettings(dct=0.5, dct_norm=norm), sr * 255, hr * 255, None, 0.0)
+        wanted = np.abs(scipy.fft.dctn((sr - hr).numpy(), norm=None if norm == "none" else norm, axes=(-2, -1))).mean()
+        assert total.item() == pytest.approx(0.5 * wanted, rel=1e-4)
+
+
 def test_dct_loss_is_mean_distance_of_transforms():
     sr, hr = torch.rand(1, 3, 12, 12, dtype=torch.float64), torch.rand(1, 3, 12, 12, dtype=torch.float64)
     assert dct_l1(sr, hr).item() == pytest.approx((dct2(sr) - dct2(hr)).abs().mean().item(), rel=1e-12)
@@ -37,6 +53,14 @@ def test_confidence_follows_the_formula_and_its_limits():
     weight = confidence(teacher, hr, LossSettings())
     assert weight.shape == (1, 1, 1, 3)
     torch.testing.assert_close(weight.flatten(), torch.tensor([0.75, math.exp(-0.5), 0.10]))
+
+
+def test_confidence_takes_the_mean_error_over_the_channels():
+    hr = torch.full((1, 3, 1, 1), 0.5)
+    teacher = hr + torch.tensor([0.01, -0.02, 0.12]).reshape(1, 3, 1, 1)
+    assert confidence(teacher, hr, LossSettings()).item() == pytest.approx(math.exp(-10 * 0.05), rel=1e-5)
+    settings = LossSettings(gamma=4.0, w_min=0.2, w_max=0.9)
+    assert confidence(teacher, hr, settings).item() == pytest.approx(math.exp(-4 * 0.05), rel=1e-5)
 
 
 def test_distillation_weighs_clamps_and_stops_gradients():
