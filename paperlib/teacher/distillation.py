@@ -116,8 +116,10 @@ def find_teacher(
         print(f"published teacher {reason}; a small one takes its place")
     if train_small is None:
         raise UserError("no teacher here: the small one is trained by notebook 03_teacher. Run it first.")
-    torch.manual_seed(0)
-    model, _ = train_small(MambaIRv2Light(small_shape(settings)))
+    with torch.random.fork_rng():  # the same start every time, and nobody else's random numbers moved
+        torch.manual_seed(0)
+        start = MambaIRv2Light(small_shape(settings))
+    model, _ = train_small(start)
     return TeacherSource(model.eval(), "small MambaIRv2 trained here (not the paper's teacher)", weights_hash(model),
                          f"published weights {reason}" if settings.kind == "auto" else "teacher.kind=small")
 

@@ -1,7 +1,7 @@
 """One training loop for every stage (paper section 4): a stage is data, a model and a start.
 
-Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), nothing else is random, and the state of
-the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU, one GPU, or under torchrun.
+Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), so is what a network draws itself
+(`Drawing`), and the state of the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU, one GPU, or under torchrun.
 """
 
 import copy
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +34,14 @@ Draw = Callable[[int, int, int], Batch]
 """(step, rank, world) → this process's part of the step's batch."""
 Score = Callable[[nn.Module], dict[str, float]]
 """Scores a model on the validation photographs; `psnr_rgb` decides which weights are best."""
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A network that draws random numbers while it trains; they must follow from the step, or no kill is undone."""
+
+    def before_step(self, step: int, rank: int) -> None:
+        """Called on the trained network before each step, with the number of this process."""
 
 
 @dataclass
@@ -182,6 +190,8 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
         if step in events:
             events[step](live)
             events[step](ema.module)
+        if isinstance(live, Drawing):
+            live.before_step(step, accelerator.process_index)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
         terms = _step(trained, optimizer, stage, draw, step, teacher, accelerator)

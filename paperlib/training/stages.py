@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from paperlib.teacher.distillation import (
     outputs_key,
     teacher_outputs,
 )
-from paperlib.teacher.network import start_bilinear
+from paperlib.teacher.network import MambaIRv2Light, start_bilinear
 from paperlib.training.loop import Fit, fit, recalibrate_bn
 
 
@@ -141,17 +142,20 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
 
 
 class _TeacherIn255(nn.Module):
-    """A teacher, which works on 0..1, for a loop that works on 0..255."""
+    """A teacher, which works on 0..1, for a loop that works on 0..255; its routing noise follows from (seed, step)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: MambaIRv2Light, seed: int) -> None:
         super().__init__()
-        self.inner = model
+        self.inner, self.seed = model, seed
+
+    def before_step(self, step: int, rank: int) -> None:
+        self.inner.set_noise(int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)[0]))
 
     def forward(self, x_255: Tensor) -> Tensor:
         return self.inner(x_255 / 255) * 255
 
 
-def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Path]:
+def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> tuple[nn.Module, Path]:
     """The small teacher, trained from scratch with L1 on the run's photographs (or loaded, when that is done)."""
     small: TeacherSettings = run.settings.teacher
     stage = StageSettings(
@@ -159,7 +163,7 @@ def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Pat
         clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps, checkpoint_every=50,
         loss={"l1": 1.0})
     start_bilinear(model)
-    result = train(run, data, "teacher", _TeacherIn255(model), stage, stream="teacher",
+    result = train(run, data, "teacher", _TeacherIn255(model, run.settings.seed), stage, stream="teacher",
                    start=settings_hash(small))
     path = run.stage_folder("teacher") / "teacher.pth"
     buffer = io.BytesIO()  # saved to a file, the file's temporary name would get into the bytes and the hash
