@@ -150,9 +150,10 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     """
     key = outputs_key(source)
     path = store.teacher_outputs_path(key)
-    with file_lock(path.with_suffix(".lock")):
-        if not path.is_file():
-            _compute_outputs(store, source, path, progress)
+    if not path.is_file():  # many processes may read at once what is finished
+        with file_lock(path.with_suffix(".lock")):
+            if not path.is_file():
+                _compute_outputs(store, source, path, progress)
     return store.teacher_outputs(key)
 
 

@@ -1,7 +1,8 @@
 """One training loop for every stage (paper section 4): a stage is data, a model and a start.
 
 Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), so is what a network draws itself
-(`Drawing`), and the state of the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU, one GPU, or under torchrun.
+(`Drawing`), and the state of the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU,
+one GPU, or under torchrun.
 """
 
 import copy
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -42,6 +44,15 @@ class Drawing(Protocol):
 
     def before_step(self, step: int, rank: int) -> None:
         """Called on the trained network before each step, with the number of this process."""
+
+
+def processes() -> PartialState:
+    """The processes that train together: this one, or torchrun's, which without a GPU talk through gloo.
+
+    Asked in any other way, accelerate leaves the processes of a machine without a GPU alone, and each would train on
+    its own in the same folder.
+    """
+    return PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 @dataclass
@@ -163,6 +174,7 @@ def _flat(stage: StageSettings) -> dict[str, Any]:
 
 
 def _fit(model, stage, draw, folder, name, score, teacher, events, identity, quiet) -> Fit:
+    processes()
     accelerator = Accelerator()
     identity = _flat(stage) | identity
     keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
@@ -32,7 +31,7 @@ from paperlib.teacher.distillation import (
     teacher_outputs,
 )
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
-from paperlib.training.loop import Fit, fit, recalibrate_bn
+from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
 
 
 @dataclass
@@ -174,7 +173,10 @@ def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> tuple[nn.Module
 
 
 def open_teacher(run: Run, data: Data) -> TeacherSource:
-    """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/)."""
+    """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/).
+
+    Under torchrun all processes must call this: they train the small one together.
+    """
     return find_teacher(run.settings.teacher, partial(_train_small, run, data))
 
 
@@ -182,7 +184,8 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
     """Targets from a teacher network, cached once or computed for each patch, as the settings say."""
     if run.settings.teacher.outputs == "on_the_fly":
         return Targets(source.name, compute=OnTheFlyTeacher(source.model))
-    teacher_outputs(data.store, source)
+    with processes().main_process_first():
+        teacher_outputs(data.store, source)
     return Targets(f"{source.name} {outputs_key(source)}", key=outputs_key(source))
 
 
@@ -218,7 +221,10 @@ def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Ta
 
 
 def train_stage(run: Run, name: str) -> Trained:
-    """One stage of a run outside its notebook; under torchrun the first process prepares data and teacher for all.
+    """One stage of a run outside its notebook; under torchrun the first process prepares data and targets for all.
+
+    Only what one process does alone stands inside `main_process_first`: a training there would wait for ever for the
+    others, which wait for the first.
 
     Args:
         name: stage1, stage2 or stage3.
@@ -226,14 +232,11 @@ def train_stage(run: Run, name: str) -> Trained:
     Raises:
         UserError: the stage before it has not run, or see `fit`.
     """
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         data = open_data(run.settings.data)
-        if name == "stage2":
-            targets = teacher_targets(run, data, open_teacher(run, data))
-        elif name == "stage3":
-            targets = stage3_targets(run, data)
     if name == "stage1":
         return stage1(run, data)
     if name == "stage2":
-        return stage2(run, data, targets)
+        return stage2(run, data, teacher_targets(run, data, open_teacher(run, data)))
+    targets = stage3_targets(run, data)
     return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)
