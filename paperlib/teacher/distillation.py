@@ -116,8 +116,10 @@ def find_teacher(
         print(f"published teacher {reason}; a small one takes its place")
     if train_small is None:
         raise UserError("no teacher here: the small one is trained by notebook 03_teacher. Run it first.")
-    torch.manual_seed(0)
-    model, _ = train_small(MambaIRv2Light(small_shape(settings)))
+    with torch.random.fork_rng():  # the same start every time, and nobody else's random numbers moved
+        torch.manual_seed(0)
+        start = MambaIRv2Light(small_shape(settings))
+    model, _ = train_small(start)
     return TeacherSource(model.eval(), "small MambaIRv2 trained here (not the paper's teacher)", weights_hash(model),
                          f"published weights {reason}" if settings.kind == "auto" else "teacher.kind=small")
 
@@ -148,9 +150,10 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     """
     key = outputs_key(source)
     path = store.teacher_outputs_path(key)
-    with file_lock(path.with_suffix(".lock")):
-        if not path.is_file():
-            _compute_outputs(store, source, path, progress)
+    if not path.is_file():  # many processes may read at once what is finished
+        with file_lock(path.with_suffix(".lock")):
+            if not path.is_file():
+                _compute_outputs(store, source, path, progress)
     return store.teacher_outputs(key)
 
 

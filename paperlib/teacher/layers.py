@@ -96,15 +96,25 @@ class SelectiveScan(nn.Module):
         return selective_scan(u, delta, a, b, c + prompt, self.Ds, self.dt_projs_bias[0], True, self.backend)
 
 
+def gumbel_one_hot(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`F.gumbel_softmax(logits, hard=True)`, same shape, with noise from a generator of the caller's."""
+    noise = -torch.empty_like(logits).exponential_(generator=generator).log()
+    soft = (logits + noise).softmax(-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return hard - soft.detach() + soft
+
+
 class ASSM(nn.Module):
     """Attentive state-space module: classify each token, sort by class, scan, un-sort.
 
-    `noise` draws the classes with Gumbel noise also in evaluation, as the published code does; default off.
+    `noise` draws the classes with Gumbel noise also in evaluation, as the published code does; default off. The noise
+    comes from `generator`, or from PyTorch's global one where that is None.
     """
 
     def __init__(self, dim: int, states: int, tokens: int, rank: int) -> None:
         super().__init__()
         self.tokens, self.noise = tokens, False
+        self.generator: torch.Generator | None = None
         self.selectiveScan = SelectiveScan(dim, states)
         self.out_norm = nn.LayerNorm(dim)
         self.out_proj = nn.Linear(dim, dim)
@@ -118,7 +128,7 @@ class ASSM(nn.Module):
         """Class of each token (B, L), and in training the one-hot (B, L, tokens) with straight-through gradient."""
         logits = F.log_softmax(self.route(x), dim=-1)  # its rounding decides near ties, as in the published code
         if self.training or self.noise:
-            hot = F.gumbel_softmax(logits, hard=True, dim=-1)
+            hot = gumbel_one_hot(logits, self.generator)
             return hot.argmax(-1), hot
         return logits.argmax(-1), None
 

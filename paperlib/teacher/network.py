@@ -125,6 +125,13 @@ class MambaIRv2Light(nn.Module):
         sr = F.pixel_shuffle(self.upsample(deep), SCALE) + mean
         return sr[:, :, : SCALE * height, : SCALE * width]
 
+    def set_noise(self, seed: int) -> None:
+        """Let all routing noise from here on follow from `seed` alone, whatever was drawn before."""
+        generator = torch.Generator(self.conv_first.weight.device).manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, ASSM):
+                module.generator = generator
+
 
 @torch.no_grad()
 def start_bilinear(model: MambaIRv2Light) -> None:

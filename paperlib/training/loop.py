@@ -1,7 +1,8 @@
 """One training loop for every stage (paper section 4): a stage is data, a model and a start.
 
-Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), nothing else is random, and the state of
-the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU, one GPU, or under torchrun.
+Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), so is what a network draws itself
+(`Drawing`), and the state of the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU,
+one GPU, or under torchrun.
 """
 
 import copy
@@ -14,10 +15,11 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -34,6 +36,23 @@ Draw = Callable[[int, int, int], Batch]
 """(step, rank, world) → this process's part of the step's batch."""
 Score = Callable[[nn.Module], dict[str, float]]
 """Scores a model on the validation photographs; `psnr_rgb` decides which weights are best."""
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A network that draws random numbers while it trains; they must follow from the step, or no kill is undone."""
+
+    def before_step(self, step: int, rank: int) -> None:
+        """Called on the trained network before each step, with the number of this process."""
+
+
+def processes() -> PartialState:
+    """The processes that train together: this one, or torchrun's, which without a GPU talk through gloo.
+
+    Asked in any other way, accelerate leaves the processes of a machine without a GPU alone, and each would train on
+    its own in the same folder.
+    """
+    return PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 @dataclass
@@ -160,6 +179,7 @@ def _flat(stage: StageSettings) -> dict[str, Any]:
 
 
 def _fit(model, stage, draw, folder, name, score, teacher, events, identity, quiet) -> Fit:
+    processes()
     accelerator = Accelerator()
     identity = _flat(stage) | identity
     keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -187,6 +207,8 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
         if step in events:
             events[step](live)
             events[step](ema.module)
+        if isinstance(live, Drawing):
+            live.before_step(step, accelerator.process_index)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
         terms = _step(trained, optimizer, stage, draw, step, teacher, accelerator)

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
@@ -33,8 +33,8 @@ from paperlib.teacher.distillation import (
     outputs_key,
     teacher_outputs,
 )
-from paperlib.teacher.network import start_bilinear
-from paperlib.training.loop import Fit, fit, recalibrate_bn
+from paperlib.teacher.network import MambaIRv2Light, start_bilinear
+from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
 
 
 @dataclass
@@ -157,17 +157,20 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
 
 
 class _TeacherIn255(nn.Module):
-    """A teacher, which works on 0..1, for a loop that works on 0..255."""
+    """A teacher, which works on 0..1, for a loop that works on 0..255; its routing noise follows from (seed, step)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: MambaIRv2Light, seed: int) -> None:
         super().__init__()
-        self.inner = model
+        self.inner, self.seed = model, seed
+
+    def before_step(self, step: int, rank: int) -> None:
+        self.inner.set_noise(int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)[0]))
 
     def forward(self, x_255: Tensor) -> Tensor:
         return self.inner(x_255 / 255) * 255
 
 
-def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Path]:
+def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> tuple[nn.Module, Path]:
     """The small teacher, trained from scratch with L1 on the run's photographs (or loaded, when that is done)."""
     small: TeacherSettings = run.settings.teacher
     stage = StageSettings(
@@ -175,7 +178,7 @@ def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Pat
         clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps, checkpoint_every=50,
         loss={"l1": 1.0})
     start_bilinear(model)
-    result = train(run, data, "teacher", _TeacherIn255(model), stage, stream="teacher",
+    result = train(run, data, "teacher", _TeacherIn255(model, run.settings.seed), stage, stream="teacher",
                    start=settings_hash(small))
     path = run.stage_folder("teacher") / "teacher.pth"
     buffer = io.BytesIO()  # saved to a file, the file's temporary name would get into the bytes and the hash
@@ -186,7 +189,10 @@ def _train_small(run: Run, data: Data, model: nn.Module) -> tuple[nn.Module, Pat
 
 
 def open_teacher(run: Run, data: Data) -> TeacherSource:
-    """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/)."""
+    """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/).
+
+    Under torchrun all processes must call this: they train the small one together.
+    """
     return find_teacher(run.settings.teacher, partial(_train_small, run, data))
 
 
@@ -194,7 +200,8 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
     """Targets from a teacher network, cached once or computed for each patch, as the settings say."""
     if run.settings.teacher.outputs == "on_the_fly":
         return Targets(source.name, compute=OnTheFlyTeacher(source.model))
-    teacher_outputs(data.store, source)
+    with processes().main_process_first():
+        teacher_outputs(data.store, source)
     return Targets(f"{source.name} {outputs_key(source)}", key=outputs_key(source))
 
 
@@ -230,7 +237,10 @@ def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Ta
 
 
 def train_stage(run: Run, name: str) -> Trained:
-    """One stage of a run outside its notebook; under torchrun the first process prepares data and teacher for all.
+    """One stage of a run outside its notebook; under torchrun the first process prepares data and targets for all.
+
+    Only what one process does alone stands inside `main_process_first`: a training there would wait for ever for the
+    others, which wait for the first.
 
     Args:
         name: stage1, stage2 or stage3.
@@ -238,14 +248,11 @@ def train_stage(run: Run, name: str) -> Trained:
     Raises:
         UserError: the stage before it has not run, or see `fit`.
     """
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         data = open_data(run.settings.data)
-        if name == "stage2":
-            targets = teacher_targets(run, data, open_teacher(run, data))
-        elif name == "stage3":
-            targets = stage3_targets(run, data)
     if name == "stage1":
         return stage1(run, data)
     if name == "stage2":
-        return stage2(run, data, targets)
+        return stage2(run, data, teacher_targets(run, data, open_teacher(run, data)))
+    targets = stage3_targets(run, data)
     return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)

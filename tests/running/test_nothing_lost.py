@@ -21,7 +21,7 @@ from paperlib.run import Run, open_run
 from paperlib.student.models import read_weights, save_student
 from paperlib.student.network import Student, fuse
 from paperlib.teacher.distillation import Targets
-from paperlib.training.stages import recalibrated, stage1, stage2, stage3, stage3_targets
+from paperlib.training.stages import open_teacher, recalibrated, stage1, stage2, stage3, stage3_targets
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "quant.quantiser": "tflite", "teacher.stage3": "student"}
@@ -57,8 +57,10 @@ CASES = {"stage1": (first, {}), "stage1, collapsed": (first, {"stage1.form": "co
          "stage3": (third, {})}
 
 
-def child(work: Callable[[Run], None], folder: Path, changes: dict, after: float | None = None) -> bool:
-    """Do the work in a process of its own, killed `after` that many seconds; whether it was."""
+def child(work: Callable[[Run], None], folder: Path, changes: dict, after: float | None = None,
+          file: str = "") -> bool:
+    """Do the work in a process of its own, killed `after` that many seconds, or once a `file` is there; whether it was.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -73,6 +75,11 @@ def child(work: Callable[[Run], None], folder: Path, changes: dict, after: float
             os._exit(code)
     if after is not None:
         time.sleep(after)
+        os.kill(pid, signal.SIGKILL)
+    if file:
+        while not any(folder.glob(file)):
+            time.sleep(0.002)
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
@@ -112,6 +119,24 @@ def test_twenty_kills_change_nothing(name, tmp_path):
         assert torch.equal(value, found[key]), key
     left = [path.name for path in (tmp_path / "killed").rglob(".*") if path.is_file() and "checkpoints" in path.parts]
     assert len(left) <= KILLS  # at most the temporary file of each kill
+
+
+def small_teacher(run: Run) -> None:
+    open_teacher(run, open_data(run.settings.data))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_killed_small_teacher_goes_on_to_the_same_weights(tmp_path):
+    """The real network with its routing noise, killed after its first state, between two states."""
+    changes = {"teacher.kind": "small", "teacher.small_dim": 8, "teacher.small_layers": 1, "teacher.small_patch": 16,
+               "teacher.small_batch": 1, "teacher.small_steps": 100}
+    assert not child(small_teacher, tmp_path / "whole", changes)
+    assert child(small_teacher, tmp_path / "killed", changes, file="checkpoints/teacher/state-000050-*.pt")
+    assert not any(tmp_path.glob("killed/checkpoints/teacher/state-000100-*"))
+    assert not child(small_teacher, tmp_path / "killed", changes)
+    whole, killed = (torch.load(tmp_path / name / "checkpoints/teacher/teacher.pth", weights_only=True)["params"]
+                     for name in ("whole", "killed"))
+    assert all(torch.equal(value, killed[key]) for key, value in whole.items())
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path):

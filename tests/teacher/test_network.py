@@ -165,6 +165,18 @@ def test_evaluation_is_deterministic_and_noise_is_not(small):
     assert TeacherUpscaler(small).about["routing"] == "Gumbel noise"
 
 
+def test_noise_follows_from_its_seed_alone(small):
+    x = torch.rand(1, 3, 16, 16)
+    small.train()
+    results = []
+    for seed in (7, 8, 7):
+        torch.rand(3)  # somebody else draws from the global generator
+        small.set_noise(seed)
+        results.append(small(x).detach())
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[1])
+
+
 def test_training_draws_classes_in_proportion_and_passes_gradient_to_the_router(small):
     assm: ASSM = small.layers[0].residual_group.layers[0].assm.train()
     x = torch.randn(1, 1, SMALL.dim).expand(1, 20_000, SMALL.dim)

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from paperlib.data.dataset import Batch
+from paperlib.run import open_run
 from paperlib.settings import StageSettings, StudentSettings
-from paperlib.student.models import build_model
+from paperlib.student.models import build_model, save_student
 from paperlib.student.network import with_form
 from paperlib.training.loop import fit
 
@@ -50,20 +51,26 @@ def train(folder: Path, form: str, precision: str = "fp32"):
     return fit(start(form), stage, draw, folder, name="test", score=score, quiet=True)
 
 
-def torchrun(folder: Path, form: str, **environment: str) -> subprocess.CompletedProcess:
+def torchrun(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    """Two processes of a script, or of `-m module`, with its arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}",
-               __file__, str(folder), form]
-    # `accelerate` takes a processor for each process; this machine may have one
-    return subprocess.run(command, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", *words]
+    # two processes cannot share a GPU; without one there is nothing to ask for
+    cpu = {"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"} | cpu | environment)
+
+
+def both(folder: Path, form: str, **environment: str) -> subprocess.CompletedProcess:
+    """`train` in two processes."""
+    return torchrun(__file__, str(folder), form, **environment)
 
 
 def test_two_processes_train_what_one_trains(tmp_path):
     alone = train(tmp_path / "one", "collapsed")
-    done = torchrun(tmp_path / "two", "collapsed")
+    done = both(tmp_path / "two", "collapsed")
     assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "two" / "rank0.json").read_text())
     other = json.loads((tmp_path / "two" / "rank1.json").read_text())
@@ -79,10 +86,10 @@ def test_two_processes_train_what_one_trains(tmp_path):
 
 
 def test_a_stopped_distributed_training_continues(tmp_path):
-    whole = torchrun(tmp_path / "whole", "collapsed")
+    whole = both(tmp_path / "whole", "collapsed")
     assert whole.returncode == 0, whole.stderr
-    assert torchrun(tmp_path / "parts", "collapsed", STOP_AT="5").returncode != 0
-    again = torchrun(tmp_path / "parts", "collapsed")
+    assert both(tmp_path / "parts", "collapsed", STOP_AT="5").returncode != 0
+    again = both(tmp_path / "parts", "collapsed")
     assert again.returncode == 0, again.stderr
     one, two = (json.loads((tmp_path / name / "rank0.json").read_text()) for name in ("whole", "parts"))
     assert (one["resumed_from"], two["resumed_from"]) == (0, 4)
@@ -90,12 +97,32 @@ def test_a_stopped_distributed_training_continues(tmp_path):
 
 
 def test_branches_with_batch_statistics_train_on_two_processes(tmp_path):
-    done = torchrun(tmp_path / "two", "expanded")
+    done = both(tmp_path / "two", "expanded")
     assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "two" / "rank0.json").read_text())
     alone = [row["loss"] for row in train(tmp_path / "one", "expanded").history]
     # each process normalises by the statistics of its own half
     assert together["losses"] == pytest.approx(alone, rel=0.1)
+
+
+def test_stage_2_and_its_small_teacher_train_on_two_processes(tmp_path):
+    """`paperlib train stage2` as a user starts it: nothing waits for ever, and both processes end with the same."""
+    changes = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 60,
+               "data.valid_crop": 24, "data.max_train": 2, "data.max_valid": 1, "stage2.patch": 8, "stage2.steps": 3,
+               "stage2.form": "collapsed", "teacher.kind": "small", "teacher.outputs": "cached",
+               "teacher.small_batch": 2, "teacher.small_steps": 3, "teacher.small_patch": 16}
+    run = open_run("smoke", tmp_path / "run", changes)
+    save_student(build_model(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
+    words = ["-m", "paperlib", "train", "stage2", "--profile", "smoke", "--out", str(run.out), "--set",
+             *(f"{name}={value}" for name, value in changes.items())]
+    done = torchrun(*words, PAPERLIB_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained: ") == 2
+    assert done.stdout.count("teacher: step 3/3") == done.stdout.count("stage2: step 3/3") == 1  # together, not twice
+    assert (run.stage_folder("teacher") / "teacher.pth").is_file()
+    steps = {name: torch.load(max(run.stage_folder(name).glob("state-*.pt")), weights_only=True)["step"]
+             for name in ("teacher", "stage2")}
+    assert steps == {"teacher": 3, "stage2": 3}
 
 
 def test_bf16_trains_nearly_what_fp32_trains(tmp_path):
