@@ -129,6 +129,15 @@ def _upscale(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _inspect(args: argparse.Namespace) -> int:
+    from paperlib.export.inspection import describe, inspect_model
+
+    about = inspect_model(args.file)
+    _write_json(args.json, about)
+    print(describe(about))
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from paperlib.export.convert import export_all
     from paperlib.profiles import load_settings
@@ -238,6 +247,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or glob")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
+
+    command = add("inspect", _inspect, "What a model file is: precision, operators, input and output, MACs, reach.")
+    command.add_argument("file", type=Path, metavar="FILE", help=".tflite (anybody's), .safetensors, authors' .pt")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write it all")
 
     command = add("export", _export, "INT8 and float TFLite files from a quantised checkpoint.")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
