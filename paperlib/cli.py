@@ -129,19 +129,23 @@ def _upscale(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _inspect(args: argparse.Namespace) -> int:
+    from paperlib.export.inspection import describe, inspect_model
+
+    about = inspect_model(args.file)
+    _write_json(args.json, about)
+    print(describe(about))
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
-    from paperlib.export.convert import export_all
+    from paperlib.export.convert import export_lines
+    from paperlib.export.read_back import export_named
     from paperlib.profiles import load_settings
-    from paperlib.quantisation.qat import read_quantised
 
     settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
-    model = read_quantised(args.checkpoint)
     _writable(args.out)
-    report = export_all(model, args.out, settings, upsample=settings.upsample)
-    for name, file in report["files"].items():
-        print(f"{args.out / name}: {file['bytes'] / 1e3:.0f} kB, {len(file['float_tensors'])} float tensors")
-    parity = report["parity"]
-    print(f"against fake-quant: {parity['within_1_lsb']:.4%} of values within 1 step, at most {parity['max_lsb']:.0f}")
+    print(export_lines(export_named(args.checkpoint, args.out, settings, args.input), args.out))
     return 0
 
 
@@ -239,10 +243,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
 
+    command = add("inspect", _inspect, "What a model file is: precision, operators, input and output, MACs, reach.")
+    command.add_argument("file", type=Path, metavar="FILE", help=".tflite (anybody's), .safetensors, authors' .pt")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write it all")
+
     command = add("export", _export, "INT8 and float TFLite files from a quantised checkpoint.")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
-                         help="qat.safetensors of a run, or the authors' *_qat.pt")
+                         help="pretrained (the student in the box), qat.safetensors of a run, the authors' *_qat.pt")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    command.add_argument("--input", choices=("int8", "uint8"), help="type of the pixels; default for pretrained: both")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paperlib.weights import pretrained
+
 HEAVY = ("torch", "tensorflow", "timm", "pandas", "matplotlib", "IPython")
 COMMANDS = {
     "--help": ["--help"],
     "upscale": ["upscale", "{folder}/a.png", "--out", "{folder}/out"],
     "evaluate": ["evaluate", "--hr", "{folder}", "--json", "{folder}/scores.json"],
     "bicubic": ["evaluate", "bicubic-matlab", "--hr", "{folder}"],
+    "inspect": ["inspect", "{folder}/student.tflite", "--json", "{folder}/about.json"],
     "status": ["data", "status", "--profile", "paper"],
 }
 
@@ -24,6 +28,7 @@ COMMANDS = {
 def folder(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
+    shutil.copyfile(pretrained(), tmp_path / "student.tflite")
     return tmp_path
 
 

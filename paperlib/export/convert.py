@@ -39,15 +39,15 @@ def _convert(
     return Path(path)
 
 
-def _int8(converter: Any) -> None:
+def _int8(converter: Any, pixels: str = "int8") -> None:
     tf = tensorflow()
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
+    converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(pixels)
 
 
 def export_tflite(
     qgraph: QuantisedGraph, path: str | Path, height: int | None = None, width: int | None = None,
-    upsample: str = "depth_to_space",
+    upsample: str = "depth_to_space", pixels: str = "int8",
 ) -> Path:
     """Write a full-INT8 file with the graph's own grids; no calibration.
 
@@ -55,6 +55,8 @@ def export_tflite(
         height, width: fixed LR input size; None: dynamic.
         upsample: "depth_to_space", or "rows": the same values by slices and a concatenation that stay on an NPU
             (fixed size only).
+        pixels: type of input and output: "int8", or "uint8", the same network between two QUANTIZE operators that
+            shift by 128 (what cameras, browsers and most programs have).
 
     Raises:
         ValueError: `upsample="rows"` with a dynamic size.
@@ -62,7 +64,7 @@ def export_tflite(
     """
     if upsample == "rows" and (height is None or width is None):
         raise ValueError("upsample='rows' needs a fixed height and width")
-    return _convert(Int8Builder(qgraph, upsample), path, height, width, _int8)
+    return _convert(Int8Builder(qgraph, upsample), path, height, width, lambda converter: _int8(converter, pixels))
 
 
 def export_float(graph: Graph, path: str | Path, height: int | None = None, width: int | None = None) -> Path:
@@ -115,6 +117,25 @@ def parity(qgraph: QuantisedGraph, model: TFLiteUpscaler, images: Sequence[np.nd
     return shares | {"max_lsb": float(distance.max()), "values": int(distance.size)}
 
 
+def export_lines(report: dict[str, Any], folder: Path) -> str:
+    """What `export_all` wrote, in lines to read."""
+    lines = [f"{folder / name}: {file['bytes'] / 1e3:.0f} kB, {len(file['float_tensors'])} float tensors"
+             for name, file in report["files"].items()]
+    parity = report["parity"]
+    lines.append(f"against fake-quant: {parity['within_1_lsb']:.4%} of values within 1 step, at most "
+                 f"{parity['max_lsb']:.0f}")
+    lines += [f"{form} uint8 against int8: {share:.4%} of values equal" for form, share in
+              report.get("twins", {}).items()]
+    if "box" in report:
+        lines.append(f"against {report['box']['file']} in the box: {report['box']['equal']:.4%} of values equal")
+    return "\n".join(lines)
+
+
+def equal_share(one: TFLiteUpscaler, other: TFLiteUpscaler, images: Sequence[np.ndarray]) -> float:
+    """Share of values that two files give equal, as pixels: int8 and uint8 differ by 128, which their grids say."""
+    return float(np.mean(np.concatenate([(one(image) == other(image)).ravel() for image in images])))
+
+
 def parity_images(count: int = 2, size: int = 64) -> list[np.ndarray]:
     """Reproducible LR test images, uint8: noise over a ramp, with black and white areas."""
     random = np.random.default_rng(0)
@@ -128,17 +149,21 @@ def parity_images(count: int = 2, size: int = 64) -> list[np.ndarray]:
 
 def export_all(
     model: nn.Module | QuantisedGraph, folder: str | Path, settings: ExportSettings,
-    images: Sequence[np.ndarray] | None = None, upsample: str = "depth_to_space",
+    images: Sequence[np.ndarray] | None = None, upsample: str = "depth_to_space", pixels: Sequence[str] = ("int8",),
 ) -> dict[str, Any]:
     """Write the shipped files: dynamic and fixed INT8, the same weights in float, and `export.json` about them.
+
+    `student_{dynamic,fixed}_int8.tflite`, their twins `…_uint8.tflite` where asked for, `student_float.tflite`.
 
     Args:
         model: a model from quantisation-aware training, or a quantised graph read from a checkpoint.
         images: LR images (uint8) for the parity check; default: synthetic ones.
-        upsample: form of PixelShuffle in the fixed file, see `export_tflite`.
+        upsample: form of PixelShuffle in the fixed files, see `export_tflite`.
+        pixels: types of input and output, "int8", "uint8" or both.
 
     Returns:
-        The content of export.json.
+        The content of export.json: `files` (inputs, outputs, operators, hashes of each), `grids`, `weight_scales`,
+        `parity` with fake-quant, `twins` (share of values in which int8 and uint8 files agree), `npu`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -147,17 +172,21 @@ def export_all(
     qgraph = model if isinstance(model, QuantisedGraph) else quantised_graph(model)
     images = list(images) if images is not None else parity_images()
     height, width = settings.height, settings.width
-    dynamic = export_tflite(qgraph, folder / "student_dynamic_int8.tflite")
-    fixed = export_tflite(qgraph, folder / "student_fixed_int8.tflite", height, width, upsample)
+    dynamic, fixed = ({kind: export_tflite(qgraph, folder / f"student_{form}_{kind}.tflite", *size, pixels=kind)
+                       for kind in pixels} for form, size in (("dynamic", ()), ("fixed", (height, width, upsample))))
     float_file = export_float(dequantised_graph(qgraph), folder / "student_float.tflite")
-    files = {path.name: inspect_tflite(path, height, width) for path in (dynamic, fixed, float_file)}
+    files = {path.name: inspect_tflite(path, height, width)
+             for path in (*dynamic.values(), *fixed.values(), float_file)}
     report = {
         "quantiser": qgraph.quantiser,
         "parameters": parameters(qgraph.graph), "macs_per_lr_pixel": macs_per_lr_pixel(qgraph.graph),
         "grids": {name: {"scale": grid.scale, "zero_point": grid.zero_point} for name, grid in qgraph.grids.items()},
         "weight_scales": {name: scale.tolist() for name, scale in qgraph.weight_scales.items()},
         "files": files,
-        "parity": parity(qgraph, TFLiteUpscaler(dynamic, settings.threads), images),
-        "npu": estimate_if_available(fixed)}
+        "parity": parity(qgraph, TFLiteUpscaler(dynamic[pixels[0]], settings.threads), images),
+        "npu": estimate_if_available(fixed[pixels[0]])}
+    if len(pixels) > 1:
+        report["twins"] = {form: equal_share(*(TFLiteUpscaler(twins[kind], settings.threads) for kind in pixels), images)
+                           for form, twins in (("dynamic", dynamic), ("fixed", fixed))}
     write_json(folder / "export.json", report)
     return report

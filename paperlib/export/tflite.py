@@ -9,6 +9,7 @@ import numpy as np
 
 from paperlib.data.tiles import run_padded, run_tiled
 from paperlib.errors import UserError
+from paperlib.export.flatbuffer import file_radius, read_graph
 from paperlib.files import sha256_file
 from paperlib.settings import SCALE
 
@@ -101,7 +102,7 @@ class TFLiteUpscaler:
     @property
     def radius(self) -> int | None:
         """How many LR pixels away a pixel can still change the result; None where an operator is not known."""
-        return tflite_radius(self.path)
+        return file_radius(read_graph(self.path))
 
     def quantise(self, lr: np.ndarray) -> np.ndarray:
         """uint8 pixels as the file's input type."""
@@ -152,27 +153,6 @@ class TFLiteUpscaler:
         return self.dequantise(self.raw(lr))
 
 
-LOCAL = frozenset((
-    "ADD", "CAST", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK",
-    "PAD", "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "TILE",
-    "TRANSPOSE"))
-"""TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
-
-
-def tflite_radius(path: Path) -> int | None:
-    """`receptive_radius` of a TFLite file; None where it has an operator that is not known to be local."""
-    interpreter = open_interpreter(path, xnnpack=False)
-    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
-    total = 0
-    for operator in interpreter._get_ops_details():
-        name = operator["op_name"]
-        if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-            total += max(int(size) // 2 for size in shapes[operator["inputs"][1]][1:3])
-        elif name not in LOCAL:
-            return None
-    return total
-
-
 def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> dict[str, Any]:
     """Describe a .tflite file without running it.
 
@@ -181,40 +161,58 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
         height, width: input size to assume for a file with dynamic shape.
 
     Returns:
-        `operators`: names in the order of execution; `counts`; `tensors`: name, type, shape, scales, zero points of
-        each tensor; `float_tensors`: names of float tensors (none in a full-INT8 file); `bytes`, `sha256`;
-        `input_size`; `arena_bytes`: the least memory that holds all maps alive at one moment, at that input size.
+        `operators`: names in the order of execution; `counts`; `tensors`: index, name, type, shape, scales, zero points
+        of each tensor; `float_tensors`: names of float tensors (none in a full-INT8 file); `bytes`, `sha256`;
+        `inputs`, `outputs`: name, type, shape (-1: open), scale and zero point of each; `input_size`;
+        `arena_bytes`: the least memory that holds all maps alive at one moment, at that size.
 
     Raises:
-        UserError: missing file, or not a TFLite model.
+        UserError: missing file, not a TFLite model, or one with operators that the interpreter does not have.
     """
     interpreter = open_interpreter(path, xnnpack=False)
-    entry = interpreter.get_input_details()[0]
-    if -1 in entry["shape_signature"]:
-        interpreter.resize_tensor_input(entry["index"], [1, height, width, int(entry["shape"][3])])
-    else:
-        height, width = (int(size) for size in entry["shape"][1:3])
+    ends = [[_port(entry) for entry in entries]
+            for entries in (interpreter.get_input_details(), interpreter.get_output_details())]
+    for entry in interpreter.get_input_details():
+        if -1 in entry["shape_signature"]:
+            image = [1, height, width, int(entry["shape"][-1])]
+            size = image if len(entry["shape"]) == 4 else [max(1, int(side)) for side in entry["shape_signature"]]
+            interpreter.resize_tensor_input(entry["index"], size)
     operators = interpreter._get_ops_details()
     # Shapes behind shape arithmetic are known only to the planner; they need the tensors allocated.
-    interpreter.allocate_tensors()
+    try:
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be prepared ({' '.join(str(error).split())}). It may need another runtime's "
+                        "operators; name another file.") from error
+    entry = interpreter.get_input_details()[0]
+    sides = entry["shape"][1:3] if len(entry["shape"]) == 4 else entry["shape"]
     # kernels add scratch tensors of their own, which no operator names
     used = {int(index) for operator in operators for end in ("inputs", "outputs") for index in operator[end]}
     tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details() if tensor["index"] in used}
     names = [operator["op_name"] for operator in operators]
     return {
         "file": Path(path).name, "bytes": Path(path).stat().st_size, "sha256": sha256_file(path),
-        "interpreter": interpreter_module()[1], "input_size": [height, width],
-        "dynamic": bool(-1 in entry["shape_signature"]),
+        "interpreter": interpreter_module()[1], "input_size": [int(side) for side in sides],
+        "dynamic": any(-1 in port["shape"] for port in ends[0]), "inputs": ends[0], "outputs": ends[1],
         "operators": names, "counts": dict(Counter(names)),
         "tensors": [_describe(tensor) for tensor in tensors.values()],
         "float_tensors": [tensor["name"] for tensor in tensors.values() if np.dtype(tensor["dtype"]).kind == "f"],
         "arena_bytes": _arena(interpreter, operators, tensors)}
 
 
+def _port(entry: dict[str, Any]) -> dict[str, Any]:
+    """An input or output as a caller needs it: value = scale·(number − zero point)."""
+    scale, zero_point = entry["quantization"]
+    integer = np.dtype(entry["dtype"]).kind in "iu" and scale
+    return {"name": entry["name"], "type": np.dtype(entry["dtype"]).name,
+            "shape": [int(side) for side in entry["shape_signature"]],
+            "scale": float(scale) if integer else None, "zero_point": int(zero_point) if integer else None}
+
+
 def _describe(tensor: dict[str, Any]) -> dict[str, Any]:
     grid = tensor["quantization_parameters"]
     return {
-        "name": tensor["name"], "type": np.dtype(tensor["dtype"]).name,
+        "index": int(tensor["index"]), "name": tensor["name"], "type": np.dtype(tensor["dtype"]).name,
         "shape": [int(size) for size in tensor["shape"]],
         "scales": [float(scale) for scale in grid["scales"]],
         "zero_points": sorted({int(zero) for zero in grid["zero_points"]}),

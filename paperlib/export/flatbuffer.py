@@ -1,0 +1,167 @@
+"""A .tflite file as plain data: operators with their options, tensors with their grids and constants (section 5).
+
+Read with the schema that comes with the interpreter, without running or converting anything.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paperlib.errors import UserError
+
+TYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "FLOAT64": "float64", "INT8": "int8", "UINT8": "uint8",
+         "INT16": "int16", "UINT16": "uint16", "INT32": "int32", "UINT32": "uint32", "INT64": "int64",
+         "UINT64": "uint64", "BOOL": "bool", "COMPLEX64": "complex64", "COMPLEX128": "complex128"}
+"""The schema's tensor types that numpy has."""
+
+
+@cache
+def schema() -> Any:
+    """The module with the format's classes: of `ai_edge_litert` where installed, else TensorFlow's."""
+    try:
+        from ai_edge_litert import schema_py_generated as module
+    except ImportError:
+        from tensorflow.lite.python import schema_py_generated as module
+    return module
+
+
+@dataclass(frozen=True, eq=False)
+class FileTensor:
+    """One tensor of a file; `shape` has -1 where the size is dynamic."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    axis: int
+    """The dimension along which several scales lie."""
+    data: np.ndarray | None
+    """The values of a constant, as stored; None for a map that is computed."""
+
+
+@dataclass(frozen=True)
+class FileOperator:
+    """One operator: its TFLite name, indices of its tensors (-1: an input left out), and its options by their names."""
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FileGraph:
+    """The main graph of a file, operators in the order of execution."""
+
+    operators: tuple[FileOperator, ...]
+    tensors: tuple[FileTensor, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    subgraphs: int
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return () if values is None else tuple(int(value) for value in values)
+
+
+def _tensor(tensor: Any, buffers: list[Any], types: dict[int, str]) -> FileTensor:
+    kind = types.get(tensor.type, "unknown")
+    kind = TYPES.get(kind, kind.lower())
+    signature = _ints(tensor.shapeSignature)
+    shape = signature or _ints(tensor.shape)
+    grid, content = tensor.quantization, buffers[tensor.buffer].data
+    data = None
+    if content is not None and len(content) and kind in TYPES.values():
+        data = np.frombuffer(np.asarray(content, np.uint8).tobytes(), kind).reshape(_ints(tensor.shape))
+    scales = () if grid is None or grid.scale is None else tuple(float(scale) for scale in grid.scale)
+    return FileTensor(
+        (tensor.name or b"").decode("utf-8", "replace"), kind, shape, scales, _ints(grid.zeroPoint) if grid else (),
+        int(grid.quantizedDimension) if grid else 0, data)
+
+
+def read_graph(path: str | Path) -> FileGraph:
+    """Read the main graph of a .tflite file.
+
+    Raises:
+        UserError: missing file, or not a TFLite model.
+    """
+    path, format_ = Path(path), schema()
+    if not path.is_file():
+        raise UserError(f"no TFLite file at {path}. Name an existing file, or make one with `paperlib export`.")
+    content = path.read_bytes()
+    if content[4:8] != b"TFL3":
+        raise UserError(f"{path} is not a TFLite model: its identifier is not TFL3. Name a .tflite file.")
+    try:
+        model = format_.ModelT.InitFromObj(format_.Model.GetRootAs(content, 0))
+        graph = model.subgraphs[0]
+        names, types = ({value: name for name, value in vars(kind).items() if isinstance(value, int)}
+                        for kind in (format_.BuiltinOperator, format_.TensorType))
+        operators = []
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            name = names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "unknown")
+            custom = (code.customCode or b"").decode("utf-8", "replace")
+            operators.append(FileOperator(custom or name, _ints(operator.inputs), _ints(operator.outputs),
+                                          dict(vars(operator.builtinOptions)) if operator.builtinOptions else {}))
+        tensors = tuple(_tensor(tensor, model.buffers, types) for tensor in graph.tensors)
+        return FileGraph(tuple(operators), tensors, _ints(graph.inputs), _ints(graph.outputs), len(model.subgraphs))
+    except Exception as error:  # a damaged file makes the reader fail in many ways
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). Get or export it again.") from error
+
+
+LOCAL = frozenset((
+    "ADD", "CAST", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK",
+    "PAD", "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "TILE",
+    "TRANSPOSE"))
+"""TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
+
+
+def file_radius(graph: FileGraph) -> int | None:
+    """How many input pixels away a pixel can still change the result; None where that is unbounded or not known.
+
+    Follows every path: k×k convolutions and poolings with their strides and dilations, counted in input pixels.
+    """
+    # per computed map: how far its pixels have looked, and how many input pixels one step in it is
+    seen: dict[int, tuple[Fraction, Fraction]] = {index: (Fraction(0), Fraction(1)) for index in graph.inputs}
+    for operator in graph.operators:
+        known = [seen[index] for index in operator.inputs if index in seen]
+        if not known:
+            continue
+        radius, step = max(radius for radius, _ in known), max(step for _, step in known)
+        size, stride = _window(operator, graph)
+        if size is None:
+            return None
+        radius, step = radius + step * size, step * stride
+        seen |= dict.fromkeys(operator.outputs, (radius, step))
+    ends = [seen[index][0] for index in graph.outputs if index in seen]
+    return int(-(-max(ends) // 1)) if ends else None
+
+
+def _window(operator: FileOperator, graph: FileGraph) -> tuple[int | None, Fraction]:
+    """Pixels of its input that an operator looks to either side (None: all of them), and its stride."""
+    options = operator.options
+    match operator.name:
+        case "CONV_2D" | "DEPTHWISE_CONV_2D":
+            sides = graph.tensors[operator.inputs[1]].shape[1:3]
+            reach = max(side // 2 * options[f"dilation{axis}Factor"] for side, axis in zip(sides, "HW", strict=True))
+            return reach, Fraction(max(options["strideH"], options["strideW"]))
+        case "AVERAGE_POOL_2D" | "MAX_POOL_2D":
+            return (max(options["filterHeight"], options["filterWidth"]) // 2,
+                    Fraction(max(options["strideH"], options["strideW"])))
+        case "TRANSPOSE_CONV":
+            stride = max(options["strideH"], options["strideW"])
+            return -(-max(graph.tensors[operator.inputs[1]].shape[1:3]) // stride), Fraction(1, stride)
+        case "RESIZE_BILINEAR" | "RESIZE_NEAREST_NEIGHBOR":  # its scale is known only when it runs; it enlarges
+            return 1, Fraction(1)
+        case "DEPTH_TO_SPACE":
+            return 0, Fraction(1, options["blockSize"])
+        case "SPACE_TO_DEPTH":
+            return options["blockSize"] - 1, Fraction(options["blockSize"])
+        case name if name in LOCAL:
+            return 0, Fraction(1)
+    return None, Fraction(1)

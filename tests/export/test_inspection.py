@@ -1,0 +1,130 @@
+"""`paperlib inspect`: what a file is, counted by hand for small models of several kinds, ours and others'."""
+
+import json
+
+import pytest
+import torch
+from networks import deployed
+
+from paperlib.cli import main
+from paperlib.errors import UserError
+from paperlib.export.convert import export_float, export_tflite, parity_images
+from paperlib.export.flatbuffer import file_radius, read_graph
+from paperlib.export.inspection import describe, inspect_model
+from paperlib.export.tf_graph import tensorflow
+from paperlib.quantisation.qat import prepare_qat, quantised_graph, save_qat
+from paperlib.settings import QuantSettings
+from paperlib.student.graph import macs_per_lr_pixel, parameters, receptive_radius
+from paperlib.student.models import deployment_graph, save_student
+from paperlib.weights import pretrained
+
+
+@pytest.fixture(scope="module")
+def qat():
+    torch.manual_seed(0)
+    return prepare_qat(deployed("mobileone"), QuantSettings(quantiser="tflite"), parity_images(1, 16))
+
+
+def convert(path, build, *shape, optimise=False):
+    """A float file of a TensorFlow function, as somebody else might have made it."""
+    tf = tensorflow()
+    traced = tf.function(build, autograph=False).get_concrete_function(tf.TensorSpec(shape))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced])
+    if optimise:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    path.write_bytes(converter.convert())
+    return path
+
+
+def test_a_file_and_its_checkpoint_agree(tmp_path, qat):
+    graph = quantised_graph(qat).graph
+    file = inspect_model(export_tflite(quantised_graph(qat), tmp_path / "a.tflite"), 32, 48)
+    assert (file["parameters"], file["macs_per_lr_pixel"], file["radius"]) == (
+        parameters(graph), macs_per_lr_pixel(graph), receptive_radius(graph))
+    assert file["operators"] == {"CONV_2D": 4, "ADD": 1, "DEPTH_TO_SPACE": 1}
+    assert file["precision"] == "full INT8, weights per channel"
+    assert file["float_tensors"] == 0
+    port = file["inputs"][0]
+    assert (port["type"], port["shape"], port["scale"], port["zero_point"]) == ("int8", [1, -1, -1, 3], 1.0, -128)
+    checkpoint = inspect_model(save_qat(qat, tmp_path / "qat.safetensors"))
+    assert {key: checkpoint[key] for key in ("parameters", "macs_per_lr_pixel", "radius")} == {
+        key: file[key] for key in ("parameters", "macs_per_lr_pixel", "radius")}
+    assert checkpoint["precision"] == "F32, fake-quantised (tflite)"
+    fused = deployed("repdw")
+    float_one = inspect_model(save_student(fused, tmp_path / "fused.safetensors"))
+    assert float_one["macs_per_lr_pixel"] == macs_per_lr_pixel(deployment_graph(fused))
+    float_file = inspect_model(export_float(deployment_graph(fused), tmp_path / "b.tflite"), 32, 48)
+    assert float_file["precision"] == "float32"
+    assert float_file["macs_per_lr_pixel"] == float_one["macs_per_lr_pixel"]
+    assert float_file["radius"] == float_one["radius"]
+
+
+def test_the_box_says_what_the_card_says():
+    about = inspect_model(pretrained())
+    assert about["radius"] == 10
+    assert about["macs_per_lr_pixel"] == sum(9 * width for width in (3 * 28, 28 * 32, *[32 * 32] * 7, 60 * 27))
+    assert "reach" in describe(about)
+    assert "full INT8" in describe(about)
+
+
+def test_published_files(assets):
+    for name in ("model.tflite", "model_none.tflite", "ckpt_best_s2_deploy.pt", "ckpt_best_s3_qat.pt"):
+        about = inspect_model(assets / "aio_mai" / name)
+        assert (about["parameters"], about["macs_per_lr_pixel"], about["radius"]) == (82_683, 82_368, 10), name
+
+
+def test_strides_dilation_and_layers_of_other_people(tmp_path):
+    tf = tensorflow()
+    kernel = tf.constant(torch.rand(3, 3, 4, 8).numpy())
+
+    def encoder(x):
+        x = tf.nn.conv2d(x, kernel, 2, "SAME")
+        return tf.nn.conv2d(x, tf.transpose(kernel, (0, 1, 3, 2)), 1, "SAME", dilations=2)
+
+    about = inspect_model(convert(tmp_path / "a.tflite", encoder, 1, 16, 16, 4))
+    assert about["macs"] == 2 * 8 * 8 * 9 * 4 * 8
+    assert about["radius"] == 1 + 2 * 2  # the second looks two of its own pixels away, each two of the input
+    classifier = convert(tmp_path / "b.tflite", lambda x: tf.matmul(x, tf.ones((12, 5))), 2, 12)
+    about = inspect_model(classifier)
+    assert (about["macs"], about["macs_per_lr_pixel"], about["radius"]) == (2 * 12 * 5, None, None)
+    assert "MACs per inference" in describe(about)
+
+
+def test_dynamic_range_is_not_called_full_int8(tmp_path):
+    tf = tensorflow()
+    kernel = tf.constant(torch.rand(3, 3, 16, 64).numpy())
+    path = convert(tmp_path / "a.tflite", lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"), 1, 16, 16, 16, optimise=True)
+    assert inspect_model(path)["precision"] == "float32 maps, INT8 weights (dynamic range)"
+
+
+def test_the_longest_way_counts(tmp_path):
+    tf = tensorflow()
+    small, large = (tf.constant(torch.rand(size, size, 3, 3).numpy()) for size in (3, 5))
+    fork = lambda x: tf.nn.conv2d(x, large, 1, "SAME") + tf.nn.conv2d(x, small, 1, "SAME")
+    assert file_radius(read_graph(convert(tmp_path / "a.tflite", fork, 1, 16, 16, 3))) == 2
+
+
+def test_the_command(tmp_path, capsys):
+    assert main(["inspect", str(pretrained()), "--json", str(tmp_path / "a.json")]) == 0
+    assert "10 × CONV_2D" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text())["macs_per_lr_pixel"] == 87_912
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("a.tflite", b"hello", "not a TFLite model"), ("b.tflite", b"", "not a TFLite model"),
+    ("c.safetensors", b"hello", "not a readable"), ("d.safetensors", b"\x05" + bytes(7) + b"hello", "not a readable"),
+    ("e.pt", b"hello", "authors'"), ("f.txt", b"hello", "no model file")])
+def test_what_is_no_model_gets_a_sentence(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        inspect_model(tmp_path / name)
+    with pytest.raises(UserError, match="no file at"):
+        inspect_model(tmp_path / "missing.tflite")
+
+
+@pytest.mark.parametrize("length", [9, 40, 1000, 50_000, 100_000])
+def test_a_cut_file_is_refused(tmp_path, length):
+    content = pretrained().read_bytes()
+    (tmp_path / "cut.tflite").write_bytes(content[:length])
+    with pytest.raises(UserError):
+        inspect_model(tmp_path / "cut.tflite")
