@@ -4,11 +4,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["figures"],
+    submodules=["drawings", "figures", "formulas", "saw"],
     submod_attrs={
         "divider": ["save_comparison"],
         "explorer": ["explore"],
-        "challenge": ["challenge_section"],
+        "challenge": ["challenge_section", "leaderboard"],
         "tables": ["audit_table", "changes", "measured", "reported_vs_measured"],
     },
 )

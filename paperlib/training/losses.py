@@ -4,12 +4,14 @@ Stage 1 is L1; stage 2 is Charbonnier + 0.02 DCT + 0.03 KD; stage 3 is Charbonni
 (B, 3, H, W); every function returns a scalar mean unless it says otherwise.
 """
 
+import copy
 from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from paperlib.data.dataset import Batch
 from paperlib.errors import UserError
 from paperlib.settings import LossSettings
 
@@ -125,3 +127,33 @@ def confidence_map(teacher_255: np.ndarray, hr_255: np.ndarray, settings: LossSe
     one, other = (torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None] / 255
                   for image in (teacher_255, hr_255))
     return confidence(one, other, settings)[0, 0].numpy()
+
+
+def loss_shares(model: nn.Module, batch: Batch, settings: LossSettings) -> dict[str, dict[str, float]]:
+    """What each weighted term contributes to the loss of one batch, at the start of its stage.
+
+    Args:
+        model: (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p); taken in evaluation mode, not changed.
+        batch: with the teacher's output (0..255) where the settings distil.
+
+    Returns:
+        term → {"value": its part of the sum, "gradient": norm of its gradient by the weights, as part of the sum of the
+        terms' norms}; each adds up to 1.
+
+    Raises:
+        UserError: the settings ask for distillation and the batch has no teacher output.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_()
+    weights = list(model.parameters())
+    sr, hr = model(batch.lr.float().to(weights[0].device)), batch.hr.float().to(weights[0].device)
+    teacher = None if batch.teacher is None else batch.teacher.float().to(hr.device) / 255
+    names = [name for name in ("l1", "charbonnier", "mse", "dct", "kd") if getattr(settings, name) > 0]
+    values, norms = [], []
+    for name in names:
+        alone = settings.model_copy(update={other: 0.0 for other in names if other != name})
+        term, _ = stage_loss(alone, sr, hr, teacher, 0.0)
+        values.append(term.item())
+        parts = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+        norms.append(torch.stack([part.norm() for part in parts if part is not None]).norm().item())
+    return {name: {"value": value / sum(values), "gradient": norm / sum(norms)}
+            for name, value, norm in zip(names, values, norms, strict=True)}
