@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make reproduce   run 01 to 07 headlessly (PROFILE=smoke|demo|benchmark|paper; default demo), print the tables"
 	@echo "make test        unit and integration tests, then nbval on the notebooks"
-	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make lab         open the notebooks in JupyterLab (PROFILE=…; default demo)"
 	@echo "make lint        ruff on code, nbstripout on notebooks"
 	@echo "ARGS='…' adds options to reproduce, for instance ARGS='--from 05 --set stage3.steps=100'"
 
@@ -31,7 +31,7 @@ test: $(STAMP)
 	PAPERLIB_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks/01_data.ipynb
+	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab notebooks/01_data.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check paperlib tests notebooks

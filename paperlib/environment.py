@@ -10,6 +10,9 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -114,6 +117,24 @@ def portable(text: str) -> str:
         if place.count("/") > 1:  # a folder named / or /data would be found in other paths
             text = re.sub(rf"{re.escape(place)}(?=/|$)", lambda _, name=name: name, text)
     return text
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """For the block, what C++ libraries write to stderr is kept back; where the block fails, it comes out."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 KERNEL_ENVIRONMENT = {

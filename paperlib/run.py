@@ -4,6 +4,7 @@
 what is measured follows the paper's section 7.
 """
 
+import html
 import json
 import math
 import resource
@@ -11,11 +12,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import Image
+from IPython.display import HTML, Image
 from matplotlib import style
 from matplotlib.figure import Figure
 
@@ -27,6 +29,20 @@ from paperlib.settings import Settings, flatten, settings_hash
 
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
 STYLE = Path(__file__).with_name("paper.mplstyle")
+SMOKE = ("Profile smoke: a few steps on a few small pictures, to show that every cell runs. Its pictures are wrong, "
+         "its scores mean nothing. For a real run open the notebooks with make lab, or set profile to demo above.")
+"""What stands in red where a smoke run is shown."""
+TRAINED_BY = {"stage1": "02_stage1", "stage2": "04_stage2", "stage3": "05_fuse_qat"}
+"""Stage → the notebook that trains it."""
+MATTERS = (
+    "profile", "seed", "data.source", "data.train_crop", "data.valid_crop", "data.max_train", "data.max_valid",
+    "data.sampling", "student.channels", "student.blocks", "student.branches", "student.init", "stage1.steps",
+    "stage1.batch", "stage1.patch", "stage1.lr", "stage2.steps", "stage2.batch", "stage2.patch", "stage2.lr",
+    "stage2.loss.dct", "stage2.loss.kd", "teacher.kind", "teacher.outputs", "stage3.steps", "stage3.lr",
+    "stage3.loss.dct", "stage3.loss.kd", "quant.quantiser", "quant.observe_until", "quant.skip", "quant.rounding",
+    "export.height", "export.width", "export.overlap", "export.upsample", "ablation.archs", "ablation.stage1_steps",
+    "ablation.stage3_steps", "ablation.seeds", "ablation.switches")
+"""Settings that decide what a notebook shows, in the order of its table; the first eight are shown unfolded."""
 
 
 def measured_row(table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
@@ -114,21 +130,65 @@ class Run:
         """Folder of a stage's training state and weights."""
         return self.folder(f"checkpoints/{stage}")
 
-    def describe(self, *sections: str) -> pd.DataFrame:
-        """The settings as a table: the named sections, or profile, seed, folder and data where none is named."""
-        flat = flatten("", self.settings.model_dump(mode="json"))
-        chosen = {key: value for key, value in flat.items() if not sections or key.split(".")[0] in sections}
-        if not sections:
-            chosen = {"profile": f"{self.settings.profile} ({self.settings.note})", "seed": self.settings.seed,
-                      "results": str(self.out)} | {key: v for key, v in chosen.items() if key.startswith("data.")}
-        return pd.DataFrame({"setting": chosen.keys(), "value": [str(value) for value in chosen.values()]})
+    def settings_table(self, *sections: str) -> pd.DataFrame:
+        """Columns setting, value and the paper's value: the named sections, or profile, seed, folder and data.
+
+        What matters (`MATTERS`) comes first.
+        """
+        def chosen(settings: Settings, out: str) -> dict[str, Any]:
+            flat = flatten("", settings.model_dump(mode="json"))
+            if sections:
+                return {key: value for key, value in flat.items() if key.split(".")[0] in sections}
+            about = {"profile": f"{settings.profile} ({settings.note})", "seed": settings.seed, "results": out}
+            return about | {key: value for key, value in flat.items() if key.startswith("data.")}
+
+        mine, paper = chosen(self.settings, str(self.out)), chosen(load_settings("paper"), "")
+        order = sorted(mine, key=lambda key: MATTERS.index(key) if key in MATTERS else len(MATTERS))
+        return pd.DataFrame({"setting": order, "value": [_words(mine[key]) for key in order],
+                             "paper": [_words(paper[key]) for key in order]})
+
+    def describe(self, *sections: str) -> HTML:
+        """`settings_table` for display: the eight that matter, bold where they are not the paper's; the rest folded."""
+        lines = list(self.settings_table(*sections).itertuples(index=False))
+        known = sum(line.setting in MATTERS for line in lines)
+        shown, folded = lines[: min(8, known)], lines[min(8, known):]
+        text = f'<p style="color:#d93025"><b>{html.escape(SMOKE)}</b></p>' if self.settings.profile == "smoke" else ""
+        text += _settings_html(shown)
+        if folded:
+            text += f"<details><summary>{len(folded)} more settings</summary>{_settings_html(folded)}</details>"
+        return HTML(text)
+
+    def require(self, stage: str) -> None:
+        """Check that the weights a notebook starts from are there.
+
+        Args:
+            stage: stage1, stage2 or stage3, the last one needed.
+
+        Raises:
+            UserError: they are not; the message names the notebooks that have not run.
+        """
+        names = list(TRAINED_BY)[: list(TRAINED_BY).index(stage) + 1]
+        files = {name: self.out / "checkpoints" / name / ("qat" if name == "stage3" else "student") for name in names}
+        missing = [TRAINED_BY[name] for name, path in files.items() if not path.with_suffix(".safetensors").is_file()]
+        started = stage == "stage2" and self.settings.quant.start  # stage 3 then starts from a file of the user's
+        if TRAINED_BY[stage] in missing and not started:
+            raise UserError(f"this notebook starts from weights that are not in {self.out} yet. Run first, with the "
+                            f"same profile ({self.settings.profile}): {', '.join(missing)}. Or all at once: paperlib "
+                            f"reproduce --profile {self.settings.profile}.")
+
+    def show(self, figure: Figure, alt: str = "") -> Image:
+        """A figure for display, at half its pixel size; nothing is saved."""
+        buffer = BytesIO()
+        with style.context(STYLE):
+            figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
+        return Image(buffer.getvalue(), format="png", width=round(figure.get_figwidth() * 80), alt=alt)
 
     def figure(self, name: str, figure: Figure) -> Image:
-        """Save a figure as figures/<name>.png and give that very picture for display, at half its pixel size."""
-        path = self.folder("figures") / f"{name}.png"
-        with style.context(STYLE), atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
-        return Image(filename=path, width=round(figure.get_figwidth() * 80), alt=name.replace("_", " "))
+        """Save a figure as figures/<name>.png and give that very picture for display."""
+        shown = self.show(figure, name.replace("_", " "))
+        with atomic_path(self.folder("figures") / f"{name}.png") as temporary:
+            temporary.write_bytes(shown.data)
+        return shown
 
     def record(self, name: str, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any] | None = None,
                **extra: Any) -> Path:
@@ -182,6 +242,20 @@ class Run:
         found = {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
         return {name: record for name, record in found.items()
                 if record.get("run", self.id) == self.id and not (self._reached and name > self._reached)}
+
+
+def _words(value: Any) -> str:
+    """A setting's value for the eye."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+
+def _settings_html(lines: Sequence[Any]) -> str:
+    """An HTML table of settings; values that are not the paper's are bold."""
+    rows = "".join(
+        f"<tr><td>{line.setting}</td><td>{'<b>' * differs}{html.escape(line.value)}{'</b>' * differs}</td>"
+        f"<td>{html.escape(line.paper)}</td></tr>" for line in lines for differs in [line.value != line.paper])
+    head = "".join(f"<th>{name}</th>" for name in ("setting", "this run", "the paper"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _plain(value: Any) -> Any:

@@ -141,11 +141,43 @@ def test_unknown_settings_are_refused(tmp_path):
         open_run("smoke", tmp_path, '{"stage1.stepz": 5}')
 
 
-def test_describe_names_profile_folder_and_the_sections_asked_for(run):
-    overview = dict(run.describe().itertuples(index=False))
-    assert "not the paper's numbers" in overview["profile"]
-    assert overview["results"] == str(run.out)
-    assert set(run.describe("stage1")["setting"].str.split(".").str[0]) == {"stage1"}
+def test_the_settings_stand_beside_the_papers(run):
+    overview = run.settings_table().set_index("setting")
+    assert "not the paper's numbers" in overview.value["profile"]
+    assert overview.value["results"] == str(run.out)
+    assert overview.paper["data.source"] == "div2k"
+    assert set(run.settings_table("stage1").setting.str.split(".").str[0]) == {"stage1"}
+    table = run.settings_table("student", "stage1").set_index("setting")
+    assert list(table.index[:8]) == ["student.channels", "student.blocks", "student.branches", "student.init",
+                                     "stage1.steps", "stage1.batch", "stage1.patch", "stage1.lr"]
+    assert table.paper["stage1.steps"] == "30000"
+
+
+def test_eight_settings_are_shown_and_the_others_folded(run):
+    shown, folded = run.describe("student", "stage1").data.split("<details>")
+    assert shown.count("<tr><td>") == 8
+    assert folded.count("<tr><td>") == len(run.settings_table("student", "stage1")) - 8
+    assert "<b>6</b></td><td>30000</td>" in shown
+    assert "<td>student.branches</td><td>5</td><td>5</td>" in shown
+
+
+def test_a_smoke_run_says_in_red_what_it_is(run, tmp_path):
+    assert "color:#d93025" in run.describe().data
+    assert "mean nothing" in run.describe().data
+    assert "mean nothing" not in open_run("demo", tmp_path / "demo").describe().data
+
+
+def test_a_notebook_opened_too_early_names_those_before_it(run, tmp_path):
+    with pytest.raises(UserError, match="02_stage1, 04_stage2, 05_fuse_qat"):
+        run.require("stage3")
+    for stage, name in (("stage1", "student"), ("stage2", "student")):
+        (run.stage_folder(stage) / f"{name}.safetensors").touch()
+    run.require("stage2")
+    with pytest.raises(UserError, match=r"profile \(smoke\): 05_fuse_qat\. Or"):
+        run.require("stage3")
+    (run.stage_folder("stage3") / "qat.safetensors").touch()
+    run.require("stage3")
+    open_run("smoke", tmp_path / "other", {"quant.start": "mine.pt"}).require("stage2")
 
 
 def test_the_figure_shown_is_the_figure_saved(run):

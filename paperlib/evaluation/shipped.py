@@ -11,7 +11,6 @@ import torch
 from paperlib.data.dataset import Data, calibration
 from paperlib.evaluation.audit import FILES, authors_folder
 from paperlib.evaluation.networks import TorchUpscaler
-from paperlib.evaluation.reported import score
 from paperlib.evaluation.scoring import measure
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity, parity_images
 from paperlib.export.npu import estimate_if_available, estimate_npu, vela_available
@@ -22,6 +21,7 @@ from paperlib.quantisation.qat import load_qat, prepare_qat, quantised_graph
 from paperlib.run import Run
 from paperlib.settings import QuantSettings
 from paperlib.student.models import build_model, load_model
+from paperlib.weights import pretrained
 
 NAMES = {"dynamic": "student_dynamic_int8.tflite", "fixed": "student_fixed_int8.tflite",
          "float": "student_float.tflite", "ptq": "student_ptq_int8.tflite"}
@@ -67,8 +67,9 @@ class Shipped:
         return pd.DataFrame(lines)
 
     def operators(self) -> pd.DataFrame:
-        """How often each operator occurs in each file, the authors' beside ours where they are at hand."""
+        """How often each operator occurs in each file, the box's and (where at hand) the authors' beside ours."""
         counts = {path.name: self.inspect(kind)["counts"] for kind, path in self.paths.items()}
+        counts["in the box"] = inspect_tflite(pretrained())["counts"]
         counts |= {f"authors' {path.name}": inspect_tflite(path)["counts"] for path in self.authors().values()}
         return pd.DataFrame(counts).fillna(0).astype(int)
 
@@ -77,13 +78,11 @@ class Shipped:
         folder = authors_folder()
         return {kind: folder / FILES[f"{kind}_int8"] for kind in ("dynamic", "fixed")} if folder else {}
 
-    def npu(self, psnr: float) -> pd.DataFrame:
+    def npu(self) -> pd.DataFrame:
         """Vela's estimates for the fixed files, ours in both forms of PixelShuffle, and the authors' where at hand.
 
-        Cycles are per LR pixel, so that files of different input sizes compare; milliseconds are for 1280×720 LR.
-
-        Args:
-            psnr: PSNR (dB) of our INT8 file, for the score that the challenge's formula would give on that device.
+        Cycles are per LR pixel, so that files of different input sizes compare; milliseconds are for 1280×720 LR. They
+        give no score: that is defined by the time on the challenge's own device.
 
         Returns:
             One line a file and accelerator; no lines where the extra `npu` is not installed.
@@ -102,8 +101,7 @@ class Shipped:
                 lines.append({"file": name, "accelerator": part["accelerator"], "on NPU": part["operators_npu"],
                               "left to the CPU": ", ".join(part["cpu_operators"]) or "nothing",
                               "cycles / LR pixel": round(cycles, 1), "ms / 1280×720": round(ms, 1),
-                              "DRAM bytes / LR pixel": round(part["dram_bytes"] / (height * width), 1),
-                              "score": round(score(psnr, ms), 2) if name.startswith("ours") else None})
+                              "DRAM bytes / LR pixel": round(part["dram_bytes"] / (height * width), 1)})
         return pd.DataFrame(lines)
 
     def parity(self, data: Data) -> pd.DataFrame:
@@ -130,7 +128,12 @@ class Shipped:
 
 
 def ship(run: Run, data: Data) -> Shipped:
-    """Export stage 3's student of a run into `checkpoints/export/`: dynamic, fixed, float, and post-training INT8."""
+    """Export stage 3's student of a run into `checkpoints/export/`: dynamic, fixed, float, and post-training INT8.
+
+    Raises:
+        UserError: stage 3 has not run; the message names the notebooks that are missing.
+    """
+    run.require("stage3")
     folder = run.stage_folder("export")
     qat = load_qat(run.stage_folder("stage3") / "qat.safetensors")
     export = run.settings.export

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from paperlib.environment import quiet_libraries
 from paperlib.export.npu import estimate_if_available
 from paperlib.export.tf_graph import FloatBuilder, Int8Builder, tensorflow
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
@@ -27,13 +28,14 @@ def _convert(
 ) -> Path:
     """Trace `build` for (1, height, width, 3) (None: any size), convert, and write the file atomically."""
     tf = tensorflow()
-    module = tf.Module()
-    module.build = tf.function(build, autograph=False)
-    traced = module.build.get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
-    if configure:
-        configure(converter)
-    content = converter.convert()
+    with quiet_libraries():
+        module = tf.Module()
+        module.build = tf.function(build, autograph=False)
+        traced = module.build.get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
+        if configure:
+            configure(converter)
+        content = converter.convert()
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
@@ -186,7 +188,8 @@ def export_all(
         "parity": parity(qgraph, TFLiteUpscaler(dynamic[pixels[0]], settings.threads), images),
         "npu": estimate_if_available(fixed[pixels[0]])}
     if len(pixels) > 1:
-        report["twins"] = {form: equal_share(*(TFLiteUpscaler(twins[kind], settings.threads) for kind in pixels), images)
-                           for form, twins in (("dynamic", dynamic), ("fixed", fixed))}
+        opened = {form: [TFLiteUpscaler(twins[kind], settings.threads) for kind in pixels]
+                  for form, twins in (("dynamic", dynamic), ("fixed", fixed))}
+        report["twins"] = {form: equal_share(*pair, images) for form, pair in opened.items()}
     write_json(folder / "export.json", report)
     return report

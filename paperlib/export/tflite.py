@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from paperlib.data.tiles import run_padded, run_tiled
+from paperlib.environment import quiet_libraries
 from paperlib.errors import UserError
 from paperlib.export.flatbuffer import file_radius, read_graph
 from paperlib.files import sha256_file
@@ -43,7 +44,8 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
     resolver = module.experimental.OpResolverType if hasattr(module, "experimental") else module.OpResolverType
     kind = resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        return module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind)
+        with quiet_libraries():  # it says that it has made a delegate
+            return module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a TFLite model ({error}). Name a .tflite file.") from error
 

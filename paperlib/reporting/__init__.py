@@ -4,11 +4,12 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["figures"],
+    submodules=["drawings", "figures", "formulas", "saw"],
     submod_attrs={
         "divider": ["save_comparison"],
         "explorer": ["explore"],
-        "challenge": ["challenge_section"],
+        "challenge": ["challenge_section", "leaderboard"],
+        "claims": ["claims_table"],
         "differences": ["changes"],
         "tables": ["audit_table", "measured", "reported_vs_measured"],
     },

@@ -10,9 +10,23 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from paperlib.evaluation.reported import DATASET, OURS, entries, fitted_constant, gap, score, worth_in_ms
+from paperlib.evaluation.reported import DATASET, OURS, entries, fitted_constant, gap, reported, score, worth_in_ms
 from paperlib.reporting.tables import markdown
 from paperlib.run import Run
+
+
+def leaderboard() -> pd.DataFrame:
+    """Table A, one line an entry: what is reported, INT8's cost, and the score recomputed from PSNR and time."""
+    lines = []
+    for row, (psnr, ms) in entries().items():
+        value = lambda precision, metric, row=row: reported().get(("A", row, precision, metric))
+        full = value("fp32", "psnr")
+        lines.append({
+            "entry": row, "FP32 PSNR / SSIM": f"{full:.2f} / {value('fp32', 'ssim'):.4f}" if full else "not reported",
+            "INT8 PSNR / SSIM": f"{psnr:.2f} / {value('int8', 'ssim'):.4f}",
+            "INT8 costs (dB)": f"{full - psnr:.2f}" if full else "", "NPU (ms)": f"{ms:g}",
+            "score": f"{value('int8', 'score'):.1f}", "score, recomputed": f"{score(psnr, ms):.2f}"})
+    return pd.DataFrame(lines)
 
 
 def leaders() -> pd.DataFrame:

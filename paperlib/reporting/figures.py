@@ -83,12 +83,19 @@ def patch_grid(lr: Tensor, hr: Tensor, count: int = 6) -> Figure:
     return figure
 
 
+def _at_least(axes: Axes, span: float) -> None:
+    """Widen the vertical axis to `span`, so that thousandths do not look like differences."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, (low + high - span) / 2), max(high, (low + high + span) / 2))
+
+
 @style.context(STYLE)
-def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
+def curves(history: Sequence[Mapping[str, float]], title: str = "", least: float = 0.1) -> Figure:
     """Loss and its terms (left) and validation PSNR (right) over the steps of a training.
 
     Args:
         history: rows of `paperlib.training.loop.Fit.history`: step, psnr_rgb (dB), loss and its terms (images in 0..1).
+        least: smallest span of the PSNR axis.
     """
     figure, steps = Figure(figsize=(9, 3)), [row["step"] for row in history]
     loss, score = figure.subplots(1, 2)
@@ -102,6 +109,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
     score.plot(steps, values, marker="o", markersize=4)
     score.plot(steps[best], values[best], marker="*", markersize=12, color="C1")
     score.ticklabel_format(useOffset=False)
+    _at_least(score, least)
     score.set(xlabel="training step", ylabel="PSNR RGB (dB)", title=f"{title}: validation, best {values[best]:.2f} dB")
     return figure
 
@@ -247,7 +255,7 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, yl
 
     Args:
         points: {"name", "group", `x`, `y`}; a group has one colour and marker.
-        least: smallest span of the vertical axis, so that thousandths do not look like differences.
+        least: smallest span of the vertical axis.
     """
     figure = Figure(figsize=(8, 4.6))
     axes = figure.subplots()
@@ -263,9 +271,7 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, yl
     figure.legend(ncols=2, loc="outside lower center")
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.ticklabel_format(axis="y", useOffset=False)
-    low, high = axes.get_ylim()
-    if (missing := least - (high - low)) > 0:
-        axes.set_ylim(low - missing / 2, high + missing / 2)
+    _at_least(axes, least)
     _name_points(axes, [(point[x], point[y], point["name"]) for point in points])
     return figure
 
