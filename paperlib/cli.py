@@ -180,7 +180,7 @@ def _data(args: argparse.Namespace) -> int:
     from paperlib.data.splits import status
     from paperlib.profiles import load_settings
 
-    settings = load_settings(_profile(args.profile), parse_assignments(args.assignments)).data
+    settings, failed = load_settings(_profile(args.profile), parse_assignments(args.assignments)).data, []
     if args.action == "prepare":
         if settings.source == "div2k":
             with _progress("B") as progress:
@@ -189,9 +189,12 @@ def _data(args: argparse.Namespace) -> int:
         with _progress("photograph") as progress:
             store = open_store(settings, progress)
         print(f"training pixels of {len(store)} photographs: {store.folder}")
+        failed = list(store.left_out.values())
     lines = status(settings)
     print(*(f"{line['split']}: {line['state']}: {line['where']}" for line in lines), sep="\n")
-    return 1 if any(line["state"] == "missing" for line in lines) else 0
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
 
 
 def _table(args: argparse.Namespace) -> int:

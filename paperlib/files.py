@@ -1,10 +1,12 @@
-"""Files that are never half written: atomic writes, hashes, locks and the places paperlib looks in."""
+"""Files that are never half written: atomic writes, hashes, locks, and errors that name their cause."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +16,50 @@ from pathlib import Path
 from paperlib.errors import UserError
 
 
-def _explain(error: OSError, path: Path) -> UserError:
-    """Turn an operating-system error about `path` into a sentence with a remedy."""
+def explain(error: OSError, path: str | Path, action: str = "write", place: str = "--out") -> UserError:
+    """An operating-system error about `path` as a sentence with its cause and the remedy for that cause.
+
+    Args:
+        action: what could not be done: "write", "read".
+        place: what the user sets to choose another folder: an option or a variable.
+    """
     reason = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {reason}. Free some space or choose a writable folder with --out.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"Free some space or choose a folder on a larger disk with {place}."
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        remedy = (f"Make it {action}able for this user" + (f", or choose a writable folder with {place}."
+                                                           if action == "write" else ", or name another file."))
+    elif error.errno == errno.EROFS:
+        remedy = f"Choose a writable folder with {place}."
+    elif error.errno == errno.ENAMETOOLONG:
+        remedy = "Give it a shorter name."
+    elif error.errno == errno.ELOOP:
+        remedy = "The link leads to itself: remove it."
+    elif action == "write":
+        remedy = f"Choose another folder with {place}."
+    else:
+        remedy = "Name another file."
+    return UserError(f"cannot {action} {path}: {reason}. {remedy}")
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, `~` expanded.
+
+    Raises:
+        UserError: the home of somebody who is not known here, a name too long, or a link that leads to itself.
+    """
+    path = Path(text)
+    try:
+        path = path.expanduser()
+        path.stat()
+    except RuntimeError as error:
+        raise UserError(f"{path}: no such user here. Write the folder out.") from error
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is no file name ({error}). Name another file.") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise explain(error, path, "read") from error
+    return path
 
 
 @contextmanager
@@ -36,7 +78,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.close(handle)
         Path(name).chmod(0o644)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -44,7 +86,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,6 +102,58 @@ def remove_stale(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
     for path in stale:
         path.unlink(missing_ok=True)
     return stale
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _abandoned(folder: Path, pid: int) -> bool:
+    """Whether nobody builds in this folder any more: nobody holds its lock, and the process is gone or it is old."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no lock yet, or none of this version
+        pass
+    return not _alive(pid) or time.time() - folder.stat().st_mtime > 3600
+
+
+@contextmanager
+def building_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`; takes its place when the block ends without error, else it is removed.
+
+    It is locked while its process lives, so that what killed processes left of it is known, and swept first.
+
+    Raises:
+        OSError: it cannot be made, or not be renamed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(".*"):
+        match = re.fullmatch(r"\..+\.(\d+)", left.name)
+        if match and left.is_dir() and not left.is_symlink() and _abandoned(left, int(match[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    building, old = (target.with_name(f".{target.name}.{kind}{os.getpid()}") for kind in ("", "old."))
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        with (building / ".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield building
+        (building / ".lock").unlink()
+        if target.exists():  # a damaged one, or another process was first
+            target.rename(old)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -81,8 +175,11 @@ def sha256_file(path: str | Path) -> str:
 
 
 @contextmanager
-def file_lock(path: str | Path) -> Iterator[None]:
+def file_lock(path: str | Path, place: str = "--out") -> Iterator[None]:
     """Hold an exclusive lock on `path` for the block; the operating system frees it when the process dies.
+
+    Args:
+        place: the option or variable that chooses another folder, for the message.
 
     Raises:
         UserError: another living process holds the lock; its process id is named.
@@ -92,14 +189,14 @@ def file_lock(path: str | Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path, place=place) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
-            message = f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another --out."
+            message = f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another {place}."
             raise UserError(message) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -96,14 +96,14 @@ class TrainSet:
 
     def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int) -> None:
         self.store, self.settings, self.patch = store, settings, patch
-        sides = np.array([min(store.lr(index).shape[:2]) for index in range(len(store))])
+        sides = np.array([min(shape) for shape in store.lr_shapes])
         self.usable = np.flatnonzero(sides >= patch)
         self.left_out = len(sides) - len(self.usable)
         if not len(self.usable):
             raise UserError(f"no training photograph has {patch} LR pixels a side. The largest patch possible here is "
                             f"{sides.max()}: lower the stage's patch, or add larger photographs.")
         self.key = int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
-        area = np.array([store.lr(int(index)).shape[0] * store.lr(int(index)).shape[1] for index in self.usable])
+        area = np.array([height * width for height, width in store.lr_shapes])[self.usable]
         self._shares = np.cumsum(area / area.sum())
         self._order = lru_cache(maxsize=4)(self._permutation)
 
@@ -123,7 +123,7 @@ class TrainSet:
         else:
             chosen = np.searchsorted(self._shares, random.random(), side="right")
             photograph = int(self.usable[min(int(chosen), len(self.usable) - 1)])
-        height, width = self.store.lr(photograph).shape[:2]
+        height, width = self.store.lr_shapes[photograph]
         top, left = random.integers(height - self.patch + 1), random.integers(width - self.patch + 1)
         turn = int(random.integers(8))
         colours = int(random.integers(len(COLOURS))) if self.settings.permute_colours else 0
@@ -171,7 +171,7 @@ class Data:
 
     def inventory(self) -> pd.DataFrame:
         """One line a split: photographs and megapixels (HR)."""
-        lines = [("training", [self.store.hr(index).shape for index in range(len(self.store))])]
+        lines = [("training", [self.store.hr_shape(index) for index in range(len(self.store))])]
         lines += [("validation", [pair.hr.shape for pair in self.valid])]
         lines += [(f"test: {name}", [pair.hr.shape for pair in pairs]) for name, pairs in self.tests.items()]
         return pd.DataFrame([{"split": split, "photographs": len(shapes),
@@ -201,7 +201,10 @@ def open_data(settings: DataSettings) -> Data:
     """The training pixels (decoded once, cached), validation pairs and test sets that the settings name."""
     valid = validation_pairs(settings)
     shown = valid if settings.source == "embedded" else validation_pairs(DataSettings(source="embedded"))
-    return Data(open_store(settings), valid, test_sets(settings), shown, settings)
+    store = open_store(settings)
+    for why in store.left_out.values():
+        print(f"left out of the training photographs: {why}", flush=True)
+    return Data(store, valid, test_sets(settings), shown, settings)
 
 
 @lru_cache(maxsize=1)

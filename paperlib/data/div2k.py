@@ -4,11 +4,15 @@ The host is slow and often down, so partial downloads continue where they stoppe
 user already has are as good.
 """
 
+import errno
+import http.client
 import os
 import shutil
 import time
+import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +20,7 @@ from pathlib import Path
 from paperlib.data.photographs import Source, match_folders
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
-from paperlib.files import sha256_file
+from paperlib.files import building_folder, explain, sha256_file, user_path
 from paperlib.settings import SCALE, DataSettings
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
@@ -54,8 +58,15 @@ def base_url() -> str:
 
 
 def div2k_folder(settings: DataSettings) -> Path:
-    """Where the data set is expected: `data.div2k`, else the cache."""
-    return Path(settings.div2k).expanduser() if settings.div2k else cache_dir() / "div2k"
+    """Where the data set is expected: `data.div2k`, else the cache.
+
+    Raises:
+        UserError: `data.div2k` is a file, or in the home of somebody who is not known here.
+    """
+    folder = user_path(settings.div2k) if settings.div2k else cache_dir() / "div2k"
+    if folder.is_file():
+        raise UserError(f"data.div2k={folder} is a file. Name the folder that it lies in.")
+    return folder
 
 
 def find_folder(root: Path, archive: Archive) -> Path | None:
@@ -90,7 +101,10 @@ def download(url: str, path: Path, size: int, sha256: str, progress: Callable[[i
     """
     part, problem = path.with_name(path.name + ".part"), ""
     by_hand = (f"Or fetch it by hand: wget -c {url} -O {path}; {size} bytes, SHA-256 {sha256}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, path.parent, place="PAPERLIB_CACHE or data.div2k") from error
     have = part.stat().st_size if part.exists() else 0
     if shutil.disk_usage(path.parent).free < size - have:
         raise UserError(f"{url} needs {size - have} bytes in {path.parent}, and fewer are free. Free some, or set "
@@ -103,7 +117,14 @@ def download(url: str, path: Path, size: int, sha256: str, progress: Callable[[i
             problem = f"the host answered {error.code} {error.reason}"
             if error.code < 500:
                 break
+        except (ValueError, http.client.InvalidURL) as error:
+            raise UserError(f"{url!r} is no address ({error}). Correct PAPERLIB_DIV2K_URL.") from error
+        except http.client.HTTPException as error:
+            problem = f"{type(error).__name__} {error}"
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS) and not isinstance(
+                    error, urllib.error.URLError):
+                raise explain(error, part, place="PAPERLIB_CACHE or data.div2k") from error
             problem = str(getattr(error, "reason", error))
         time.sleep(min(2**attempt, 5) if attempt < RETRIES - 1 else 0)
     have = part.stat().st_size if part.exists() else 0
@@ -130,10 +151,16 @@ def _continue(url: str, part: Path, size: int, progress: Callable[[int, int], No
             have = 0
         with part.open("ab" if have else "wb") as file:
             while block := answer.read(1 << 20):
-                file.write(block)
+                file.write(block[: size - have])
                 have += len(block)
+                if have > size:  # whatever comes, it is not that file
+                    break
                 if progress:
                     progress(have, size)
+    if have > size:
+        part.unlink()
+        raise UserError(f"{url} gave more than the {size} bytes of this file; cut off there and deleted. Set "
+                        "PAPERLIB_DIV2K_URL to the data set's own host or to a true mirror.")
     if have < size:
         raise OSError(f"the connection ended after {have} of {size} bytes")
 
@@ -142,25 +169,21 @@ def unpack(archive: Archive, path: Path, root: Path) -> Path:
     """Unpack a zip file's PNG images into `root`, whole or not at all; returns their folder.
 
     Raises:
-        UserError: damaged or foreign zip file, or a full disk.
+        UserError: damaged or foreign zip file, a full disk, or a folder that cannot be written.
     """
-    target, building = root / archive.folder, root / f".{archive.folder.replace('/', '_')}.{os.getpid()}"
+    target = root / archive.folder
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(path) as file, building_folder(target) as building:
             names = [name for name in file.namelist() if name.endswith(".png")]
-            building.mkdir(parents=True)
+            if not names:
+                raise UserError(f"{path} holds no PNG image. Download it again.")
             for name in names:
                 with file.open(name) as source, (building / Path(name).name).open("wb") as copy:
                     shutil.copyfileobj(source, copy)
-        if not names:
-            raise UserError(f"{path} holds no PNG image. Download it again.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building.rename(target)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"cannot unpack {path} into {target}: {error}. Delete the file and try again, or free "
-                        "some space.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it and try again.") from error
+    except OSError as error:
+        raise explain(error, target, place="PAPERLIB_CACHE or data.div2k") from error
     return target
 
 

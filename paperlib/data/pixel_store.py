@@ -1,25 +1,28 @@
 """Training photographs decoded once into flat files of pixels, shared by all runs (paper section 4's data, made cheap).
 
 A store is a folder in the cache: `hr.u8` and `lr.u8` hold the photographs one after the other, `index.json` says where
-each begins. A file of teacher outputs (`teacher-<key>.u8`) has the layout of `hr.u8` and holds a teacher's outputs.
+each begins and what its SHA-256 is. A file of teacher outputs (`teacher-<key>.u8`, its hashes in `.json` beside it) has
+the layout of `hr.u8`. Whatever is read from them is hashed when it is opened for the first time in a process, at about
+2 GB a second (measured; 0.4 s for the benchmark profile's 0.8 GB), spread over the first pass.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from paperlib.data.photographs import Source, read_source
+from paperlib.data.photographs import Pair, Source, read_source
 from paperlib.data.splits import split_sources
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
-from paperlib.files import Progress, sha256_file, write_json
+from paperlib.files import Progress, building_folder, explain, sha256_file, write_json
 from paperlib.settings import SCALE, DataSettings
 
 LAYOUT = 1
@@ -27,44 +30,113 @@ LAYOUT = 1
 
 
 class FlatImages(Sequence[np.ndarray]):
-    """Images (H, W, 3) uint8 that lie one after the other in a memory-mapped file."""
+    """Images (H, W, 3) uint8 that lie one after the other in a memory-mapped file.
 
-    def __init__(self, path: Path, shapes: list[tuple[int, int]], mode: str = "r") -> None:
-        self.shapes = shapes
+    Args:
+        path: the file; with mode "r+" it is made where it is missing, with all its bytes allocated.
+        shapes: (H, W) of each image.
+        hashes: SHA-256 of each image, checked when it is read for the first time; None checks nothing.
+        mend: called with the number of an image whose bytes are not those; gives them, or raises.
+
+    Raises:
+        OSError: the disk is full (a mapped page without room would kill the process), or the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, shapes: list[tuple[int, int]], mode: str = "r",
+                 hashes: list[str] | None = None, mend: Callable[[int], np.ndarray] | None = None) -> None:
+        self.path, self.shapes, self.hashes, self._mend = path, shapes, hashes, mend
         self.offsets = np.cumsum([0] + [3 * height * width for height, width in shapes])
+        self._mended: dict[int, np.ndarray] = {}
+        self._unread = set(range(len(shapes))) if hashes is not None else set()
         total = int(self.offsets[-1])
-        if mode != "r" and (not path.exists() or path.stat().st_size != total):
-            with path.open("wb") as file:
-                file.truncate(total)
+        if mode != "r":
+            _allocate(path, total)
         self.pixels = np.memmap(path, np.uint8, "r" if mode == "r" else "r+", shape=(total,))
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, index: int) -> np.ndarray:
+        index = range(len(self.shapes))[index]
+        if index in self._unread:
+            if not self._sound(index):
+                self._replace(index)
+            self._unread.discard(index)
+        return self._mended[index] if index in self._mended else self._bytes(index)
+
+    def _bytes(self, index: int) -> np.ndarray:
         height, width = self.shapes[index]
         return self.pixels[self.offsets[index] : self.offsets[index + 1]].reshape(height, width, 3)
+
+    def _sound(self, index: int) -> bool:
+        return self.hashes is None or sha256(self._bytes(index)).hexdigest() == self.hashes[index]
+
+    def _replace(self, index: int) -> None:
+        """Put a damaged image right: in the file where that can be written, else for this process."""
+        pixels = np.ascontiguousarray(self._mend(index)) if self._mend else None
+        if pixels is None or sha256(pixels).hexdigest() != self.hashes[index]:
+            raise UserError(f"image {index} of {self.path} is damaged. Delete {self.path.parent} and try again.")
+        try:
+            with self.path.open("r+b") as file:
+                file.seek(int(self.offsets[index]))
+                file.write(pixels)
+        except OSError:  # a cache shared read-only
+            self._mended[index] = pixels
+
+    def damaged(self) -> list[int]:
+        """Numbers of the images whose bytes are not those of their hashes, found on all processors."""
+        with ThreadPoolExecutor() as pool:
+            sound = list(pool.map(self._sound, range(len(self))))
+        self._unread &= {index for index, good in enumerate(sound) if not good}
+        return sorted(self._unread)
+
+
+def _allocate(path: Path, total: int) -> None:
+    fresh = not path.exists() or path.stat().st_size != total
+    try:
+        with path.open("wb" if fresh else "r+b") as file:
+            if total:
+                os.posix_fallocate(file.fileno(), 0, total)
+    except OSError:
+        if fresh:
+            path.unlink(missing_ok=True)
+        raise
 
 
 class PixelStore:
     """Decoded training photographs: `hr(i)` uint8 (3h, 3w, 3) and `lr(i)` uint8 (h, w, 3), without copying.
 
+    Args:
+        folder: holds `index.json`, `hr.u8` and `lr.u8`.
+        decode: photograph `i` from its source; puts damaged pixels right.
+
     Raises:
-        UserError: the folder's files do not fit its index.
+        UserError: the folder's files do not fit its index. Also `hr` and `lr`, for pixels that are not those of the
+            index and cannot be had from the source.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, decode: Callable[[int], Pair] | None = None) -> None:
         self.folder = folder
-        index = json.loads((folder / "index.json").read_text())
-        self.key: str = index["key"]
+        index = read_index(folder)
+        if index is None:
+            raise UserError(f"{folder} is no whole store of training pixels. Delete it and try again.")
         self.names: list[str] = index["names"]
-        self.lr_shapes = [tuple(shape) for shape in index["lr_shapes"]]
-        hr_shapes = [(SCALE * height, SCALE * width) for height, width in self.lr_shapes]
-        for name, shapes in (("lr.u8", self.lr_shapes), ("hr.u8", hr_shapes)):
-            size, wanted = (folder / name).stat().st_size, 3 * sum(height * width for height, width in shapes)
-            if size != wanted:
-                raise UserError(f"{folder / name} has {size} bytes, not {wanted}. Delete {folder} and try again.")
-        self._lr, self._hr = FlatImages(folder / "lr.u8", self.lr_shapes), FlatImages(folder / "hr.u8", hr_shapes)
+        self.left_out: dict[str, str] = index["left_out"]
+        """Photographs that could not be read, and why; the key is another one without them."""
+        self.key: str = index["key"] if not self.left_out else sha256(
+            json.dumps([index["key"], sorted(self.left_out)]).encode()).hexdigest()[:16]
+        self.lr_shapes = [(height, width) for height, width in index["lr_shapes"]]
+        self._shapes = [(SCALE * height, SCALE * width) for height, width in self.lr_shapes]
+        self._teacher_outputs: dict[str, FlatImages] = {}
+        if wrong := wrong_size(folder, self.lr_shapes):
+            raise UserError(f"{wrong}. Delete {folder} and try again.")
+        mend = {part: partial(self._mend, part, decode) if decode else None for part in ("lr", "hr")}
+        self._lr = FlatImages(folder / "lr.u8", self.lr_shapes, hashes=index["sha256"]["lr"], mend=mend["lr"])
+        self._hr = FlatImages(folder / "hr.u8", self._shapes, hashes=index["sha256"]["hr"], mend=mend["hr"])
+
+    def _mend(self, part: str, decode: Callable[[int], Pair], index: int) -> np.ndarray:
+        print(f"{self.names[index]} is damaged in {self.folder / part}.u8; decoded again from its source", flush=True)
+        return getattr(decode(index), part)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,20 +149,67 @@ class PixelStore:
         """HR pixels of photograph `index`, uint8 (3h, 3w, 3), read only."""
         return self._hr[index]
 
+    def hr_shape(self, index: int) -> tuple[int, int, int]:
+        """(3h, 3w, 3) of photograph `index`, without reading it."""
+        return (*self._shapes[index], 3)
+
     def teacher_outputs_path(self, key: str) -> Path:
         """File of the outputs of the teacher with this key; there only when all of them are."""
         return self.folder / f"teacher-{key}.u8"
 
-    def teacher_outputs(self, key: str) -> FlatImages:
-        """Teacher outputs, one uint8 (3h, 3w, 3) for each photograph.
+    def teacher_outputs(self, key: str, reopen: bool = False) -> FlatImages:
+        """Teacher outputs, one uint8 (3h, 3w, 3) for each photograph, checked when read for the first time.
+
+        Args:
+            reopen: open, and so check, them again.
 
         Raises:
-            UserError: they have not been computed.
+            UserError: they have not been computed, or (when one is read) it is damaged.
         """
         path = self.teacher_outputs_path(key)
-        if not path.is_file():
-            raise UserError(f"no teacher outputs at {path}. Run 03_teacher first, with the same settings.")
-        return FlatImages(path, self._hr.shapes)
+        if reopen or key not in self._teacher_outputs:
+            wanted = 3 * sum(height * width for height, width in self._shapes)
+            if not path.is_file():
+                raise UserError(f"no teacher outputs at {path}. Run 03_teacher first, with the same settings.")
+            if (size := path.stat().st_size) != wanted:
+                raise UserError(f"{path} has {size} bytes, not {wanted}. Delete it and run 03_teacher again.")
+            self._teacher_outputs[key] = FlatImages(path, self._shapes, hashes=read_hashes(path, len(self)),
+                                                    mend=partial(self._refuse, path))
+        return self._teacher_outputs[key]
+
+    def _refuse(self, path: Path, index: int) -> np.ndarray:
+        raise UserError(f"the teacher's output for {self.names[index]} is damaged in {path}. Run 03_teacher again: it "
+                        "computes that one anew.")
+
+
+def wrong_size(folder: Path, lr_shapes: Sequence[tuple[int, int]]) -> str:
+    """Which pixel file of a store has not the size that its shapes ask for; empty where both have."""
+    pixels = 3 * sum(height * width for height, width in lr_shapes)
+    for name, wanted in (("lr.u8", pixels), ("hr.u8", SCALE**2 * pixels)):
+        size = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if size != wanted:
+            return f"{folder / name} has {size} bytes, not {wanted}"
+    return ""
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a store, or None where there is none, or one without hashes, as older versions wrote it."""
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        count = {len(index["names"]), len(index["lr_shapes"]), *(len(index["sha256"][part]) for part in ("lr", "hr"))}
+        sound = count == {len(index["names"])} and all(len(shape) == 2 for shape in index["lr_shapes"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return index if sound and isinstance(index.get("key"), str) and isinstance(index.get("left_out"), dict) else None
+
+
+def read_hashes(path: Path, count: int) -> list[str] | None:
+    """SHA-256 of each image of a file of teacher outputs, from the `.json` beside it; None where that is missing."""
+    try:
+        hashes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return hashes if isinstance(hashes, list) and len(hashes) == count else None
 
 
 def _source_hash(source: Source) -> str:
@@ -100,8 +219,10 @@ def _source_hash(source: Source) -> str:
 def open_store(settings: DataSettings, progress: Progress | None = None) -> PixelStore:
     """The pixel store of the training split; built on first use, in parallel, and renamed into place when complete.
 
+    A photograph of the user's own folders that cannot be read is left out and named (`PixelStore.left_out`).
+
     Raises:
-        UserError: too little disk space, or a photograph that cannot be read.
+        UserError: too little disk space, or a photograph of a published set that cannot be read.
     """
     sources = split_sources(settings, "train")
     with ThreadPoolExecutor() as pool:
@@ -109,49 +230,78 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
     text = json.dumps([LAYOUT, settings.train_crop, [source.name for source in sources], hashes])
     key = sha256(text.encode()).hexdigest()[:16]
     folder = cache_dir() / "pixels" / key
-    if not (folder / "index.json").is_file():
-        _build(folder, key, sources, settings.train_crop, progress)
-    return PixelStore(folder)
+    index = read_index(folder)
+    if index is not None and (wrong := wrong_size(folder, index["lr_shapes"])):
+        print(f"{wrong}; decoded again", flush=True)
+        index = None
+    index = index or _build(folder, key, sources, settings, progress)
+    kept = [source for source in sources if source.name not in index["left_out"]]
+    return PixelStore(folder, lambda number: read_source(kept[number], settings.train_crop))
 
 
-def _build(folder: Path, key: str, sources: list[Source], crop: int, progress: Progress | None) -> None:
-    building = folder.with_name(f".{key}.{os.getpid()}")
+def _build(
+    folder: Path, key: str, sources: list[Source], settings: DataSettings, progress: Progress | None,
+) -> dict[str, Any]:
+    """Decode into a new folder and put that in place; returns its index."""
     try:
-        building.mkdir(parents=True, exist_ok=True)
-        shapes = _decode(building, sources, crop, progress)
-        write_json(building / "index.json",
-                   {"key": key, "names": [source.name for source in sources], "lr_shapes": shapes})
-        try:
-            building.rename(folder)
-        except OSError:  # another process was first, or a broken folder is in the way
-            if not (folder / "index.json").is_file():
-                shutil.rmtree(folder)
-                building.rename(folder)
+        with building_folder(folder) as building:
+            index = {"key": key} | _decode(building, sources, settings.train_crop, progress)
+            failed = list(index["left_out"].values())
+            if failed and (settings.source != "folders" or not index["names"]):
+                raise UserError("; ".join(failed[:20]))
+            write_json(building / "index.json", index)
+            for file in folder.glob("teacher-*"):  # of a damaged store, or one of an older version
+                file.rename(building / file.name)
     except OSError as error:
-        raise UserError(f"cannot write training pixels to {folder}: {error.strerror}. Free some space or set "
-                        "PAPERLIB_CACHE to a folder on a larger disk.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        raise explain(error, folder, place="PAPERLIB_CACHE") from error
+    return index
 
 
-def _decode(building: Path, sources: list[Source], crop: int, progress: Progress | None) -> list[tuple[int, int]]:
-    """Decode all photographs into hr.u8 and lr.u8, in order; returns the LR shapes."""
+def _decode(building: Path, sources: list[Source], crop: int, progress: Progress | None) -> dict[str, Any]:
+    """Decode all photographs into hr.u8 and lr.u8, in order; those that cannot be read are left out and named.
+
+    Returns:
+        Of the index: `names`, `lr_shapes` and `sha256` of what was kept, `left_out` (name: why).
+
+    Raises:
+        UserError: too little disk space.
+    """
+    names: list[str] = []
     shapes: list[tuple[int, int]] = []
+    hashes: dict[str, list[str]] = {"lr": [], "hr": []}
+    left_out: dict[str, str] = {}
     with (building / "hr.u8").open("wb") as hr_file, (building / "lr.u8").open("wb") as lr_file, \
             ThreadPoolExecutor() as pool:
         window, done = 16, 0  # photographs decoded ahead: bounds memory
         for start in range(0, len(sources), window):
             batch = sources[start : start + window]
-            for pair in pool.map(partial(read_source, crop=crop), batch):
-                need = (pair.hr.nbytes + pair.lr.nbytes) * (len(sources) - done)
-                free = shutil.disk_usage(building).free
-                if free < need // 2:
-                    raise UserError(f"training pixels need about {need / 1e9:.1f} GB more in {building.parent}, "
-                                    f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a larger disk.")
-                pair.hr.tofile(hr_file)
-                pair.lr.tofile(lr_file)
-                shapes.append((int(pair.lr.shape[0]), int(pair.lr.shape[1])))
+            for source, pair in zip(batch, pool.map(partial(_read, crop=crop), batch), strict=True):
+                if isinstance(pair, UserError):
+                    left_out[source.name] = str(pair)
+                else:
+                    _check_room(building, pair, len(sources) - done)
+                    for part, file in (("lr", lr_file), ("hr", hr_file)):
+                        pixels = np.ascontiguousarray(getattr(pair, part))
+                        file.write(pixels)
+                        hashes[part].append(sha256(pixels).hexdigest())
+                    names.append(source.name)
+                    shapes.append((int(pair.lr.shape[0]), int(pair.lr.shape[1])))
                 done += 1
                 if progress:
                     progress(done, len(sources))
-    return shapes
+    return {"names": names, "lr_shapes": shapes, "sha256": hashes, "left_out": left_out}
+
+
+def _read(source: Source, crop: int) -> Pair | UserError:
+    try:
+        return read_source(source, crop)
+    except UserError as error:
+        return error
+
+
+def _check_room(building: Path, pair: Pair, left: int) -> None:
+    """Refuse early, by the size of one photograph, what the disk will not hold."""
+    need, free = (pair.hr.nbytes + pair.lr.nbytes) * left, shutil.disk_usage(building).free
+    if free < need // 2:
+        raise UserError(f"training pixels need about {need / 1e9:.1f} GB more in {building.parent}, "
+                        f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a larger disk.")

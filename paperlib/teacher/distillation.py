@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from paperlib.data.pixel_store import FlatImages, PixelStore
 from paperlib.environment import assets_dir, cache_dir
 from paperlib.errors import UserError
-from paperlib.files import Progress, atomic_path, file_lock, write_json
+from paperlib.files import Progress, atomic_path, explain, file_lock, write_json
 from paperlib.settings import TeacherSettings
 from paperlib.student.models import weights_hash
 from paperlib.teacher.network import PUBLISHED_SHA256, TILE, MambaIRv2Light, TeacherShape, TeacherUpscaler, load_teacher
@@ -31,6 +31,8 @@ from paperlib.teacher.scan import scan_backend
 FILE = "mambairv2_lightSR_x3.pth"
 URLS = (f"https://github.com/NguyenPhamPhuongNam/AIO_MAI/raw/main/{FILE}",
         f"https://github.com/csguoh/MambaIR/releases/download/v1.0/{FILE}")
+LARGEST = 8_000_000
+"""Bytes after which a download is cut off; the published file has 4,061,111."""
 TIMEOUT = 10.0
 """Seconds without an answer after which a host counts as out of reach."""
 
@@ -61,9 +63,12 @@ def download(path: Path, urls: tuple[str, ...], expected: str = PUBLISHED_SHA256
     for url in urls:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-                content = answer.read()
-        except (OSError, http.client.HTTPException) as error:
+                content = answer.read(LARGEST + 1)
+        except (OSError, http.client.HTTPException, ValueError) as error:
             failures.append(f"{url}: {error}")
+            continue
+        if len(content) > LARGEST:
+            failures.append(f"{url}: more than {LARGEST / 1e6:.0f} MB, which is not this file")
             continue
         if (digest := hashlib.sha256(content).hexdigest()) != expected:
             failures.append(f"{url}: a file with SHA-256 {digest}, not {expected}")
@@ -145,40 +150,94 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     Each photograph is upscaled as a whole, so that a patch's target knows more than the patch; rounding to 8 bits costs
     at most half a grey level.
 
+    What is there is checked against its hashes (2 GB a second and processor), and a damaged output computed anew. A
+    complete file needs no lock and no writing, so a cache may be shared read-only. Outputs without hashes, as older
+    versions left them, are taken as they are and get theirs; that is said.
+
     Raises:
         UserError: the disk is full, or another process is computing the same outputs.
     """
     key = outputs_key(source)
     path = store.teacher_outputs_path(key)
-    if not path.is_file():  # many processes may read at once what is finished
-        with file_lock(path.with_suffix(".lock")):
-            if not path.is_file():
-                _compute_outputs(store, source, path, progress)
-    return store.teacher_outputs(key)
-
-
-def _compute_outputs(store: PixelStore, source: TeacherSource, path: Path, progress: Progress | None) -> None:
-    """Fill `path` by way of a `.part` file, whose finished photographs are counted in a `.json` beside it."""
-    shapes = [store.hr(index).shape[:2] for index in range(len(store))]
-    part, marks = path.with_suffix(".part"), path.with_suffix(".json")
     upscale = TeacherUpscaler(source.model, source.name)
+    if not path.is_file():
+        with file_lock(path.with_suffix(".lock"), "PAPERLIB_CACHE"):
+            if not path.is_file():
+                _compute_outputs(store, upscale, path, progress)
+    outputs = store.teacher_outputs(key, reopen=True)
+    if outputs.hashes is None:
+        print(f"{path} has no hashes (an older version wrote it): taken as it is, checked from now on", flush=True)
+        _write_hashes(path, [_sha256(output) for output in outputs])
+    elif damaged := outputs.damaged():
+        with file_lock(path.with_suffix(".lock"), "PAPERLIB_CACHE"):
+            _compute_again(store, upscale, path, outputs.hashes, damaged)
+        outputs = store.teacher_outputs(key, reopen=True)
+    return outputs
+
+
+def _compute_again(store: PixelStore, upscale: TeacherUpscaler, path: Path, hashes: list[str],
+                   damaged: list[int]) -> None:
+    """Put single outputs right, in place. On another device they may differ in rounding, so they get new hashes."""
     try:
-        done = json.loads(marks.read_text())["done"] if part.is_file() and marks.is_file() else 0
+        images = FlatImages(path, [store.hr_shape(index)[:2] for index in range(len(store))], mode="r+")
+        for index in damaged:
+            print(f"the teacher's output for {store.names[index]} is damaged in {path}; computed again", flush=True)
+            images[index][:] = _output(upscale, store, index)
+            images.pixels.flush()
+            hashes[index] = _sha256(images[index])
+            _write_hashes(path, hashes)
+    except OSError as error:
+        raise explain(error, path, place="PAPERLIB_CACHE") from error
+
+
+def _write_hashes(path: Path, hashes: list[str]) -> None:
+    try:
+        write_json(path.with_suffix(".json"), {"sha256": hashes})
+    except UserError as error:
+        if os.access(path.parent, os.W_OK):
+            raise
+        print(f"nothing is checked: {error}", flush=True)  # a cache shared read-only
+
+
+def _sha256(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+
+
+def _output(upscale: TeacherUpscaler, store: PixelStore, index: int) -> np.ndarray:
+    """The teacher's output for a training photograph, uint8 (3h, 3w, 3)."""
+    return np.round(upscale(store.lr(index))).astype(np.uint8)
+
+
+def _compute_outputs(store: PixelStore, upscale: TeacherUpscaler, path: Path, progress: Progress | None) -> None:
+    """Fill `path` by way of a `.part` file, whose finished photographs are counted, with hashes, in a `.json`."""
+    shapes = [store.hr_shape(index)[:2] for index in range(len(store))]
+    part, marks = path.with_suffix(".part"), path.with_suffix(".json")
+    try:
+        hashes = _finished(marks) if part.is_file() else []
         need, free = sum(3 * height * width for height, width in shapes), shutil.disk_usage(store.folder).free
-        if not part.is_file() and free < need:  # a full disk would otherwise kill the process at a mapped page
+        if not part.is_file() and free < need:
             raise OSError(errno.ENOSPC, f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         images = FlatImages(part, shapes, mode="r+")
-        for index in range(done, len(store)):
-            images[index][:] = np.round(upscale(store.lr(index))).astype(np.uint8)
+        for index in range(len(store)):
+            if index < len(hashes) and _sha256(images[index]) == hashes[index]:
+                continue
+            images[index][:] = _output(upscale, store, index)
             images.pixels.flush()
-            write_json(marks, {"done": index + 1})
+            hashes[index:] = [_sha256(images[index]), *hashes[index + 1 :]]
+            write_json(marks, {"sha256": hashes})
             if progress:
                 progress(index + 1, len(store))
         part.rename(path)
-        marks.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write teacher outputs to {part}: {error.strerror}. Free some space or set "
-                        "PAPERLIB_CACHE to a folder on a larger disk; finished photographs are kept.") from error
+        raise explain(error, part, place="PAPERLIB_CACHE (finished photographs are kept)") from error
+
+
+def _finished(marks: Path) -> list[str]:
+    """Hashes of the outputs that an interrupted computation has finished."""
+    try:
+        return list(json.loads(marks.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 class OnTheFlyTeacher:

@@ -171,3 +171,50 @@ def test_a_full_disk_is_told_before_downloading(server, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="needs 500 bytes"):
         download(f"{div2k.base_url()}/x.zip", tmp_path / "a.zip", 500, "0" * 64)
     assert server.asked == []
+
+
+def test_a_host_that_sends_more_is_cut_off_at_the_known_size(server, dataset, tmp_path):
+    sent = []
+
+    def endless(handler, data):
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            for _ in range(200):
+                handler.wfile.write(bytes(1 << 20))
+                sent.append(1)
+        except OSError:
+            pass
+        return True
+
+    server.behave = endless
+    archive = dataset[0][0]
+    with pytest.raises(UserError, match=f"gave more than the {archive.bytes} bytes"):
+        download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
+    assert list(tmp_path.iterdir()) == []
+    assert len(sent) < 100
+
+
+def test_a_nonsense_address_a_file_and_an_unknown_home_are_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place, words in ((str(tmp_path / "file"), "is a file"), ("~nosuchuser/x", "no such user"),
+                         ("x" * 300, "shorter name")):
+        with pytest.raises(UserError, match=words):
+            div2k_sources(DataSettings(source="div2k", div2k=place), "train")
+    for address in ("nonsense", "http://[::1", "http://a b/"):
+        monkeypatch.setenv("PAPERLIB_DIV2K_URL", address)
+        with pytest.raises(UserError, match="is no address"):
+            download(f"{div2k.base_url()}/x.zip", tmp_path / "x.zip", 10, "0" * 64)
+
+
+def test_what_a_killed_unpacking_left_is_swept(dataset, tmp_path):
+    left = tmp_path / f".{dataset[0][0].folder}.4194303"
+    left.mkdir()
+    (left / "0001.png").touch()
+    (tmp_path / "a.zip").write_bytes(dataset[1][dataset[0][0].name])
+    div2k.unpack(dataset[0][0], tmp_path / "a.zip", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [dataset[0][0].folder, "a.zip"]
+    assert sorted(path.name for path in (tmp_path / dataset[0][0].folder).iterdir()) == ["0001.png", "0002.png"]
+    (tmp_path / "a.zip").write_bytes(b"no zip file")
+    with pytest.raises(UserError, match="is damaged"):
+        div2k.unpack(dataset[0][0], tmp_path / "a.zip", tmp_path)

@@ -126,22 +126,10 @@ def test_store_holds_the_pixels_and_is_built_once(photographs, monkeypatch):
     assert open_store(settings).key == store.key
 
 
-def test_store_changes_with_its_photographs_and_notices_damage(photographs):
+def test_store_changes_with_its_photographs(photographs):
     first = open_store(folders(photographs))
     Image.new("RGB", (60, 60)).save(photographs / "a.png")
-    second = open_store(folders(photographs))
-    assert second.key != first.key
-    with (second.folder / "hr.u8").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(UserError, match="Delete"):
-        open_store(folders(photographs))
-
-
-def test_store_refuses_a_full_disk(photographs, monkeypatch):
-    monkeypatch.setattr(pixel_store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(UserError, match="Free some"):
-        open_store(folders(photographs))
-    assert not list((photographs.parent / "cache" / "pixels").glob("*"))
+    assert open_store(folders(photographs)).key != first.key
 
 
 def test_patches_are_aligned_with_hr_and_teacher(photographs):

@@ -46,9 +46,13 @@ def empty(monkeypatch, tmp_path):
     return tmp_path
 
 
+def store_settings():
+    return DataSettings(train_crop=120, max_train=3)
+
+
 @pytest.fixture
 def store(empty):
-    return open_store(DataSettings(train_crop=120, max_train=3))
+    return open_store(store_settings())
 
 
 def test_download_accepts_the_pinned_file_only(tmp_path):
@@ -180,3 +184,58 @@ def test_full_disk_and_second_process_are_said_in_a_sentence(store, source, monk
     monkeypatch.setattr(distillation.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="PAPERLIB_CACHE"):
         teacher_outputs(store, source)
+
+
+def test_a_damaged_output_is_computed_again_and_named(store, source, capsys):
+    wanted = [output.copy() for output in teacher_outputs(store, source)]
+    path = store.teacher_outputs_path(outputs_key(source))
+    content = path.read_bytes()
+    path.write_bytes(content[: wanted[0].size + 50] + bytes(5000) + content[wanted[0].size + 5050 :])
+    fresh = open_store(store_settings())
+    with pytest.raises(UserError, match=f"output for {store.names[1]} is damaged.*Run 03_teacher again"):
+        fresh.teacher_outputs(outputs_key(source))[1]
+    capsys.readouterr()
+    for index, output in enumerate(teacher_outputs(fresh, source)):
+        assert np.array_equal(output, wanted[index])
+    assert capsys.readouterr().out.count("is damaged in") == 1
+    assert path.read_bytes() == content
+
+
+def test_complete_outputs_need_no_lock_and_none_of_their_bytes_written(store, source):
+    path = store.teacher_outputs_path(outputs_key(source))
+    teacher_outputs(store, source)
+    before = path.stat().st_mtime_ns, path.with_suffix(".json").stat().st_mtime_ns
+    with file_lock(path.with_suffix(".lock")):
+        teacher_outputs(open_store(store_settings()), source)
+    assert (path.stat().st_mtime_ns, path.with_suffix(".json").stat().st_mtime_ns) == before
+
+
+def test_outputs_of_an_older_version_get_hashes_and_it_is_said(store, source, capsys):
+    path = store.teacher_outputs_path(outputs_key(source))
+    teacher_outputs(store, source)
+    hashes = path.with_suffix(".json").read_bytes()
+    path.with_suffix(".json").unlink()
+    teacher_outputs(store, source)
+    assert "has no hashes" in capsys.readouterr().out
+    assert path.with_suffix(".json").read_bytes() == hashes
+
+
+def test_half_finished_outputs_that_were_damaged_are_computed_again(store, source):
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_outputs(store, source, stop)
+    part = store.teacher_outputs_path(outputs_key(source)).with_suffix(".part")
+    part.write_bytes(bytes(2000) + part.read_bytes()[2000:])
+    for index, output in enumerate(teacher_outputs(store, source)):
+        assert np.array_equal(output, np.round(TeacherUpscaler(source.model)(store.lr(index))))
+
+
+def test_a_download_is_cut_off_at_a_sensible_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(distillation, "LARGEST", 1000)
+    (tmp_path / "endless").write_bytes(bytes(5000))
+    problem = download(tmp_path / "x.pth", ((tmp_path / "endless").as_uri(), "no address"))
+    assert "more than" in problem
+    assert "unknown url type" in problem
