@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from paperlib import __version__
 from paperlib.errors import UserError
-from paperlib.profiles import PROFILES, parse_assignments
+from paperlib.overrides import parse_assignments
+from paperlib.profiles import PROFILES
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
           ".tflite file")

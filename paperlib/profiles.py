@@ -5,13 +5,12 @@ says what its source reports (`expect`). A profile is data and schedule, a metho
 profile's, then the method's, then single ones.
 """
 
-import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from paperlib.errors import UserError
-from paperlib.settings import LossSettings, Settings, _nearest, flatten, override
+from paperlib.overrides import nearest, override, parse_overrides
+from paperlib.settings import LossSettings, Settings, flatten
 
 STAGE2_LOSS = {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03}
 # λ(t) of the published command line that names the Mamba teacher in stage 3.
@@ -136,7 +135,7 @@ def load_settings(profile: str | None = None, overrides: str | dict[str, Any] | 
     """
     profile = profile or os.environ.get("PAPERLIB_PROFILE") or "smoke"
     if profile not in PROFILES:
-        raise UserError(f"unknown profile {profile!r}. Nearest: {_nearest(profile, list(PROFILES))}.")
+        raise UserError(f"unknown profile {profile!r}. Nearest: {nearest(profile, list(PROFILES))}.")
     changes = parse_overrides(overrides)
     method = str(changes.pop("method", PROFILE_VALUES[profile]["method"]))
     if method not in METHODS:
@@ -192,38 +191,3 @@ def part_of(table: str, row: str) -> str:
     """What the number in a row of the paper's tables depends on, for `equals_paper`."""
     return {("B", "bicubic"): "data", ("B", "student_stage2"): "stage2", ("B", "student_deploy"): "stage3",
             ("B", "fsrcnn"): "C", ("B", "abpn"): "C"}.get((table, row), table)
-
-
-def parse_overrides(overrides: str | dict[str, Any] | None) -> dict[str, Any]:
-    """Overrides as a dict of dotted fields, from a dict or a JSON object in a string.
-
-    Raises:
-        UserError: the string is not a JSON object.
-    """
-    if isinstance(overrides, dict) or not overrides:
-        return dict(overrides or {})
-    try:
-        value = json.loads(overrides)
-    except json.JSONDecodeError as error:
-        raise UserError(f"overrides is not JSON ({error}). Write for instance {{\"stage1.steps\": 500}}.") from error
-    if not isinstance(value, dict):
-        raise UserError("overrides must be a JSON object, for instance {\"stage1.steps\": 500}.")
-    return value
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`--set` arguments as overrides: "stage1.steps=500" → {"stage1.steps": 500}; values are JSON, else plain text.
-
-    Raises:
-        UserError: an argument without "=".
-    """
-    overrides: dict[str, Any] = {}
-    for assignment in assignments:
-        field, equals, text = assignment.partition("=")
-        if not equals or not field:
-            raise UserError(f"--set {assignment}: expected field=value, for instance --set stage1.steps=500.")
-        try:
-            overrides[field] = json.loads(text)
-        except json.JSONDecodeError:
-            overrides[field] = text
-    return overrides

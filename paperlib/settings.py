@@ -5,14 +5,11 @@ notebook, command and record uses. The published values live in `profiles.py`; h
 Every field's default is the paper's value where the paper has one.
 """
 
-import difflib
 import hashlib
 import json
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from paperlib.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
@@ -238,53 +235,6 @@ class Settings(_Section):
         if self.profile == "paper":
             return "the paper's data and schedule"
         return f"profile {self.profile}: not the paper's numbers"
-
-
-def _nearest(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.4) or sorted(names)
-    return ", ".join(close)
-
-
-def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set `tree["a"]["b"]` for the field `a.b`; unknown fields are an error that names the nearest."""
-    *sections, last = dotted.split(".")
-    branch, seen = tree, []
-    for name in [*sections, last]:
-        if not isinstance(branch, dict) or name not in branch:
-            names = list(branch) if isinstance(branch, dict) else []
-            place = ".".join(seen) or "the settings"
-            hint = f"Nearest: {_nearest(name, names)}." if names else f"{place} has no fields."
-            raise UserError(f"unknown setting {dotted!r}: {place} has no field {name!r}. {hint}")
-        seen.append(name)
-        if name is not last or len(seen) <= len(sections):
-            branch = branch[name]
-    if isinstance(branch[last], dict):
-        raise UserError(f"{dotted!r} is a section, not a field. Its fields: {', '.join(branch[last])}.")
-    branch[last] = value
-
-
-def override(settings: Settings, changes: dict[str, Any]) -> Settings:
-    """Settings with single fields changed, validated as a whole.
-
-    Args:
-        changes: dotted field names and values, for instance {"stage3.loss.kd": 0}.
-
-    Raises:
-        UserError: an unknown field (the nearest names are given), or a value of the wrong kind or range.
-        ValueError: `method`, which is many settings; see `paperlib.profiles.load_settings`.
-    """
-    if "method" in changes:
-        raise ValueError("a method is chosen when settings are loaded")
-    tree = settings.model_dump()
-    for field, value in changes.items():
-        _insert(tree, field, value)
-    try:
-        return Settings.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-        raise UserError(f"setting {place}{value}: {first['msg'].removeprefix('Value error, ')}.") from error
 
 
 def settings_hash(*sections: BaseModel | str | int) -> str:

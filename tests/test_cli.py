@@ -16,7 +16,7 @@ from skimage.data import chelsea, coffee
 
 from paperlib.cli import build_parser, main
 from paperlib.errors import UserError
-from paperlib.profiles import parse_assignments
+from paperlib.overrides import parse_assignments
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import save_student

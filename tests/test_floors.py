@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors"},
     {"settings", "files", "environment"},
+    {"overrides"},
     {"data", "student", "profiles", "weights"},
     {"teacher", "quantisation", "run"},
     {"export"},

@@ -3,8 +3,9 @@
 import pytest
 
 from paperlib.errors import UserError
+from paperlib.overrides import override
 from paperlib.profiles import METHODS, PROFILES, differences_from_paper, equals_paper, load_settings, part_of
-from paperlib.settings import LossSettings, flatten, override, settings_hash
+from paperlib.settings import LossSettings, flatten, settings_hash
 
 
 def test_paper_profile_is_the_published_schedule():

@@ -18,12 +18,13 @@ from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
+from paperlib.overrides import override
 from paperlib.profiles import STAGE3_LOSS
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
 from paperlib.quantisation.qat import freeze_observers, quantised_graph
 from paperlib.run import Run, measured_row
-from paperlib.settings import LossSettings, Settings, StudentSettings, override, settings_hash
+from paperlib.settings import LossSettings, Settings, StudentSettings, settings_hash
 from paperlib.student.graph import image_batch, macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model, weights_hash
 from paperlib.teacher.distillation import Targets
