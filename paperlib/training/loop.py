@@ -194,7 +194,7 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
     trained, optimizer = accelerator.prepare(live, optimizer)
     result = Fit(ema.module, state["best_step"], state["best_psnr"], state["history"], state["seconds"], first)
     best = state["best"]
-    sums: dict[str, float] = dict(state.get("sums", {}))
+    window: dict[str, list[float]] = dict(state.get("window", {}))  # sum and count of each term since the last row
     progress = _Progress(name, first, stage.steps, quiet or not accelerator.is_main_process)
     began = time.monotonic()
 
@@ -212,23 +212,24 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
         if not math.isfinite(terms["loss"]):
             raise UserError(f"{name}: the loss is {terms['loss']} at step {step}. Lower {name}.lr; the last good state "
                             f"is in {folder}.")
-        sums = {key: sums.get(key, 0.0) + value for key, value in (terms | {"count": 1.0}).items()}
+        for key, value in terms.items():
+            total, count = window.get(key, (0.0, 0))
+            window[key] = [total + value, count + 1]
         done, psnr = step + 1, None
         if done % stage.validate_every == 0 or done == stage.steps:
-            count = sums.pop("count")
             scores = score(ema.module)
             psnr = scores["psnr_rgb"]
             result.history.append({"step": done, "lr": learning_rate(stage, step)}
-                                  | {key: value / count for key, value in sums.items()} | scores
+                                  | {key: total / count for key, (total, count) in window.items()} | scores
                                   | {"seconds": result.seconds + time.monotonic() - began})
-            sums = {}
+            window = {}
             if psnr > result.best_psnr:
                 result.best_psnr, result.best_step = psnr, done
                 best = {key: value.detach().cpu().clone() for key, value in ema.module.state_dict().items()}
         if accelerator.is_main_process and (done % stage.checkpoint_every == 0 or done == stage.steps):
             save_state(folder, done, {
                 "step": done, "identity": identity, "live": live.state_dict(), "ema": ema.module.state_dict(),
-                "optimizer": optimizer.state_dict(), "history": result.history, "sums": sums, "best": best,
+                "optimizer": optimizer.state_dict(), "history": result.history, "window": window, "best": best,
                 "best_step": result.best_step, "best_psnr": result.best_psnr,
                 "seconds": result.seconds + time.monotonic() - began})
             write_text(folder / "history.csv", history_csv(result.history))

@@ -94,18 +94,18 @@ def stage_loss(
         progress: fraction of the stage that is done, 0..1.
 
     Returns:
-        The total to minimise, and each term before weighting (detached).
+        The total to minimise, and each term of the stage before weighting (detached), also while its weight is 0.
 
     Raises:
         UserError: the settings ask for distillation and there is no teacher output.
     """
     sr_01, hr_01 = sr_255 / 255, hr_255 / 255
-    weighted = [
+    weighted = [(weight, name, term) for weight, name, term in (
         (settings.l1, "l1", lambda: l1(sr_01, hr_01)),
         (settings.charbonnier, "charbonnier", lambda: charbonnier(sr_01, hr_01)),
         (settings.mse, "mse", lambda: mse(sr_01, hr_01)),
         (settings.dct, "dct", lambda: dct_l1(sr_01, hr_01)),
-    ]
+    ) if weight > 0]
     if settings.kd > 0:
         if teacher_01 is None:
             raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, or set loss.kd=0.")
@@ -113,9 +113,10 @@ def stage_loss(
         weighted.append((weight, "kd", lambda: distillation(sr_01, teacher_01, hr_01, settings)))
     total, parts = sr_01.new_zeros(()), {}
     for weight, name, term in weighted:
-        if weight > 0:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
             value = term()
-            parts[name] = value.detach()
+        parts[name] = value.detach()
+        if weight > 0:
             total = total + weight * value
     return total, parts
 
