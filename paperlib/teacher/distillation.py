@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.data.pixel_store import FlatImages, PixelStore
-from paperlib.environment import assets_dir, cache_dir
+from paperlib.environment import assets_dir, cache_dir, keep_freed_memory
 from paperlib.errors import UserError
 from paperlib.files import Progress, atomic_path, file_lock, write_json
 from paperlib.settings import TeacherSettings
@@ -183,11 +183,12 @@ def find_teacher(
 
 
 def published_upscaler() -> TeacherUpscaler:
-    """The published teacher as an upscaler, for `paperlib evaluate teacher`.
+    """The published teacher as an upscaler, for `paperlib evaluate teacher`; the process then keeps freed memory.
 
     Raises:
         UserError: its weights cannot be found or downloaded.
     """
+    keep_freed_memory()
     source = find_teacher(TeacherSettings(kind="published"))
     return TeacherUpscaler(source.model, source.name, source.sha256)
 
@@ -201,11 +202,12 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     """The teacher's outputs for all training photographs, 8-bit, computed once; continues where it was stopped.
 
     Each photograph is upscaled as a whole, so that a patch's target knows more than the patch; rounding to 8 bits costs
-    at most half a grey level.
+    at most half a grey level. The process then keeps freed memory.
 
     Raises:
         UserError: the disk is full, or another process is computing the same outputs.
     """
+    keep_freed_memory()
     key = outputs_key(source)
     path = store.teacher_outputs_path(key)
     if not path.is_file():  # many processes may read at once what is finished

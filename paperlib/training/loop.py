@@ -26,6 +26,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from paperlib.data.dataset import Batch
+from paperlib.environment import keep_freed_memory
 from paperlib.errors import UserError
 from paperlib.files import file_lock, write_text
 from paperlib.settings import StageSettings, flatten
@@ -150,6 +151,8 @@ def fit(
 ) -> Fit:
     """Train a copy of `model`; continue where an earlier call with the same arguments was stopped.
 
+    The process keeps freed memory from then on (`keep_freed_memory`), however it was started.
+
     Args:
         model: maps (B, 3, p, p) in 0..255 to (B, 3, 3p, 3p); left unchanged.
         stage: schedule and loss.
@@ -164,6 +167,7 @@ def fit(
         UserError: the folder is locked, cannot be written, or holds a training with other settings; the loss is not
             finite; the stage distils and has no teacher.
     """
+    keep_freed_memory()
     # under torchrun the first process holds the lock and writes; all of them read the state that they continue from
     with file_lock(folder / "lock") if os.environ.get("RANK", "0") == "0" else nullcontext():
         return _fit(model, stage, draw, folder, name, score, teacher, dict(events or {}), dict(identity or {}), quiet)
