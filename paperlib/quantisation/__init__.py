@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "diagnostics": ["drop_decomposition", "layer_ranges", "layer_sqnr"],
-        "qat": ["prepare_qat", "quantised_graph"],
+        "qat": ["float_graph", "prepare_qat", "quantised_graph"],
     },
 )

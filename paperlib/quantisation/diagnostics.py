@@ -1,6 +1,7 @@
 """Where INT8 loses: ranges, signal-to-noise of every layer, and the drop taken apart (figures of 05 and 06)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,20 @@ def _outputs(run: Callable[[Callable[[Node, Tensor], Tensor]], None]) -> dict[st
 
 
 @torch.no_grad()
-def layer_ranges(graph: Graph | QuantisedGraph, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+def layer_ranges(
+    graph: Graph, images: Sequence[np.ndarray], quantised: QuantisedGraph | None = None,
+) -> list[dict[str, Any]]:
     """Ranges of weights and activations of every node, in float, over LR images (uint8, (h, w, 3)).
+
+    Args:
+        graph: weights before any rounding.
+        quantised: the same network with grids.
 
     Returns:
         One dict a node: `name`, `op`, `low`, `high` (activations), `channel_low`, `channel_high` (lists, per channel),
         `weight_peak` (list, largest |w| per output channel; None without weights); with a quantised graph also
         `grid_low`, `grid_high`, `step`, and `clipped` (share of float values outside the grid).
     """
-    quantised = graph if isinstance(graph, QuantisedGraph) else None
-    plain = quantised.graph if quantised else graph
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
     outside: dict[str, list[float]] = {}
@@ -49,9 +54,9 @@ def layer_ranges(graph: Graph | QuantisedGraph, images: Sequence[np.ndarray]) ->
         return out
 
     for image in images:
-        run_graph(plain, image_batch(image), after=after)
+        run_graph(graph, image_batch(image), after=after)
     rows = []
-    for node in plain.nodes:
+    for node in graph.nodes:
         peak = None if node.weight is None else node.weight.reshape(node.weight.shape[0], -1).abs().amax(1)
         row = {"name": node.name, "op": node.op, "low": float(low[node.name].min()),
                "high": float(high[node.name].max()), "channel_low": low[node.name].tolist(),
@@ -92,21 +97,24 @@ def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dic
 
 
 def drop_decomposition(
-    qgraph: QuantisedGraph, score: Callable[[Callable[[np.ndarray], np.ndarray]], float],
+    graph: Graph, qgraph: QuantisedGraph, score: Callable[[Callable[[np.ndarray], np.ndarray]], float],
 ) -> list[dict[str, Any]]:
     """What weights and activations each cost.
 
     Args:
+        graph: weights before any rounding (`float_graph`); those of `qgraph` may have been rounded to data already.
+        qgraph: the same network with its grids and the weights that are rounded.
         score: PSNR (dB) of an upscaler (uint8 (h, w, 3) → float32 (3h, 3w, 3)) on images of the caller's choice.
 
     Returns:
         One dict for float, weights only, activations only and both: `what`, `psnr`, `drop` (dB below float).
     """
-    rows = []
+    rows, exact = [], replace(qgraph, graph=graph)
     for what, weights, activations in (("float", False, False), ("weights only", True, False),
                                        ("activations only", False, True), ("both", True, True)):
         def upscale(lr: np.ndarray, weights: bool = weights, activations: bool = activations) -> np.ndarray:
-            sr = run_quantised(qgraph, image_batch(lr), weights=weights, activations=activations)
+            chosen = qgraph if weights else exact
+            sr = run_quantised(chosen, image_batch(lr), weights=weights, activations=activations)
             return sr[0].permute(1, 2, 0).contiguous().numpy()
 
         rows.append({"what": what, "psnr": score(upscale)})

@@ -19,7 +19,7 @@ from paperlib.quantisation.rounding import round_to_data
 from paperlib.quantisation.skip import exact_skip, skip_input
 from paperlib.quantisation.tflite_qat import TfliteQat, tflite_graph
 from paperlib.settings import QuantSettings, StudentSettings
-from paperlib.student.graph import image_batch
+from paperlib.student.graph import Graph, image_batch
 from paperlib.student.models import build_model, deployment_graph, fuse_model, load_weights, read_weights
 
 
@@ -44,16 +44,26 @@ def prepare_qat(
         paper = PaperQat(fused)
         calibrate_paper(paper, [image_batch(image) for image in images])
         return paper.train()
-    graph = deployment_graph(fused)
-    if settings.equalise:
-        graph = equalise(graph, images)
-    if settings.skip == "exact":
-        graph = exact_skip(graph, calibrate(graph, images)[skip_input(graph)].high)
+    graph = float_graph(fused, settings, images)
     if settings.rounding == "data":
         graph = round_to_data(graph, images)
     model = TfliteQat(fused, calibrate(graph, images), graph, _pixel_grids(settings.skip))
     model.skip = settings.skip
     return model.train()
+
+
+def float_graph(fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor]) -> Graph:
+    """What `prepare_qat` rounds, in float: the same function as `fused`, channels equalised, the skip in its form.
+
+    Args:
+        fused, settings, images: as for `prepare_qat`.
+    """
+    graph = deployment_graph(fuse_model(fused, clamp=True))
+    if settings.equalise:
+        graph = equalise(graph, images)
+    if settings.skip == "exact":
+        graph = exact_skip(graph, calibrate(graph, images)[skip_input(graph)].high)
+    return graph
 
 
 def _pixel_grids(skip: str) -> tuple[str, ...]:

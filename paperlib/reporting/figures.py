@@ -94,14 +94,16 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "", least: float
     """Loss and its terms (left) and validation PSNR (right) over the steps of a training.
 
     Args:
-        history: rows of `paperlib.training.loop.Fit.history`: step, psnr_rgb (dB), loss and its terms (images in 0..1).
+        history: rows of `paperlib.training.loop.Fit.history`: step, psnr_rgb (dB), loss and its terms (images in 0..1);
+            a term may be missing in a row.
         least: smallest span of the PSNR axis.
     """
     figure, steps = Figure(figsize=(9, 3)), [row["step"] for row in history]
     loss, score = figure.subplots(1, 2)
-    for index, name in enumerate(term for term in LOSS_TERMS if term in history[0]):
-        values = [row[name] for row in history]
-        loss.plot(steps, values, marker=MARKERS[index], markersize=4, label=f"{name} {values[-1]:.3g}")
+    for index, name in enumerate(term for term in LOSS_TERMS if any(term in row for row in history)):
+        values = [row.get(name, np.nan) for row in history]
+        last = next(row[name] for row in reversed(history) if name in row)
+        loss.plot(steps, values, marker=MARKERS[index], markersize=4, label=f"{name} {last:.3g}")
     loss.set(xlabel="training step", ylabel="loss (images in 0…1)", yscale="log", title=f"{title}: training loss")
     loss.legend()
     best = max(range(len(history)), key=lambda index: history[index]["psnr_rgb"])

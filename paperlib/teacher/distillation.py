@@ -12,7 +12,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from paperlib.data.flat_images import FlatImages
 from paperlib.data.pixel_store import PixelStore
-from paperlib.environment import assets_dir, cache_dir
+from paperlib.environment import assets_dir, cache_dir, keep_freed_memory
 from paperlib.errors import UserError
 from paperlib.files import Progress, atomic_path, explain, file_lock, write_json
 from paperlib.settings import TeacherSettings
@@ -98,28 +98,86 @@ def small_shape(settings: TeacherSettings) -> TeacherShape:
     return TeacherShape(dim=settings.small_dim, groups=settings.small_groups, layers=settings.small_layers, heads=4)
 
 
+def _read_pin(path: Path) -> dict[str, str]:
+    """Which teacher a run has: `kind`, `reason`, and `sha256` of its weights once they are there; empty before that.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        pin = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        pin = None
+    if not isinstance(pin, dict) or pin.get("kind") not in ("published", "small"):
+        raise UserError(f"{path} is damaged. Write {{\"kind\": \"published\"}} or {{\"kind\": \"small\"}} into it, "
+                        "whichever this run has learnt from.")
+    return pin
+
+
+def decide_teacher(settings: TeacherSettings, pin: Path, allow_download: bool = True) -> TeacherSettings:
+    """The settings with `kind` published or small: decided once a run, then kept in the file `pin`.
+
+    Published weights that turn up later, or are gone, give no later notebook another teacher.
+
+    Raises:
+        UserError: the settings now ask for another teacher than the run has.
+    """
+    kind, kept = settings.kind, _read_pin(pin)
+    if kept and kind not in ("auto", kept["kind"]):
+        raise UserError(f"this run learns from the {kept['kind']} teacher ({pin}), but teacher.kind={kind}. Set "
+                        f"teacher.kind={kept['kind']}, choose another --out, or delete {pin.parent} and the stages "
+                        "trained with it.")
+    if kept:
+        kind = kept["kind"]
+    elif kind == "auto":
+        path, reason = published_weights(allow_download)
+        kind = "published" if path else "small"
+        write_json(pin, {"kind": kind, "reason": f"teacher.kind=auto: published weights {reason}"})
+    return settings.model_copy(update={"kind": kind})
+
+
+def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
+    """Keep a run's teacher with its weights' hash in the file `pin`; the source tells the reason kept there.
+
+    Raises:
+        UserError: the run has had a teacher with other weights.
+    """
+    kept = _read_pin(pin)
+    source = replace(source, reason=kept.get("reason", source.reason) if kind == "small" else source.reason)
+    if kept.get("sha256", source.sha256) != source.sha256:
+        raise UserError(f"the teacher has other weights ({source.sha256[:16]}…) than this run has learnt from "
+                        f"({kept['sha256'][:16]}…, {pin}). Put those back, choose another --out, or delete "
+                        f"{pin.parent} and the stages trained with it.")
+    if "sha256" not in kept:
+        write_json(pin, {"kind": kind, "reason": source.reason} | kept | {"sha256": source.sha256})
+    return source
+
+
 def find_teacher(
     settings: TeacherSettings, train_small: Callable[[nn.Module], tuple[nn.Module, Path]] | None = None,
     allow_download: bool = True,
 ) -> TeacherSource:
-    """The teacher that the settings ask for.
+    """The teacher of a decided kind (`decide_teacher`).
 
     Args:
+        settings: `kind` published or small.
         train_small: trains (or loads, when done) the small network; gives it and its file.
 
     Raises:
-        UserError: the published weights are asked for and cannot be had, or a small teacher is needed and there is
-            nothing to train it with.
+        UserError: the published weights cannot be had, or there is nothing to train a small teacher with.
+        ValueError: `kind` is still auto.
     """
-    reason = "asked for"
-    if settings.kind in ("auto", "published"):
+    if settings.kind == "auto":
+        raise ValueError("teacher.kind=auto is decided by decide_teacher, once a run")
+    if settings.kind == "published":
         path, reason = published_weights(allow_download)
         if path:
             return TeacherSource(load_teacher(path), "MambaIRv2-light (published weights)", PUBLISHED_SHA256, reason)
-        if settings.kind == "published":
-            raise UserError(f"the published teacher is needed: {reason}. Put {FILE} (SHA-256 {PUBLISHED_SHA256}) into "
-                            f"{cache_dir() / 'weights'}, set PAPERLIB_ASSETS to its folder, or set teacher.kind=small.")
-        print(f"published teacher {reason}; a small one takes its place")
+        raise UserError(f"the published teacher is needed: {reason}. Put {FILE} (SHA-256 {PUBLISHED_SHA256}) into "
+                        f"{cache_dir() / 'weights'}, set PAPERLIB_ASSETS to its folder, or begin a run with "
+                        "teacher.kind=small in another --out.")
     if train_small is None:
         raise UserError("no teacher here: the small one is trained by notebook 03_teacher. Run it first.")
     with torch.random.fork_rng():  # the same start every time, and nobody else's random numbers moved
@@ -127,15 +185,16 @@ def find_teacher(
         start = MambaIRv2Light(small_shape(settings))
     model, _ = train_small(start)
     return TeacherSource(model.eval(), "small MambaIRv2 trained here (not the paper's teacher)", weights_hash(model),
-                         f"published weights {reason}" if settings.kind == "auto" else "teacher.kind=small")
+                         "teacher.kind=small")
 
 
 def published_upscaler() -> TeacherUpscaler:
-    """The published teacher as an upscaler, for `paperlib evaluate teacher`.
+    """The published teacher as an upscaler, for `paperlib evaluate teacher`; the process then keeps freed memory.
 
     Raises:
         UserError: its weights cannot be found or downloaded.
     """
+    keep_freed_memory()
     source = find_teacher(TeacherSettings(kind="published"))
     return TeacherUpscaler(source.model, source.name, source.sha256)
 
@@ -149,7 +208,7 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     """The teacher's outputs for all training photographs, 8-bit, computed once; continues where it was stopped.
 
     Each photograph is upscaled as a whole, so that a patch's target knows more than the patch; rounding to 8 bits costs
-    at most half a grey level.
+    at most half a grey level. The process then keeps freed memory.
 
     What is there is checked against its hashes (2 GB a second and processor), and a damaged output computed anew. A
     complete file needs no lock and no writing, so a cache may be shared read-only. Outputs without hashes, as older
@@ -158,6 +217,7 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     Raises:
         UserError: the disk is full, or another process is computing the same outputs.
     """
+    keep_freed_memory()
     key = outputs_key(source)
     path = store.teacher_outputs_path(key)
     upscale = TeacherUpscaler(source.model, source.name)

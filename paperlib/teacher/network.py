@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperlib.environment import keep_freed_memory
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.settings import SCALE
@@ -181,7 +180,8 @@ class TeacherUpscaler:
             which moves its routing slightly; smaller tiles need less memory and more time.
         overlap: LR pixels that neighbouring tiles share.
 
-    Creating one makes the process keep freed memory (see `paperlib.environment.keep_freed_memory`).
+    On a CPU it takes half the time in a process that keeps freed memory: call `paperlib.environment.keep_freed_memory`
+    first, as `open_teacher`, `published_upscaler` and `teacher_outputs` do.
     """
 
     radius = None  # routing sorts all tokens: every pixel depends on every other
@@ -189,7 +189,6 @@ class TeacherUpscaler:
     def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "", tile: int = TILE,
                  overlap: int = OVERLAP) -> None:
         self.model, self.name, self.sha256, self.tile, self.overlap = model.eval(), name, sha256, tile, overlap
-        keep_freed_memory()
 
     @property
     def about(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from paperlib.data.dataset import Batch
+from paperlib.environment import keep_freed_memory
 from paperlib.errors import UserError
 from paperlib.files import file_lock, write_text
 from paperlib.settings import StageSettings, flatten
@@ -155,6 +156,8 @@ def fit(
 ) -> Fit:
     """Train a copy of `model`; continue where an earlier call with the same arguments was stopped.
 
+    The process keeps freed memory from then on (`keep_freed_memory`), however it was started.
+
     Args:
         model: maps (B, 3, p, p) in 0..255 to (B, 3, 3p, 3p); left unchanged.
         stage: schedule and loss.
@@ -169,6 +172,7 @@ def fit(
         UserError: the folder is locked, cannot be written, or holds a training with other settings; the loss is not
             finite; the stage distils and has no teacher.
     """
+    keep_freed_memory()
     # under torchrun the first process holds the lock and writes; all of them read the state that they continue from
     with file_lock(folder / "lock") if os.environ.get("RANK", "0") == "0" else nullcontext():
         return _fit(model, stage, draw, folder, name, score, teacher, dict(events or {}), dict(identity or {}), quiet)
@@ -199,7 +203,7 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
     trained, optimizer = accelerator.prepare(live, optimizer)
     result = Fit(ema.module, state["best_step"], state["best_psnr"], state["history"], state["seconds"], first)
     best = state["best"]
-    sums: dict[str, float] = dict(state.get("sums", {}))
+    window: dict[str, list[float]] = dict(state.get("window", {}))  # sum and count of each term since the last row
     progress = _Progress(name, first, stage.steps, quiet or not accelerator.is_main_process)
     began = time.monotonic()
 
@@ -217,23 +221,24 @@ def _fit(model, stage, draw, folder, name, score, teacher, events, identity, qui
         if not math.isfinite(terms["loss"]):
             raise UserError(f"{name}: the loss is {terms['loss']} at step {step}. Lower {name}.lr; the last good state "
                             f"is in {folder}.")
-        sums = {key: sums.get(key, 0.0) + value for key, value in (terms | {"count": 1.0}).items()}
+        for key, value in terms.items():
+            total, count = window.get(key, (0.0, 0))
+            window[key] = [total + value, count + 1]
         done, psnr = step + 1, None
         if done % stage.validate_every == 0 or done == stage.steps:
-            count = sums.pop("count")
             scores = score(ema.module)
             psnr = scores["psnr_rgb"]
             result.history.append({"step": done, "lr": learning_rate(stage, step)}
-                                  | {key: value / count for key, value in sums.items()} | scores
+                                  | {key: total / count for key, (total, count) in window.items()} | scores
                                   | {"seconds": result.seconds + time.monotonic() - began})
-            sums = {}
+            window = {}
             if psnr > result.best_psnr:
                 result.best_psnr, result.best_step = psnr, done
                 best = {key: value.detach().cpu().clone() for key, value in ema.module.state_dict().items()}
         if accelerator.is_main_process and (done % stage.checkpoint_every == 0 or done == stage.steps):
             save_state(folder, done, {
                 "step": done, "identity": identity, "live": live.state_dict(), "ema": ema.module.state_dict(),
-                "optimizer": optimizer.state_dict(), "history": result.history, "sums": sums, "best": best,
+                "optimizer": optimizer.state_dict(), "history": result.history, "window": window, "best": best,
                 "best_step": result.best_step, "best_psnr": result.best_psnr,
                 "seconds": result.seconds + time.monotonic() - began})
             write_text(folder / "history.csv", history_csv(result.history))

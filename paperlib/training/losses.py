@@ -4,6 +4,7 @@ Stage 1 is L1; stage 2 is Charbonnier + 0.02 DCT + 0.03 KD; stage 3 is Charbonni
 (B, 3, H, W); every function returns a scalar mean unless it says otherwise.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -92,22 +93,27 @@ def kd_weight(settings: LossSettings, progress: float) -> float:
 def weighted_terms(
     settings: LossSettings, sr_255: Tensor, hr_255: Tensor, teacher_01: Tensor | None, progress: float
 ) -> dict[str, tuple[float, Tensor]]:
-    """The terms of a stage whose weight is not 0: name → weight now, value before weighting.
+    """The terms of a stage: name → weight now, value before weighting; without gradient while its weight is 0.
 
     Args, raises: as `stage_loss`.
     """
     sr_01, hr_01 = sr_255 / 255, hr_255 / 255
-    terms = {
+    terms: dict[str, tuple[float, Callable[[], Tensor]]] = {
         "l1": (settings.l1, lambda: l1(sr_01, hr_01)),
         "charbonnier": (settings.charbonnier, lambda: charbonnier(sr_01, hr_01)),
         "mse": (settings.mse, lambda: mse(sr_01, hr_01)),
         "dct": (settings.dct, lambda: dct_l1(sr_01, hr_01, settings.dct_norm)),
     }
+    terms = {name: term for name, term in terms.items() if term[0] > 0}
     if settings.kd > 0:
         if teacher_01 is None:
             raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, or set loss.kd=0.")
         terms["kd"] = (kd_weight(settings, progress), lambda: distillation(sr_01, teacher_01, hr_01, settings))
-    return {name: (weight, term()) for name, (weight, term) in terms.items() if weight > 0}
+    found = {}
+    for name, (weight, term) in terms.items():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            found[name] = weight, term()
+    return found
 
 
 def stage_loss(
@@ -121,7 +127,7 @@ def stage_loss(
         progress: fraction of the stage that is done, 0..1.
 
     Returns:
-        The total to minimise, and each term before weighting (detached).
+        The total to minimise, and each term of the stage before weighting (detached), also while its weight is 0.
 
     Raises:
         UserError: the settings ask for distillation and there is no teacher output.
@@ -129,7 +135,8 @@ def stage_loss(
     total, parts = sr_255.new_zeros(()), {}
     for name, (weight, value) in weighted_terms(settings, sr_255, hr_255, teacher_01, progress).items():
         parts[name] = value.detach()
-        total = total + weight * value
+        if weight > 0:
+            total = total + weight * value
     return total, parts
 
 

@@ -45,9 +45,11 @@ def loss_shares(
     terms = weighted_terms(settings, model(lr), batch.hr.float(), target, progress)
     lines = []
     for name, (weight, value) in terms.items():
-        gradients = torch.autograd.grad(weight * value, weights, retain_graph=True, allow_unused=True)
-        norm = torch.stack([part.norm() for part in gradients if part is not None]).norm()
-        lines.append({"term": name, "weight": weight, "value": float(value.detach()), "gradient norm": float(norm)})
+        norm = 0.0
+        if weight > 0:
+            gradients = torch.autograd.grad(weight * value, weights, retain_graph=True, allow_unused=True)
+            norm = float(torch.stack([part.norm() for part in gradients if part is not None]).norm())
+        lines.append({"term": name, "weight": weight, "value": float(value.detach()), "gradient norm": norm})
     table = pd.DataFrame(lines)
     parts = table["weight"] * table["value"]
     table.insert(3, "value share", parts / parts.sum())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
 from paperlib.data.photographs import Pair
+from paperlib.environment import keep_freed_memory
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.files import atomic_path, sha256_file
@@ -29,8 +30,10 @@ from paperlib.teacher.distillation import (
     OnTheFlyTeacher,
     Targets,
     TeacherSource,
+    decide_teacher,
     find_teacher,
     outputs_key,
+    pin_teacher,
     teacher_outputs,
 )
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
@@ -191,9 +194,20 @@ def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> tuple[nn.Module
 def open_teacher(run: Run, data: Data) -> TeacherSource:
     """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/).
 
-    Under torchrun all processes must call this: they train the small one together.
+    Which one is decided once a run and kept in checkpoints/teacher/teacher.json. Under torchrun all processes must call
+    this: they train the small one together. The process then keeps freed memory, without which upscaling takes twice as
+    long.
+
+    Raises:
+        UserError: the settings ask for another teacher than this run has, or its weights are gone or others.
     """
-    return find_teacher(run.settings.teacher, partial(_train_small, run, data))
+    keep_freed_memory()
+    pin = run.stage_folder("teacher") / "teacher.json"
+    with processes().main_process_first():
+        settings = decide_teacher(run.settings.teacher, pin)
+    source = find_teacher(settings, partial(_train_small, run, data))
+    with processes().main_process_first():
+        return pin_teacher(source, settings.kind, pin)
 
 
 def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:

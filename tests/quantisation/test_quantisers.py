@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from paperlib.data.images import read_rgb
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
-from paperlib.evaluation.networks import QuantisedUpscaler
+from paperlib.evaluation.networks import QuantisedUpscaler, TorchUpscaler
 from paperlib.quantisation.calibration import best_grid, calibrate, grid_of_range
 from paperlib.quantisation.diagnostics import drop_decomposition, layer_ranges, layer_sqnr
 from paperlib.quantisation.equalisation import equalise
@@ -27,7 +27,15 @@ from paperlib.quantisation.int8 import (
     qparam_owners,
     run_quantised,
 )
-from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, quantised_graph, read_quantised, save_qat
+from paperlib.quantisation.qat import (
+    float_graph,
+    freeze_observers,
+    load_qat,
+    prepare_qat,
+    quantised_graph,
+    read_quantised,
+    save_qat,
+)
 from paperlib.quantisation.tflite_qat import ActivationQParams, TfliteQat
 from paperlib.settings import QuantSettings
 from paperlib.student.graph import image_batch, run_graph
@@ -265,16 +273,34 @@ def test_diagnosis_agrees_with_itself():
     noise = {row["name"]: row["sqnr_db"] for row in layer_sqnr(qgraph, IMAGES)}
     assert noise["input"] == float("inf")
     assert 5 < noise["output"] < 60
-    ranges = {row["name"]: row for row in layer_ranges(qgraph, IMAGES)}
+    ranges = {row["name"]: row for row in layer_ranges(qgraph.graph, IMAGES, qgraph)}
     assert ranges["body.0.conv"]["low"] == 0.0
     assert ranges["stem"]["high"] == max(ranges["stem"]["channel_high"])
     assert ranges["input"]["clipped"] == 0.0
     target = run_graph(qgraph.graph, image_batch(IMAGES[0]))[0].permute(1, 2, 0).numpy()
-    rows = drop_decomposition(qgraph, lambda upscale: -float(np.square(upscale(IMAGES[0]) - target).mean()))
+    score = lambda upscale: -float(np.square(upscale(IMAGES[0]) - target).mean())
+    rows = drop_decomposition(qgraph.graph, qgraph, score)
     drops = {row["what"]: row["drop"] for row in rows}
     assert drops["float"] == 0.0
     assert 0 < drops["weights only"] < drops["both"]
     assert 0 < drops["activations only"] < drops["both"]
+
+
+@pytest.mark.parametrize("changes", [{"skip": "exact", "equalise": True}, {"skip": "add"}])
+def test_the_drop_is_counted_from_the_network_before_any_rounding(changes):
+    """Weights rounded to data are rounded: the drop's float, and the layers' ranges, are the fused network's."""
+    fused = deployed("mobileone")
+    settings = QuantSettings(quantiser="tflite", rounding="data", **changes)
+    exact, qgraph = float_graph(fused, settings, IMAGES), quantised_graph(prepare_qat(fused, settings, IMAGES))
+    hr = np.random.default_rng(5).integers(0, 256, (36, 30, 3), dtype=np.uint8)
+    score = lambda upscale: psnr_rgb(upscale(IMAGES[0]), hr)
+    rows = {row["what"]: row for row in drop_decomposition(exact, qgraph, score)}
+    assert rows["float"]["psnr"] == pytest.approx(score(TorchUpscaler(fused, "fused")), abs=1e-5)
+    rounded = score(lambda lr: run_graph(qgraph.graph, image_batch(lr))[0].permute(1, 2, 0).numpy())
+    assert abs(rounded - rows["float"]["psnr"]) > 1e-4  # the weights that the quantiser starts from are another network
+    assert rows["weights only"]["psnr"] == pytest.approx(rounded, abs=1e-3)
+    peaks = {row["name"]: row["weight_peak"] for row in layer_ranges(exact, IMAGES, qgraph)}
+    assert peaks["head"] == exact["head"].weight.flatten(1).abs().amax(1).tolist()
 
 
 def test_float_form_does_not_depend_on_where_between_grid_values_the_latent_weights_stand():

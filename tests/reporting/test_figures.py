@@ -77,6 +77,12 @@ def test_layers_without_a_finite_number_have_no_bar():
     assert axes.get_ylabel().endswith("(dB)")
 
 
+def test_curves_of_a_history_whose_term_ends_early():
+    rows = [{"step": 1, "loss": 0.3, "kd": 0.2, "psnr_rgb": 20.0}, {"step": 2, "loss": 0.1, "psnr_rgb": 21.0}]
+    lines = figures.curves(rows).axes[0].lines
+    assert [line.get_label() for line in lines] == ["loss 0.1", "kd 0.2"]
+
+
 def test_layer_ranges_show_grids_and_the_extremes_of_channels():
     rows = [{"name": "stem", "low": -20.0, "high": 300.0, "channel_low": [-20.0, 0.0], "channel_high": [300.0, 4.0],
              "grid_low": -25.0, "grid_high": 310.0, "step": 1.3},

@@ -17,9 +17,11 @@ from paperlib.teacher.distillation import (
     FILE,
     OnTheFlyTeacher,
     TeacherSource,
+    decide_teacher,
     download,
     find_teacher,
     outputs_key,
+    pin_teacher,
     published_weights,
     teacher_outputs,
 )
@@ -88,16 +90,50 @@ def test_offline_is_respected(empty, monkeypatch):
     assert "downloads are off" in published_weights()[1]
 
 
-def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty, capsys):
+def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty):
     with pytest.raises(UserError, match=f"Put {FILE}"):
         find_teacher(TeacherSettings(kind="published"), allow_download=False)
     with pytest.raises(UserError, match="03_teacher"):
+        find_teacher(TeacherSettings(kind="small"), allow_download=False)
+    with pytest.raises(ValueError, match="decide_teacher"):
         find_teacher(TeacherSettings(kind="auto"), allow_download=False)
-    found = find_teacher(TeacherSettings(kind="auto", small_dim=8), lambda model: (model, empty), allow_download=False)
-    assert "a small one takes its place" in capsys.readouterr().out
+    pin = empty / "teacher.json"
+    decided = decide_teacher(TeacherSettings(kind="auto", small_dim=8), pin, allow_download=False)
+    found = pin_teacher(find_teacher(decided, lambda model: (model, empty)), decided.kind, pin)
     assert "not the paper's teacher" in found.describe()
     assert "downloads are off" in found.describe()
     assert found.sha256 == weights_hash(found.model)
+
+
+def test_auto_is_decided_once(empty, monkeypatch):
+    """Weights that turn up, or go, between two notebooks change nothing; asking for another kind is refused."""
+    auto, pin, other = TeacherSettings(kind="auto"), empty / "small" / "teacher.json", empty / "published.json"
+    assert decide_teacher(auto, pin, allow_download=False).kind == "small"
+    (empty / FILE).write_bytes(b"weights")
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(empty))
+    assert decide_teacher(auto, pin).kind == "small"
+    assert decide_teacher(auto, other).kind == "published"
+    with pytest.raises(UserError, match=r"learns from the small teacher .* but teacher\.kind=published"):
+        decide_teacher(TeacherSettings(kind="published"), pin)
+    (empty / FILE).unlink()
+    decided = decide_teacher(auto, other, allow_download=False)
+    with pytest.raises(UserError, match="the published teacher is needed"):
+        find_teacher(decided, allow_download=False)
+    pin.write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        decide_teacher(auto, pin)
+
+
+def test_a_runs_teacher_keeps_its_weights(source, tmp_path):
+    pin, other = tmp_path / "teacher.json", small_teacher(1)
+    for _ in range(2):
+        assert pin_teacher(source, "small", pin).sha256 == source.sha256
+    with pytest.raises(UserError, match="other weights"):
+        pin_teacher(TeacherSource(other, "small", weights_hash(other), ""), "small", pin)
+    decided = decide_teacher(TeacherSettings(kind="small"), pin)
+    assert decided.kind == "small"
+    with pytest.raises(UserError, match=r"learns from the small teacher"):
+        decide_teacher(TeacherSettings(kind="published"), pin)
 
 
 def test_small_teacher_on_request_has_the_asked_size_and_the_same_start(empty):

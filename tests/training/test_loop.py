@@ -15,9 +15,11 @@ from torch import nn
 from paperlib.data.dataset import Batch
 from paperlib.errors import UserError
 from paperlib.files import file_lock
+from paperlib.reporting.figures import curves
 from paperlib.settings import LossSettings, StageSettings, StudentSettings
 from paperlib.student.network import Student, fuse, with_form
 from paperlib.training.loop import clip_weights, fit, learning_rate, recalibrate_bn
+from paperlib.training.losses import stage_loss
 
 SMALL = StudentSettings(channels=4, blocks=1, branches=2)
 
@@ -118,6 +120,28 @@ def test_distillation_uses_the_batchs_or_the_computed_target(tmp_path):
     assert cached.history[-1]["kd"] == pytest.approx(computed.history[-1]["kd"], rel=1e-6)
     with pytest.raises(UserError, match="no teacher"):
         fit(start, distil, without_teacher, tmp_path / "none", name="t", score=score)
+
+
+def test_a_term_whose_weight_falls_to_0_is_logged_to_the_end(tmp_path):
+    """λ = 0 in the last phase: every row has the term, as a mean over the steps summed, and the curves can be drawn."""
+    start = fuse(Student(SMALL))
+    loss = LossSettings(charbonnier=1.0, kd=0.5, kd_mid=0.2, kd_low=0.0, kd_p1=0.2, kd_p2=0.5)
+    still = stage(steps=8, lr=1e-12, clip_body=0, clip_ends=0, validate_every=4, loss=loss)
+    result = fit(start, still, draw, tmp_path, name="t", score=score)
+    expected: dict[str, list[float]] = {"kd": [], "loss": []}
+    for step in range(8):
+        batch = draw(step, 0, 1)
+        with torch.no_grad():
+            total, terms = stage_loss(loss, start(batch.lr.float()), batch.hr.float(), batch.teacher.float() / 255,
+                                      step / 8)
+        expected["kd"].append(float(terms["kd"]))
+        expected["loss"].append(float(total))
+    for index, row in enumerate(result.history):
+        for name, values in expected.items():
+            assert row[name] == pytest.approx(sum(values[4 * index : 4 * index + 4]) / 4, rel=1e-5), (name, index)
+    assert expected["loss"][-1] == pytest.approx(float(terms["charbonnier"]), rel=1e-6)  # λ was 0 there
+    labels = [line.get_label() for line in curves(result.history).axes[0].lines]
+    assert [label.split()[0] for label in labels] == ["loss", "charbonnier", "kd"]
 
 
 def test_nan_loss_stops_with_advice(tmp_path):

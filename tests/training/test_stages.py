@@ -9,8 +9,8 @@ from paperlib.errors import UserError
 from paperlib.run import open_run
 from paperlib.student.models import save_student
 from paperlib.student.network import Student, fuse
-from paperlib.teacher.distillation import Targets
-from paperlib.training.stages import recalibrated, self_targets, stage1, stage2, stage3_targets
+from paperlib.teacher.distillation import FILE, Targets
+from paperlib.training.stages import open_teacher, recalibrated, self_targets, stage1, stage2, stage3_targets
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "stage1.patch": 8, "stage2.patch": 8, "stage2.loss.kd": 0,
@@ -57,6 +57,24 @@ def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path):
     run, data = run_of(tmp_path, **{"quant.start": str(tmp_path / "none.safetensors")})
     with pytest.raises(UserError, match="no checkpoint at"):
         recalibrated(run, data)
+
+
+def test_later_notebooks_get_the_teacher_of_the_first(tmp_path, monkeypatch):
+    """The published weights turn up after 03: stage 2 still learns from the small teacher that was trained."""
+    small = {"teacher.kind": "auto", "teacher.small_dim": 8, "teacher.small_layers": 1, "teacher.small_steps": 1,
+             "teacher.small_patch": 16, "teacher.small_batch": 1}
+    monkeypatch.setenv("PAPERLIB_OFFLINE", "1")
+    monkeypatch.delenv("PAPERLIB_ASSETS", raising=False)
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    run, data = run_of(tmp_path / "run", **small)
+    first = open_teacher(run, data)
+    assert "downloads are off" in first.describe()
+    (tmp_path / FILE).write_bytes(b"turned up")
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
+    again = open_teacher(*run_of(tmp_path / "run", **small))
+    assert (again.sha256, again.describe()) == (first.sha256, first.describe())
+    with pytest.raises(UserError, match="learns from the small teacher"):
+        open_teacher(*run_of(tmp_path / "run", **small | {"teacher.kind": "published"}))
 
 
 def test_stages_can_be_trained_from_the_command_line(tmp_path, capsys):
