@@ -147,7 +147,7 @@ def load_settings(profile: str | None = None, overrides: str | dict[str, Any] | 
 _NO_MATTER = ("profile", "method", "seed", "data.div2k", "data.tests", "teacher.small_", "export.threads",
               "export.upsample", "ablation.archs", "ablation.seeds", "ablation.conditions", "ablation.switches")
 """Fields (or beginnings of their names) that say where files lie, which rows are made or how fast, not how a number is
-made. A seed is one: whoever reproduces draws other patches. Another set for testing is shown beside, not mixed."""
+made. A seed is one: whoever reproduces draws other patches. Test sets stand beside the validation photographs."""
 _BEFORE = {
     "data": ("data",), "stage1": ("data", "student", "stage1"),
     "stage2": ("data", "student", "stage1", "teacher", "stage2"),

@@ -16,7 +16,7 @@ from paperlib.export.convert import export_all, export_ptq, export_tflite, parit
 from paperlib.export.npu import estimate_if_available, estimate_npu, vela_available
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.files import write_json
-from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph
+from paperlib.quantisation.int8 import QuantisedGraph, post_training_graph
 from paperlib.quantisation.qat import load_qat, prepare_qat, quantised_graph
 from paperlib.run import Run
 from paperlib.settings import QuantSettings
@@ -138,7 +138,7 @@ def ship(run: Run, data: Data) -> Shipped:
     qat = load_qat(run.stage_folder("stage3") / "qat.safetensors")
     export = run.settings.export
     report = export_all(qat, folder, export, [pair.lr for pair in data.valid[:2]], upsample=export.upsample)
-    export_ptq(dequantised_graph(quantised_graph(qat)), calibration(data, run.settings), folder / NAMES["ptq"])
+    export_ptq(post_training_graph(quantised_graph(qat)), calibration(data, run.settings), folder / NAMES["ptq"])
     write_json(folder / "export.json", report)
     return Shipped(run, folder, report)
 

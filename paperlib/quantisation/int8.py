@@ -164,6 +164,15 @@ def dequantised_graph(qgraph: QuantisedGraph) -> Graph:
         {node.name: quantised_weights(qgraph, node) for node in qgraph.graph.nodes if node.weight is not None})
 
 
+def post_training_graph(qgraph: QuantisedGraph) -> Graph:
+    """The float graph that post-training quantisation starts from: what the paper's way makes its INT8 file of.
+
+    Under the paper's quantiser that is the latent float weights, as the authors exported them (`*_deploy.pt`); under
+    `tflite`, whose latent weights are no network of their own, the weights on their grids.
+    """
+    return qgraph.graph if qgraph.quantiser == "paper" else dequantised_graph(qgraph)
+
+
 def fake_prelu(x: Tensor, slopes: Tensor, slope_scale: float, before: QParams, after: QParams) -> Tensor:
     """PReLU as TFLite's integer kernel rounds it, on values of the `before` grid; gradient of the float PReLU.
 

@@ -16,7 +16,7 @@ from paperlib.run import STYLE, Run
 from paperlib.student.graph import macs_per_lr_pixel
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 
-FORMS = {"add": ("D", "qat_teacher"), "exact": ("switches", "skip_exact")}
+FORMS = {"add": ("D", "qat_teacher_learnt"), "exact": ("switches", "skip_exact")}
 """Forms of the skip (`paperlib.evaluation.shipped`) and the rows of 07 that were trained with them."""
 FILES = {"student_dynamic_int8.tflite": ("abstract", "student_dynamic_tflite"),
          "student_fixed_int8.tflite": ("abstract", "student_fixed_tflite"),

@@ -11,9 +11,12 @@ from paperlib.reporting.verdicts import paired
 from paperlib.run import Run
 
 PUBLISHED = ("D", "qat_teacher")
+LEARNT = ("D", "qat_teacher_learnt")
+"""The same training's file that keeps the learnt grids, where the published way is post-training quantisation."""
 OWN = ("switches", "as_set")
 """Stage 3 as a profile sets it, where that is not the paper's; the switches are then changes of it."""
-AGAINST = {"branches_qat": ("switches", "quantiser_paper")}
+AGAINST = {"branches_qat": ("switches", "quantiser_paper"), "ortho_kd_0": ("D", "ortho_kd_1"),
+           "ortho_kd_0_learnt": ("D", "ortho_kd_1_learnt")}
 """Rows that are one change away from another row than stage 3 as published; where that was not run, both changed."""
 
 
@@ -46,7 +49,10 @@ def differences(run: Run, metric: str = "psnr") -> list[Change]:
     for key, row in rows.items() if PUBLISHED in rows else ():
         if key == PUBLISHED:
             continue
-        own = OWN if OWN in rows and key[0] == "switches" and key != OWN else PUBLISHED
+        own = PUBLISHED
+        if key[0] == "switches" or key[1].endswith("_learnt"):  # files with the learnt grids, beside such files
+            bases = [OWN] if key[0] == "switches" else []
+            own = next((base for base in (*bases, LEARNT) if base in rows and base != key), PUBLISHED)
         base = AGAINST.get(key[1], own)
         base = base if base in rows else own
         lines.append(Change(key[1], row["value"], base[1], paired(row, rows[base])))

@@ -239,9 +239,10 @@ def bars(groups: Mapping[str, Mapping[str, float]], label: str, title: str, erro
 
 
 def drops(rows: Sequence[Mapping[str, Any]], table: str = "C", dataset: str = "validation") -> Figure:
-    """PSNR of a table's models in FP32 and INT8, from measured rows of a record."""
+    """PSNR of a table's models in FP32 and INT8 as the paper has them, from measured rows of a record."""
+    beside = ("_float", "_learnt")  # further rows of the same models
     chosen = [row for row in rows if row["table"] == table and row["metric"] == "psnr" and row["dataset"] == dataset
-              and row["value"] is not None]
+              and row["value"] is not None and not row["row"].endswith(beside)]
     groups: dict[str, dict[str, float]] = {}
     spreads: dict[str, dict[str, float]] = {}
     for row in sorted(chosen, key=lambda row: row["precision"]):

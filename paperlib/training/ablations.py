@@ -1,15 +1,16 @@
 """Tables B, C and D as experiments: every row a short training of its own, all on one schedule (paper section 7).
 
-A training is idempotent and resumable: it lies in `checkpoints/ablation/` and is not repeated when it is done. Every
-variant is a change of settings; nothing here trains in a way that a user could not ask for with `--set`.
+Tables C and D are the paper's experiments, so they follow its method whatever the run's own: C the whole pipeline with
+each block, D stage 3 with teachers of several weights. An INT8 number of theirs is measured twice: on the file of
+post-training quantisation, which the paper reports (`mobileone`), and on the one that keeps the learnt grids
+(`mobileone_learnt`). A training is idempotent and resumable: it lies in `checkpoints/ablation/` and is not repeated
+when it is done. Every variant is a change of settings; nothing here trains in a way that a user could not ask for with
+`--set`.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import joblib
 import pandas as pd
 
 from paperlib.data.dataset import Data, calibration
@@ -19,24 +20,54 @@ from paperlib.evaluation.scoring import measure
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.overrides import override
-from paperlib.profiles import STAGE3_LOSS
+from paperlib.profiles import METHODS, STAGE3_LOSS
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
+from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import freeze_observers, quantised_graph
 from paperlib.run import Run, measured_row
 from paperlib.settings import LossSettings, Settings, StudentSettings, settings_hash
 from paperlib.student.graph import image_batch, macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model, weights_hash
 from paperlib.teacher.distillation import Targets
-from paperlib.training.stages import recalibrated, stage1, stage3, stage3_targets, train
+from paperlib.training.jobs import run_jobs
+from paperlib.training.stages import (
+    open_teacher,
+    recalibrated,
+    stage1,
+    stage2,
+    stage3,
+    stage3_targets,
+    teacher_targets,
+    train,
+)
 
 ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": ("C", "repdw"),
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
 """Table and row of each network."""
-PAPER_QUANTISER = {"quant.quantiser": "paper", "quant.skip": "add", "quant.equalise": False,
-                   "quant.rounding": "nearest"}
+NO_TEACHER = {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0}
+ORTHO = {"stage3.loss.dct_norm": "ortho"}
+PUBLISHED = {field: value for field, value in METHODS["paper"].items()
+             if field.startswith(("data.", "teacher.", "quant.", "stage3."))}
+"""Stage 3 as published, from whatever weights it starts: quantiser, loss, teacher, clipping, EMA and sampling."""
+
+
+def _teacher_times(factor: float) -> dict[str, Any]:
+    """The published λ(t) as a whole so many times larger."""
+    return {f"stage3.loss.{name}": factor * STAGE3_LOSS[name] for name in ("kd", "kd_mid", "kd_low")}
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "kd_1": {}, "kd_0": NO_TEACHER, "kd_10": _teacher_times(10), "kd_100": _teacher_times(100),
+    "ortho_kd_1": ORTHO, "ortho_kd_0": ORTHO | NO_TEACHER,
+}
+"""Table D: changes of stage 3 as published. The teacher's weight 0, published, 10 and 100 times as large; and with an
+orthonormal DCT, 0 and published. Paired by seed: the same patches, the same start."""
+REPORTED = {"kd_1": "qat_teacher", "kd_0": "qat_direct"}
+"""The conditions that the paper's Table D compares, by its names."""
+PAPER_QUANTISER = {field: METHODS["paper"][field] for field in PUBLISHED if field.startswith("quant.")}
 SWITCHES: dict[str, dict[str, Any]] = {
-    "teacher_none": {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0},
+    "teacher_none": NO_TEACHER,
     "teacher_student": {"teacher.stage3": "student"},
     "loss_published": {"teacher.stage3": "same"} | {
         f"stage3.loss.{name}": value for name, value in LossSettings(**STAGE3_LOSS).model_dump().items()},
@@ -80,23 +111,35 @@ def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
     short = {"seed": seed}
     if settings.stage1.warmup:
         short["stage1.warmup"] = max(settings.stage1.warmup, 0.1)
-    for stage, steps in (("stage1", size.stage1_steps), ("stage3", size.stage3_steps)):
+    for stage, steps in (
+            ("stage1", size.stage1_steps), ("stage2", size.stage2_steps), ("stage3", size.stage3_steps)):
         if steps < getattr(settings, stage).steps:  # an average over the last thousand steps would still hold the start
             short[f"{stage}.ema_warmup"] = True
         halving = max(1, round(getattr(settings, stage).halve_every * steps / getattr(settings, stage).steps))
-        short |= {f"{stage}.steps": steps, f"{stage}.validate_every": steps, f"{stage}.halve_every": halving}
+        every = steps if size.keep == "last" else getattr(settings, stage).validate_every
+        short |= {f"{stage}.steps": steps, f"{stage}.validate_every": every, f"{stage}.halve_every": halving,
+                  f"{stage}.keep": size.keep}
     return override(settings, short | changes)
 
 
 def _int8_rows(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int) -> list[dict[str, Any]]:
-    """Export a fake-quantised network as dynamic INT8 TFLite and measure the file."""
+    """Export a fake-quantised network as dynamic INT8 TFLite with its learnt grids and measure the file."""
     path = export_tflite(quantised_graph(model), run.stage_folder(name) / "dynamic_int8.tflite")
     return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
 
 
-def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
-    # without a teacher, and with an ADD: the baselines have no other form of the skip
-    settings = _short(run.settings, seed, SWITCHES["teacher_none"] | {"student.arch": arch, "quant.skip": "add"})
+def _both_files(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int,
+                settings: Settings) -> list[dict[str, Any]]:
+    """The paper's way, post-training quantisation, as `row`, and the file with the learnt grids as `row`_learnt."""
+    graph = post_training_graph(quantised_graph(model))
+    path = export_ptq(graph, calibration(data, settings), run.stage_folder(name) / "ptq_int8.tflite")
+    return (measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
+            + _int8_rows(run, data, model, name, table, f"{row}_learnt", steps))
+
+
+def _baseline(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
+    """Table B's networks: stage 1, and stage 3 without a teacher and with an ADD, since they have no other skip."""
+    settings = _short(run.settings, seed, NO_TEACHER | {"student.arch": arch, "quant.skip": "add"})
     name, (table, row) = f"ablation/{arch}-{seed}", ROWS[arch]
     stage1(run, data, f"{name}/stage1", settings)
     fused = fuse_model(recalibrated(run, data, f"{name}/stage1", settings), clamp=True)
@@ -104,6 +147,29 @@ def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]
     rows = measure(data, TorchUpscaler(fused, arch), table, row, "fp32", steps=steps)
     trained = stage3(run, data, fused, None, f"{name}/stage3", settings)
     return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps + settings.stage3.steps)
+
+
+def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
+    """A network of Tables B and C. C: the paper's whole pipeline with that block, from PyTorch's random start.
+
+    The table's "FP32" column is the fake-quantised network's score in PyTorch; the float network's after stage 2,
+    before any rounding, stands beside it as `arch`_float.
+    """
+    table, row = ROWS[arch]
+    if table == "B":
+        return _baseline(run, data, arch, seed)
+    settings = _short(run.settings, seed, METHODS["paper"] | {"student.arch": arch})
+    name = f"ablation/{arch}-{seed}"
+    stage1(run, data, f"{name}/stage1", settings)
+    stage2(run, data, teacher_targets(run, data, open_teacher(run, data)), f"{name}/stage2", settings,
+           start=f"{name}/stage1")
+    fused = fuse_model(recalibrated(run, data, f"{name}/stage2", settings), clamp=True)
+    steps = settings.stage1.steps + settings.stage2.steps
+    rows = measure(data, TorchUpscaler(fused, arch), table, f"{row}_float", "fp32", steps=steps)
+    trained = stage3(run, data, fused, stage3_targets(run, data, settings), f"{name}/stage3", settings)
+    steps += settings.stage3.steps
+    rows += measure(data, TorchUpscaler(trained.model, arch), table, row, "fp32", steps=steps)
+    return rows + _both_files(run, data, trained.model, f"{name}/stage3", table, row, steps, settings)
 
 
 def _on_branches(run: Run, data: Data, start: Any, targets: Targets | None, name: str,
@@ -117,36 +183,40 @@ def _on_branches(run: Run, data: Data, start: Any, targets: Targets | None, name
     return fuse_branches(result.model)
 
 
+def _condition(run: Run, data: Data, condition: str, seed: int) -> list[dict[str, Any]]:
+    """A row of Table D: stage 3 as published but for the condition, from `quant.start` or the run's own stage 2."""
+    settings, row = _short(run.settings, seed, PUBLISHED | CONDITIONS[condition]), REPORTED.get(condition, condition)
+    name = f"ablation/{condition}-{seed}/stage3"
+    fused = fuse_model(recalibrated(run, data), clamp=True)
+    targets = stage3_targets(run, data, settings) if settings.stage3.loss.kd > 0 else None
+    model = stage3(run, data, fused, targets, name, settings).model
+    steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
+    return _both_files(run, data, model, name, "D", row, steps, settings)
+
+
 def _changes(switch: str) -> dict[str, Any]:
     return {field: value for part in switch.split("+") if part for field, value in SWITCHES[part].items()}
 
 
-def _table_d(settings: Settings) -> dict[str, str]:
-    """Variant → row of Table D, whose loss is the paper's whatever the profile's own is; "" is the profile's own."""
-    own = settings.teacher.stage3 == "same" and not settings.stage3.loss.mse
-    published = "" if own else "loss_published"
-    return {published: "qat_teacher", "+".join(filter(None, (published, "teacher_none"))): "qat_direct"}
-
-
 def _variant(run: Run, data: Data, switch: str, seed: int) -> list[dict[str, Any]]:
+    if switch in CONDITIONS:
+        return _condition(run, data, switch, seed)
     changes = _changes(switch)
     settings = _short(run.settings, seed, changes)
-    name = f"ablation/{switch or 'as_set'}-{seed}/stage3"
-    known = _table_d(run.settings)
-    table, row = ("D", known[switch]) if switch in known else ("switches", switch or "as_set")
+    name, row = f"ablation/{switch or 'as_set'}-{seed}/stage3", switch or "as_set"
     steps = settings.stage1.steps + settings.stage2.steps
     start = recalibrated(run, data, "stage2", override(run.settings, changes))
     fused = fuse_model(start, clamp=True)
     if switch == "post_training":
         path = export_ptq(deployment_graph(fused), calibration(data, settings),
                           run.stage_folder(name) / "dynamic_int8.tflite")
-        return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
+        return measure(data, TFLiteUpscaler(path), "switches", row, "int8", steps=steps)
     targets = stage3_targets(run, data, settings) if settings.stage3.loss.kd > 0 else None
     if switch == "branches_qat":
         model = _on_branches(run, data, start, targets, name, settings)
     else:
         model = stage3(run, data, fused, targets, name, settings).model
-    return _int8_rows(run, data, model, name, table, row, steps + settings.stage3.steps)
+    return _int8_rows(run, data, model, name, "switches", row, steps + settings.stage3.steps)
 
 
 def over_seeds(results: Sequence[Sequence[dict[str, Any]]], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -171,12 +241,14 @@ def _grid(function: Any, run: Run, shared: Sequence[Any], names: Sequence[Any]) 
 
 
 def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
-    """Tables B and C: each network trained (stage 1's loss), fused, trained for INT8, exported and measured."""
+    """Tables B and C: each network trained, fused, trained for INT8, exported and measured."""
+    if any(ROWS[arch][0] == "C" for arch in run.settings.ablation.archs):
+        teacher_targets(run, data, open_teacher(run, data))  # once for all jobs
     return _grid(_backbone, run, [data], run.settings.ablation.archs)
 
 
 def stage3_variants(run: Run, data: Data) -> list[dict[str, Any]]:
-    """Table D and the switches: stage 3 as set, as published with and without its teacher, and the settings' changes.
+    """Table D's conditions, and the switches beside stage 3 as the run's settings have it (row `as_set`).
 
     Raises:
         UserError: an unknown switch.
@@ -185,55 +257,9 @@ def stage3_variants(run: Run, data: Data) -> list[dict[str, Any]]:
     unknown = {part for switch in size.switches for part in switch.split("+")} - set(SWITCHES)
     if unknown:
         raise UserError(f"unknown ablation.switches {sorted(unknown)}. Known: {', '.join(SWITCHES)}.")
-    return _grid(_variant, run, [data], list(dict.fromkeys(("", *_table_d(run.settings), *size.switches))))
-
-
-@contextmanager
-def cluster() -> Iterator[bool]:
-    """Let joblib use the dask cluster that PAPERLIB_DASK names; gives whether there is one.
-
-    Raises:
-        UserError: dask is not installed, or nobody answers at the address.
-    """
-    address = os.environ.get("PAPERLIB_DASK", "").strip()
-    if not address:
-        yield False
-        return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UserError("PAPERLIB_DASK is set, but dask is not installed. Run: pip install '.[cluster]' in a clone, or "
-                        "unset the variable.") from error
-    try:
-        client = Client(threads_per_worker=1) if address == "local" else Client(address, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise UserError(f"no dask scheduler at PAPERLIB_DASK={address} ({error}). Start one with `dask scheduler` and "
-                        "`dask worker`, or set the variable to local.") from error
-    with client, joblib.parallel_config(backend="dask", client=client):
-        yield True
-
-
-def _attempt(function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-    try:
-        return function(*job), None
-    except Exception as error:
-        return None, error
-
-
-def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Results of function(*job), in the jobs' order; on a cluster all at once.
-
-    Raises:
-        Exception: the first error of a job; on a cluster after all the others are finished. Or one of sending a job.
-    """
-    with cluster() as remote:
-        if not remote:
-            return joblib.Parallel()(joblib.delayed(function)(*job) for job in jobs)
-        from distributed.protocol.pickle import dumps
-
-        dumps((function, jobs))  # joblib would wait for ever for a job that cannot be sent
-        results = joblib.Parallel()(joblib.delayed(_attempt)(function, job) for job in jobs)
-    for _, error in results:
-        if error is not None:
-            raise error
-    return [result for result, _ in results]
+    published = "kd_1" in size.conditions and _short(run.settings, 0, PUBLISHED) == _short(run.settings, 0, {})
+    own = [] if published or not size.switches else [""]
+    rows = _grid(_variant, run, [data], list(dict.fromkeys((*size.conditions, *own, *size.switches))))
+    if published and size.switches:  # one training, two names
+        rows += [row | {"table": "switches", "row": "as_set"} for row in rows if row["row"] == "qat_teacher_learnt"]
+    return rows

@@ -96,10 +96,11 @@ def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None
     return _keep(run, name, result, settings)
 
 
-def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", settings: Settings | None = None) -> Trained:
-    """Stage 2: Charbonnier + DCT + distillation, from stage 1's best weights (paper sections 3 and 4)."""
+def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", settings: Settings | None = None,
+           start: str = "stage1") -> Trained:
+    """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left (sections 3 and 4)."""
     settings = settings or run.settings
-    path = run.stage_folder("stage1") / "student.safetensors"
+    path = run.stage_folder(start) / "student.safetensors"
     first = load_model(path)
     model = _in_form(first, data, settings, settings.stage2, "stage2")
     result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,

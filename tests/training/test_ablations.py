@@ -8,18 +8,22 @@ import torch
 from networks import deployed
 from torch import nn
 
-from paperlib.data.dataset import open_data
+from paperlib.data.dataset import TrainSet, lr_batches, open_data
 from paperlib.errors import UserError
+from paperlib.evaluation.networks import TorchUpscaler
+from paperlib.evaluation.scoring import score_pairs
 from paperlib.export.tflite import inspect_tflite
-from paperlib.profiles import load_settings
+from paperlib.profiles import METHODS, load_settings
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
-from paperlib.quantisation.qat import freeze_observers, quantised_graph
+from paperlib.quantisation.qat import freeze_observers, load_qat, quantised_graph
 from paperlib.run import open_run
 from paperlib.settings import StudentSettings
-from paperlib.student.models import build_model, fuse_model, save_student
+from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
 from paperlib.training import ablations
-from paperlib.training.ablations import SWITCHES, stage3_variants
+from paperlib.training.ablations import CONDITIONS, SWITCHES, backbones, stage3_variants
+from paperlib.training.loop import recalibrate_bn
+from paperlib.training.losses import kd_weight
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "stage3.loss.kd": 0, "stage3.loss.kd_mid": None,
@@ -50,7 +54,7 @@ def test_every_new_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     run, data = open_after_stage2(tmp_path, NEW)
     rows = stage3_variants(run, data)
     psnr = {row["row"]: row for row in rows if row["metric"] == "psnr" and row["dataset"] == "validation"}
-    assert list(psnr) == ["qat_teacher", "qat_direct", *NEW]
+    assert list(psnr) == ["qat_teacher", "qat_teacher_learnt", "qat_direct", "qat_direct_learnt", "as_set", *NEW]
     assert psnr["post_training"]["steps"] + 2 == psnr["skip_exact"]["steps"]  # two steps of stage 3
     counts = {}
     for name in NEW:
@@ -75,6 +79,8 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
 def test_post_training_has_no_spread_over_seeds(tmp_path):
     run, data = open_after_stage2(tmp_path, ["post_training"], **{"ablation.seeds": [1, 2]})
     rows = {row["row"]: row for row in stage3_variants(run, data) if row["metric"] == "psnr"}
+    assert set(rows) > {"as_set", "qat_teacher_learnt"}
+    assert rows["as_set"]["values"] == rows["qat_teacher_learnt"]["values"]
     assert "sd" not in rows["post_training"]
     assert len(rows["qat_direct"]["values"]) == 2
 
@@ -131,13 +137,95 @@ class TestBranches:
             BranchQat(deployed("mobileone"))
 
 
-def test_table_d_has_the_papers_loss_where_a_profile_has_another(tmp_path):
-    own = {"stage3.loss.mse": 1.0, "quant.quantiser": "tflite"}
+def test_table_d_is_the_papers_whatever_the_run_s_own_method(tmp_path):
+    own = {"method": "ours", "stage1.form": "expanded", "stage2.form": "expanded"}
     run, data = open_after_stage2(tmp_path, ["teacher_none", "quantiser_paper+teacher_none"], **own)
     rows = [row for row in stage3_variants(run, data) if row["metric"] == "psnr"]
-    names = [(row["table"], row["row"]) for row in rows]
-    assert names == [("switches", "as_set"), ("D", "qat_teacher"), ("D", "qat_direct"), ("switches", "teacher_none"),
-                     ("switches", "quantiser_paper+teacher_none")]
+    assert [(row["table"], row["row"]) for row in rows] == [
+        ("D", "qat_teacher"), ("D", "qat_teacher_learnt"), ("D", "qat_direct"), ("D", "qat_direct_learnt"),
+        ("switches", "as_set"), ("switches", "teacher_none"), ("switches", "quantiser_paper+teacher_none")]
+    for name, quantiser in (("kd_1", "paper"), ("kd_0", "paper"), ("as_set", "tflite")):
+        path = run.stage_folder(f"ablation/{name}-1234/stage3") / "qat.safetensors"
+        assert read_weights(path)[1]["quantiser"] == quantiser
+
+
+def test_conditions_are_the_papers_stage_3_with_another_teacher_or_dct(tmp_path):
+    settings = load_settings("benchmark")
+    found = {name: ablations._short(settings, 3, ablations.PUBLISHED | changes) for name, changes in CONDITIONS.items()}
+    losses = {name: setting.stage3.loss for name, setting in found.items()}
+    times = {"kd_0": 0, "kd_1": 1, "kd_10": 10, "kd_100": 100, "ortho_kd_0": 0, "ortho_kd_1": 1}
+    for name, loss in losses.items():
+        for progress, weight in ((0.1, 0.010), (0.425, 0.0075), (0.9, 0.01)):
+            assert kd_weight(loss, progress) == pytest.approx(weight * times[name]), name
+        assert (loss.charbonnier, loss.dct, loss.mse, loss.confidence) == (1.0, 0.015, 0.0, True)
+        assert loss.dct_norm == ("ortho" if name.startswith("ortho") else "none")
+    for setting in found.values():
+        assert (setting.quant.quantiser, setting.quant.skip, setting.teacher.stage3) == ("paper", "add", "same")
+        assert (setting.seed, setting.stage3.keep, setting.data.permute_colours) == (3, "last", False)
+    assert settings.ablation.conditions[:2] == ("kd_1", "kd_0")
+    assert set(settings.ablation.conditions) == set(CONDITIONS)
+    assert len(settings.ablation.seeds) == 5
+
+
+def test_each_seed_draws_patches_of_its_own_and_conditions_share_them(tmp_path, monkeypatch):
+    run, data = open_after_stage2(tmp_path, [], **{"ablation.seeds": [1, 2], "data.train_crop": 120})
+    drawn, real = {}, TrainSet.batch
+
+    def recording(patches, step, *args, **more):
+        batch = real(patches, step, *args, **more)
+        drawn.setdefault(patches.key, {}).setdefault(step, []).append(batch.samples)
+        return batch
+
+    monkeypatch.setattr(TrainSet, "batch", recording)
+    rows = stage3_variants(run, data)
+    first = [batches[0] for _, batches in sorted(drawn.items())]
+    trained = [samples for samples in first if len(samples) == 2]  # stage 3's trainings, of both seeds
+    assert len(trained) == 2
+    assert all(len(samples) == 2 and samples[0] == samples[1] for samples in trained)  # kd_1 and kd_0
+    assert trained[0] != trained[1]
+    weights = [read_weights(run.stage_folder(f"ablation/kd_0-{seed}/stage3") / "qat.safetensors")[0] for seed in (1, 2)]
+    assert not torch.equal(weights[0]["fx.stem.weight"], weights[1]["fx.stem.weight"])
+    row = next(row for row in rows if row["row"] == "qat_direct")
+    assert row["seeds"] == [1, 2]
+    assert np.shape(row["images"]) == (2, 1)  # seeds × validation photographs
+
+
+def test_a_backbone_goes_through_the_papers_whole_pipeline(tmp_path):
+    own = {"method": "ours", "ablation.archs": ["repconv"], "ablation.seeds": [1, 2], "stage2.loss.kd": 0.03,
+           "stage2.recalibrate_batches": 3}
+    run = open_run("smoke", tmp_path, TINY | own)
+    data = open_data(run.settings.data)
+    rows = [row for row in backbones(run, data) if row["metric"] == "psnr"]
+    assert [(row["row"], row["precision"]) for row in rows] == [
+        ("repconv_float", "fp32"), ("repconv", "fp32"), ("repconv", "int8"), ("repconv_learnt", "int8")]
+    assert [row["steps"] for row in rows] == [4, 6, 6, 6]
+    folder = run.stage_folder("ablation/repconv-1")
+    first, second = (load_model(folder / stage / "student.safetensors") for stage in ("stage1", "stage2"))
+    assert (first.form, first.settings.init) == ("expanded", "default")
+    assert not torch.equal(first.stem.weight, second.stem.weight)
+    other = load_model(run.stage_folder("ablation/repconv-2/stage1") / "student.safetensors")
+    assert not torch.equal(first.body[0].conv.weight, other.body[0].conv.weight)
+    settings = ablations._short(run.settings, 1, METHODS["paper"] | {"student.arch": "repconv"})
+    batches = lr_batches(data, settings, "recalibration", settings.stage2)
+    assert len(batches) == 3
+    expected = fuse_model(recalibrate_bn(second, batches), clamp=True)
+    fused = load_model(folder / "stage3" / "fused.safetensors")
+    torch.testing.assert_close(fused.body[0].conv.weight, expected.body[0].conv.weight)
+    qat = load_qat(folder / "stage3" / "qat.safetensors")
+    assert qat.quantiser == "paper"
+    values = {(row["row"], row["precision"]): row["images"][0] for row in rows}
+    fakequant = [score_pairs(TorchUpscaler(qat, ""), [pair])["psnr_rgb"] for pair in data.valid]
+    assert values["repconv", "fp32"] == pytest.approx(fakequant, abs=1e-4)
+    unrounded = [score_pairs(TorchUpscaler(fused, ""), [pair])["psnr_rgb"] for pair in data.valid]
+    assert values["repconv_float", "fp32"] == pytest.approx(unrounded, abs=1e-4)
+    for kind in ("ptq", "dynamic"):
+        assert inspect_tflite(folder / "stage3" / f"{kind}_int8.tflite", 8, 8)["float_tensors"] == []
+
+
+def test_ablations_leave_the_last_weights_and_the_paper_profile_the_best():
+    for profile, keep, every in (("benchmark", "last", 300), ("paper", "best", 50)):
+        stage = ablations._short(load_settings(profile), 1, {}).stage3
+        assert (stage.keep, stage.validate_every) == (keep, every)
 
 
 def test_switches_are_settings_that_exist(tmp_path):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from paperlib.errors import UserError
-from paperlib.training import ablations
+from paperlib.training import jobs as grid
 
 
 def job(folder, name):
@@ -25,11 +25,11 @@ def test_a_cluster_runs_all_jobs_in_order_and_repeats_nothing(tmp_path, monkeypa
     jobs = [(tmp_path, str(number)) for number in range(4)]
     (tmp_path / "1.fails").touch()
     with pytest.raises(UserError, match="1 failed"):
-        ablations.run_jobs(job, jobs)
+        grid.run_jobs(job, jobs)
     assert sorted(path.stem for path in tmp_path.glob("*.done")) == ["0", "2", "3"]
     (tmp_path / "1.fails").unlink()
     for _ in range(2):
-        assert ablations.run_jobs(job, jobs) == ["0", "1", "2", "3"]
+        assert grid.run_jobs(job, jobs) == ["0", "1", "2", "3"]
     assert [path.read_text() for path in sorted(tmp_path.glob("*.log"))] == ["x"] * 4
 
 
@@ -37,7 +37,7 @@ def test_without_a_cluster_jobs_run_here_and_the_first_failure_ends_them(tmp_pat
     monkeypatch.delenv("PAPERLIB_DASK", raising=False)
     (tmp_path / "1.fails").touch()
     with pytest.raises(UserError, match="1 failed"):
-        ablations.run_jobs(partial(job, tmp_path), [("0",), ("1",), ("2",)])
+        grid.run_jobs(partial(job, tmp_path), [("0",), ("1",), ("2",)])
     assert (tmp_path / "0.done").exists()
     assert not (tmp_path / "2.done").exists()
 
@@ -46,4 +46,4 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setenv("PAPERLIB_DASK", "nowhere")
     with pytest.raises(UserError, match="PAPERLIB_DASK=nowhere"):
-        ablations.run_jobs(print, [])
+        grid.run_jobs(print, [])
