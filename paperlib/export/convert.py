@@ -188,8 +188,8 @@ def export_all(
         "parity": parity(qgraph, TFLiteUpscaler(dynamic[pixels[0]], settings.threads), images),
         "npu": estimate_if_available(fixed[pixels[0]])}
     if len(pixels) > 1:
-        opened = {form: [TFLiteUpscaler(twins[kind], settings.threads) for kind in pixels]
-                  for form, twins in (("dynamic", dynamic), ("fixed", fixed))}
-        report["twins"] = {form: equal_share(*pair, images) for form, pair in opened.items()}
+        report["twins"] = {
+            form: equal_share(*(TFLiteUpscaler(twins[kind], settings.threads) for kind in pixels), images)
+            for form, twins in (("dynamic", dynamic), ("fixed", fixed))}
     write_json(folder / "export.json", report)
     return report

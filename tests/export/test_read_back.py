@@ -32,7 +32,9 @@ def same_integers(one, other) -> None:
             np.testing.assert_allclose(a.scales, b.scales, rtol=2e-7)
             assert a.zero_points == b.zero_points
             if a.data is not None:
-                np.testing.assert_array_equal(a.data, b.data)
+                exact = np.abs(a.data.astype(np.int64)) < 2**22  # a float32 on the way holds no more in whole steps
+                np.testing.assert_array_equal(a.data[exact], b.data[exact])
+                assert np.abs(a.data[~exact].astype(np.int64) - b.data[~exact]).max(initial=0) <= 1
 
 
 @pytest.mark.parametrize(("arch", "quantiser", "skip"), [
@@ -54,6 +56,9 @@ def test_read_back_and_exported_again(tmp_path, arch, quantiser, skip):
 def test_the_student_in_the_box(tmp_path):
     again = export_tflite(shipped_graph(), tmp_path / "again.tflite")
     same_integers(pretrained(), again)
+    left, right = read_graph(pretrained()), read_graph(again)
+    for a, b in zip(left.tensors, right.tensors, strict=True):
+        np.testing.assert_array_equal(a.data, b.data)
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     for image in (*parity_images(2, 64), noise):
         np.testing.assert_array_equal(TFLiteUpscaler(pretrained(), 1).raw(image), TFLiteUpscaler(again, 1).raw(image))

@@ -1,0 +1,62 @@
+"""The README's section "Use the file": its Python runs as it stands, its table and its tool are true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import coffee
+
+from paperlib.evaluation.upscalers import load_upscaler
+from paperlib.export.convert import export_tflite
+from paperlib.export.read_back import shipped_graph
+from paperlib.export.tflite import inspect_tflite
+from paperlib.upscale import upscale_pixels
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("## Use the file\n")[1].split("\n## ")[0]
+FILES = re.findall(r"^\| `(student_(dynamic|fixed)_(u?int8)\.tflite)` \| (.*?) \| (.*?) \|", SECTION, re.M)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("use") / "shipped"
+    for name, form, pixels, *_ in FILES:
+        export_tflite(shipped_graph(), folder / name, *((720, 1280) if form == "fixed" else ()), pixels=pixels)
+    return folder
+
+
+def test_the_python_block_enlarges_a_picture_as_upscale_does(shipped):
+    (code,) = re.findall(r"```python\n(.*?)```", SECTION, re.S)
+    assert len(code.splitlines()) <= 15
+    assert set(re.findall(r"^(?:from|import) (\w+)", code, re.M)) == {"numpy", "ai_edge_litert", "PIL"}
+    lr = coffee()[:70, :90]
+    Image.fromarray(lr).save(shipped.parent / "photo.png")
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=shipped.parent, check=True, capture_output=True)
+    with Image.open(shipped.parent / "photo_x3.png") as made:
+        np.testing.assert_array_equal(np.asarray(made), upscale_pixels(load_upscaler("pretrained"), lr))
+
+
+def test_the_table_is_what_the_files_are(shipped):
+    assert len(FILES) == 4
+    for name, form, pixels, *columns in FILES:
+        about = inspect_tflite(shipped / name, 24, 24)
+        for end, column, scale in (("inputs", columns[0], 1), ("outputs", columns[1], 3)):
+            (port,) = about[end]
+            sides = (720 * scale, 1280 * scale) if form == "fixed" else (-1, -1)
+            assert (port["type"], port["shape"]) == (pixels, [1, *sides, 3])
+            assert column.startswith(f"{pixels} (1, ")
+            assert (form == "dynamic") != (f"{sides[0]}, {sides[1]}, 3" in column)
+
+
+def test_the_tool_for_milliseconds_is_there(shipped, tmp_path):
+    (command,) = re.findall(r"`python (-m ai_edge_litert\S+ [^`]*)`", SECTION)
+    model = export_tflite(shipped_graph(), tmp_path / "small.tflite", 24, 24)
+    command = command.replace("shipped/student_fixed_int8.tflite", str(model)).split()
+    done = subprocess.run([sys.executable, *command, "--num_runs", "2", "--result_json", str(tmp_path / "ms.json")],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ms.json").stat().st_size > 0
