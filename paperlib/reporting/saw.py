@@ -84,7 +84,7 @@ def baseline(run: Run, rows: Rows, changed: float) -> Markdown:
     return said(run, [
         f"One kernel against the other: PyTorch's bicubic scores {torch:.2f} dB on the validation photographs, "
         f"{against(torch - matlab, 'MATLAB’s')}, from the same LR images.",
-        f"{100 * changed:.1f} % of the LR values depend on whether MATLAB's rounding after each axis is followed.",
+        f"{100 * changed:.1f} % of the photograph's LR values depend on MATLAB's rounding after each axis.",
         f"{torch:.2f} dB here and {paper:.2f} dB in the paper are scores of different photographs and say nothing of "
         "each other." if run.settings.profile != "paper" else
         f"The paper's {paper:.2f} dB is {against(paper - torch, 'PyTorch’s kernel')} and "
