@@ -168,11 +168,13 @@ def qat(run: Run, rows: Rows, drop: pd.DataFrame, noise_rows: Rows) -> Markdown:
     cost = drop.set_index("what")["drop"]
     parts = {"weights": cost["weights only"], "activations": cost["activations only"]}
     larger = max(parts, key=parts.get)
+    alike = abs(parts["weights"] - parts["activations"]) < LEVEL
     worst = min((row for row in noise_rows if row["sqnr_db"] is not None and np.isfinite(row["sqnr_db"])),
                 key=lambda row: row["sqnr_db"], default=None)
     lost, won = full - rounded, trained - rounded
     sentences = [
-        f"Plain rounding puts the network {against(-lost, 'its float form')}; the {larger} are the dearer half "
+        f"Plain rounding puts the network {against(-lost, 'its float form')}; "
+        f"{'weights and activations cost alike' if alike else f'the {larger} are the dearer half'} "
         f"({parts['weights']:+.3f} dB lost by the weights, {parts['activations']:+.3f} dB by the activations).",
         f"Training under rounding puts it {against(won, 'plain rounding')}"
         + (f": {100 * won / lost:.0f} % of the loss is won back." if lost > LEVEL and won > 0 else
