@@ -44,7 +44,7 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
     resolver = module.experimental.OpResolverType if hasattr(module, "experimental") else module.OpResolverType
     kind = resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        with quiet_libraries():  # it says that it has made a delegate
+        with quiet_libraries():
             return module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a TFLite model ({error}). Name a .tflite file.") from error
@@ -129,7 +129,8 @@ class TFLiteUpscaler:
             if self.fixed is None:
                 self._interpreter.resize_tensor_input(self.input["index"], [1, *size, 3])
             try:
-                self._interpreter.allocate_tensors()
+                with quiet_libraries():  # it says that it has made a delegate
+                    self._interpreter.allocate_tensors()
             except RuntimeError as error:
                 raise UserError(f"{self.path} cannot be run for an image of {size[1]}×{size[0]} pixels ({error}). Name "
                                 "another file, or export this one again.") from error

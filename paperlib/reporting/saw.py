@@ -76,7 +76,7 @@ def baseline(run: Run, rows: Rows, changed: float) -> Markdown:
     return said(run, [
         f"One kernel against the other: PyTorch's bicubic scores {torch:.2f} dB on the validation photographs, "
         f"{against(torch - matlab, 'MATLAB’s')}, from the same LR images.",
-        f"{100 * changed:.1f} % of the LR values depend on whether MATLAB's rounding after each axis is followed.",
+        f"{100 * changed:.1f} % of the photograph's LR values depend on MATLAB's rounding after each axis.",
         f"{torch:.2f} dB here and {paper:.2f} dB in the paper are scores of different photographs and say nothing of "
         "each other." if run.settings.profile != "paper" else
         f"The paper's {paper:.2f} dB is {against(paper - torch, 'PyTorch’s kernel')} and "
@@ -162,11 +162,13 @@ def qat(run: Run, rows: Rows, drop: pd.DataFrame, noise_rows: Rows) -> Markdown:
     cost = drop.set_index("what")["drop"]
     parts = {"weights": cost["weights only"], "activations": cost["activations only"]}
     larger = max(parts, key=parts.get)
+    alike = abs(parts["weights"] - parts["activations"]) < LEVEL
     worst = min((row for row in noise_rows if row["sqnr_db"] is not None and np.isfinite(row["sqnr_db"])),
                 key=lambda row: row["sqnr_db"], default=None)
     lost, won = full - rounded, trained - rounded
     sentences = [
-        f"Plain rounding puts the network {against(-lost, 'its float form')}; the {larger} are the dearer half "
+        f"Plain rounding puts the network {against(-lost, 'its float form')}; "
+        f"{'weights and activations cost alike' if alike else f'the {larger} are the dearer half'} "
         f"({parts['weights']:+.3f} dB lost by the weights, {parts['activations']:+.3f} dB by the activations).",
         f"Training under rounding puts it {against(won, 'plain rounding')}"
         + (f": {100 * won / lost:.0f} % of the loss is won back." if lost > LEVEL and won > 0 else
