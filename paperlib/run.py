@@ -9,7 +9,7 @@ import math
 import resource
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,33 @@ class Run:
     def records(self) -> dict[str, dict[str, Any]]:
         """All records of this run by name, in the notebooks' order."""
         return {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
+
+    def rows(self) -> pd.DataFrame:
+        """All measured rows of all records, one line each, in the records' order, as `tidy_rows` makes them.
+
+        Raises:
+            UserError: a record is damaged.
+        """
+        return tidy_rows((name, row) for name, record in self.records().items() for row in record["rows"])
+
+
+ROW_COLUMNS = ("record", "table", "row", "precision", "metric", "dataset", "value", "sd", "seeds", "steps", "values")
+
+
+def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """Rows of records as one frame with the columns `ROW_COLUMNS`.
+
+    Args:
+        rows: pairs of a record's name and one of its rows (see `measured_row`).
+
+    Returns:
+        `value` and `sd` (over the seeds) as floats, nan where there is none; `seeds` how many there were; `steps` of
+        the training behind the number, <NA> where the row does not say; `values` one number a seed in a list, or None.
+    """
+    lines = [{"record": record, "seeds": len(row.get("values") or [None])} | {
+        name: row.get(name) for name in ROW_COLUMNS if name not in ("record", "seeds")} for record, row in rows]
+    return pd.DataFrame(lines, columns=list(ROW_COLUMNS)).astype(
+        {"value": float, "sd": float, "seeds": int, "steps": "Int64", "values": object})
 
 
 def _plain(value: Any) -> Any:

@@ -28,9 +28,17 @@ COLUMNS = ("table", "row", "precision", "metric", "reported", "reproduced", "del
 
 
 def measured_values(run: Run) -> dict[Key, dict[str, Any]]:
-    """The rows of a run's records measured on the validation photographs, each with its `record`'s name."""
-    return {(row["table"], row["row"], row["precision"], row["metric"]): row | {"record": name}
-            for name, record in run.records().items() for row in record["rows"] if row["dataset"] == DATASET}
+    """What a run measured on the validation photographs, by key; a field of `Run.rows` that is empty is None."""
+    rows = run.rows()
+    rows = rows[rows["dataset"] == DATASET].astype(object)
+    lines = rows.where(rows.notna(), None).to_dict("records")
+    return {(line["table"], line["row"], line["precision"], line["metric"]): line for line in lines}
+
+
+def validation_psnr(run: Run, table: str, row: str, precision: str | None = None) -> float | None:
+    """A measured PSNR on the validation photographs, in dB; None where there is none."""
+    return next((line["value"] for key, line in measured_values(run).items()
+                 if key == (table, row, precision or key[2], "psnr")), None)
 
 
 def _row(profile: str, key: Key, values: dict[Key, dict[str, Any]]) -> Row:
@@ -116,14 +124,17 @@ def reported_vs_measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:
 
 
 def measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:
-    """Everything measured under the named tables, one line a model and image set, scores in columns."""
-    lines = [row for record in run.records().values() for row in record["rows"]
-             if row["table"] in tables and row["value"] is not None]
-    if not lines:
-        return pd.DataFrame(columns=["row", "precision", "dataset"])
-    table = pd.DataFrame(lines).pivot_table(index=["row", "precision", "dataset"], columns="metric", values="value",
-                                            sort=False)
-    return table.reset_index().rename_axis(columns=None).round(4)
+    """Everything measured under the named tables, one line a model and image set, scores in columns.
+
+    Rows with one name in two tables, or in two records, are different measurements: each keeps its line.
+    """
+    rows = run.rows()
+    rows = rows[rows["table"].isin(tables) & rows["value"].notna()]
+    if rows.empty:
+        return pd.DataFrame(columns=["table", "row", "precision", "dataset"])
+    shown = rows.pivot_table(index=["record", "table", "row", "precision", "dataset"], columns="metric", values="value",
+                             aggfunc="last", sort=False)
+    return shown.reset_index().drop(columns="record").rename_axis(columns=None).round(4)
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -205,9 +216,8 @@ def differences(run: Run, metric: str = "psnr") -> list[dict[str, Any]]:
     Noise is the standard deviation of the difference, √(sd² + sd²) over the seeds of both rows. Empty where stage 3 as
     published was not run.
     """
-    rows = {(row["table"], row["row"]): row for record in run.records().values() for row in record["rows"]
-            if row["table"] in ("D", "switches") and (row["metric"], row["dataset"]) == (metric, DATASET)
-            and row["value"] is not None}
+    rows = {key[:2]: row for key, row in measured_values(run).items()
+            if key[0] in ("D", "switches") and key[3] == metric and row["value"] is not None}
     lines = []
     for key, row in rows.items() if PUBLISHED in rows else ():
         if key == PUBLISHED:
@@ -242,17 +252,15 @@ STEPS = {
 
 def score_ladder(run: Run) -> pd.DataFrame:
     """PSNR (dB) and SSIM in RGB of every step on every image set, one line a step; steps not run are left out."""
-    rows = [row for record in run.records().values() for row in record["rows"]]
-    table = []
-    for key, label in STEPS.items():
-        chosen = [row for row in rows if (row["table"], row["row"]) == key and row["metric"] in ("psnr", "ssim")]
-        if not chosen:
+    rows, table = run.rows(), []
+    for (name, row), label in STEPS.items():
+        chosen = rows[(rows["table"] == name) & (rows["row"] == row) & rows["metric"].isin(["psnr", "ssim"])]
+        if chosen.empty:
             continue
-        line = {"step": label, "precision": chosen[0]["precision"]}
-        for row in chosen:
-            places = 3 if row["metric"] == "psnr" else 4
-            line[f"{row['dataset']} {row['metric'].upper()}"] = (
-                "" if row["value"] is None else f"{row['value']:.{places}f}")
+        line = {"step": label, "precision": chosen["precision"].iloc[0]}
+        for metric, dataset, value in zip(chosen["metric"], chosen["dataset"], chosen["value"], strict=True):
+            places = 3 if metric == "psnr" else 4
+            line[f"{dataset} {metric.upper()}"] = "" if math.isnan(value) else f"{value:.{places}f}"
         table.append(line)
     return pd.DataFrame(table).fillna("")
 

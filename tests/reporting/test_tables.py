@@ -163,6 +163,19 @@ def test_only_validation_photographs_enter_the_tables(tmp_path):
     assert tables.measured(run, ["B"])["dataset"].tolist() == ["Set5"]
 
 
+def test_rows_of_two_tables_or_records_with_one_name_stay_two_lines(tmp_path):
+    run = open_run("demo", tmp_path)
+    run.record("06_tflite_eval", [measured_row("abstract", "student", "int8", "psnr", 30.0, "Set5"),
+                                  measured_row("abstract", "student", "int8", "ssim", 0.8, "Set5"),
+                                  measured_row("export", "student", "int8", "psnr", 31.0, "Set5")])
+    run.record("07_ablations", [measured_row("export", "student", "int8", "psnr", 35.0, "Set5")])
+    shown = tables.measured(run, ["abstract", "export"])
+    assert list(zip(shown["table"], shown["psnr"], strict=True)) == [
+        ("abstract", 30.0), ("export", 31.0), ("export", 35.0)]
+    assert list(shown.columns) == ["table", "row", "precision", "dataset", "psnr", "ssim"]
+    assert tables.measured(run, ["export"])["psnr"].tolist() == [31.0, 35.0]
+
+
 def test_csv_has_the_contracts_columns_and_is_read_back(tmp_path):
     run = open_with(tmp_path, "demo", {key: value - 2 for key, value in PSNR.items()})
     folder = tables.write_tables(run)
