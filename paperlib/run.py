@@ -1,7 +1,7 @@
 """A run's folder and its records: every number with commit, settings, seed, versions and input hashes beside it.
 
-`results/<profile>/` holds tables, records, figures, executed notebooks, checkpoints (git-ignored) and `report.html`;
-what is measured follows the paper's section 7.
+`results/<profile>/` (git-ignored) holds tables, records, figures, executed notebooks, checkpoints and `report.html`;
+`results/reference/` holds committed runs. What is measured follows the paper's section 7.
 """
 
 import json
