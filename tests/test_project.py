@@ -59,7 +59,7 @@ def test_a_run_leaves_the_clone_clean_and_references_are_committed():
             pytest.skip("not a git checkout")
         return done.returncode == 0
 
-    for inside in ("records/01_data.json", "summary.md", "notebooks/01_data.ipynb", "checkpoints/s1/student.safetensors"):
+    for inside in ("records/01_data.json", "summary.md", "notebooks/01_data.ipynb", "checkpoints/student.safetensors"):
         assert ignored(f"results/demo/{inside}")
         assert ignored(f"results/reference/demo/{inside}") == inside.startswith("checkpoints")
     assert ignored("results/reference/stage3_from_published/grid/checkpoints/x")
