@@ -1,7 +1,7 @@
 """A run's folder and its records: every number with commit, settings, seed, versions and input hashes beside it.
 
-`results/<profile>/` holds tables, records, figures, executed notebooks, checkpoints (git-ignored) and `report.html`;
-what is measured follows the paper's section 7.
+`results/<profile>/` (git-ignored) holds tables, records, figures, executed notebooks, checkpoints and `report.html`;
+`results/reference/` holds committed runs. What is measured follows the paper's section 7.
 """
 
 import html
@@ -25,6 +25,7 @@ from paperlib.environment import portable, provenance, root
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, sha256_file, write_json
 from paperlib.profiles import load_settings
+from paperlib.rows import tidy_rows
 from paperlib.settings import Settings, flatten, settings_hash
 
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
@@ -43,28 +44,6 @@ MATTERS = (
     "export.height", "export.width", "export.overlap", "export.upsample", "ablation.archs", "ablation.stage1_steps",
     "ablation.stage3_steps", "ablation.seeds", "ablation.switches")
 """Settings that decide what a notebook shows, in the order of its table; the first eight are shown unfolded."""
-
-
-def measured_row(table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
-                 dataset: str, **more: Any) -> dict[str, Any]:
-    """One measured number for a record.
-
-    Args:
-        table: the paper's table (A, B, C, D, abstract), or a name of ours for numbers that no table of the paper has.
-        row: the model, as in `reported.csv`.
-        precision: fp32, int8 or fake-quant.
-        metric: psnr, ssim, or a further one.
-        value: the number, or one per seed (then their mean and sample standard deviation are kept too); None where
-            it could not be measured.
-        dataset: the image set it was measured on; the tables read "validation".
-        more: anything that belongs beside the number, such as `note`, or `steps` of the training behind it.
-    """
-    line = {"table": table, "row": row, "precision": precision, "metric": metric, "dataset": dataset}
-    if isinstance(value, Sequence):
-        mean = math.fsum(value) / len(value)
-        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in value) / (len(value) - 1)) if len(value) > 1 else None
-        return line | {"value": mean, "values": list(value), "sd": spread} | more
-    return line | {"value": value} | more
 
 
 def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -86,10 +65,14 @@ def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 
 class Run:
-    """A profile's settings and the folder of its results; records count their duration from when it was made."""
+    """A profile's settings and the folder of its results; records count their duration from when it was made.
 
-    def __init__(self, settings: Settings, out: Path) -> None:
-        self.settings, self.out = settings, out
+    Args:
+        every_record: read all records of the folder, whatever settings they were made with (a committed reference).
+    """
+
+    def __init__(self, settings: Settings, out: Path, every_record: bool = False) -> None:
+        self.settings, self.out, self._every = settings, out, every_record
         self._reached = ""
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
@@ -241,7 +224,15 @@ class Run:
         """
         found = {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
         return {name: record for name, record in found.items()
-                if record.get("run", self.id) == self.id and not (self._reached and name > self._reached)}
+                if self._every or (record.get("run", self.id) == self.id and name <= (self._reached or name))}
+
+    def rows(self) -> pd.DataFrame:
+        """All measured rows of all records, one line each, in the records' order, as `tidy_rows` makes them.
+
+        Raises:
+            UserError: a record is damaged.
+        """
+        return tidy_rows((name, row) for name, record in self.records().items() for row in record["rows"])
 
 
 def _words(value: Any) -> str:

@@ -13,7 +13,7 @@ FLOORS = (
     {"errors"},
     {"settings", "files", "environment"},
     {"overrides"},
-    {"data", "student", "profiles", "weights"},
+    {"data", "student", "profiles", "rows", "weights"},
     {"teacher", "quantisation", "run"},
     {"export"},
     {"evaluation"},

@@ -53,6 +53,30 @@ def test_top_level_is_the_designs():
     assert {name for name in top if not name.startswith(".")} - TOP == set()
 
 
+def test_a_run_leaves_the_clone_clean_and_references_are_committed():
+    def ignored(path):
+        done = subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT, check=False)
+        if done.returncode > 1:
+            pytest.skip("not a git checkout")
+        return done.returncode == 0
+
+    for inside in ("records/01_data.json", "summary.md", "notebooks/01_data.ipynb", "checkpoints/student.safetensors"):
+        assert ignored(f"results/demo/{inside}")
+        assert ignored(f"results/reference/demo/{inside}") == inside.startswith("checkpoints")
+    assert ignored("results/reference/stage3_from_published/grid/checkpoints/x")
+    assert ignored("results/reference/demo/.state.json")
+    assert ignored("results/reference/demo/notebooks/01_data.html")
+    assert not ignored("results/README.md")
+    assert not ignored("results/reference/stage3_from_published/grid/records/07_ablations.json")
+
+
+def test_links_of_the_readme_into_the_clone_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    inside = [link for link in links if "://" not in link]
+    assert any(link.startswith("results/reference/") for link in inside)
+    assert not [link for link in inside if not (ROOT / link).exists()]
+
+
 def test_modules_stay_small():
     for path in ROOT.glob("paperlib/**/*.py"):
         assert len(path.read_text().splitlines()) <= 300, f"{path.name} is more than one concept"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -14,7 +15,8 @@ from paperlib import environment
 from paperlib import run as run_module
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
-from paperlib.run import measured_row, open_run
+from paperlib.rows import ROW_COLUMNS, measured_row
+from paperlib.run import open_run
 
 
 @pytest.fixture
@@ -107,6 +109,27 @@ def test_seeds_become_mean_and_sample_standard_deviation():
     assert row["values"] == values
     assert row["steps"] == 200
     assert measured_row("C", "repdw", "int8", "psnr", [30.0], "validation")["sd"] is None
+
+
+def test_all_rows_are_one_tidy_frame_in_the_records_order(run):
+    run.record("07_ablations", [measured_row("C", "repdw", "int8", "psnr", [30.0, 31.0], "Set5", steps=200)])
+    run.record("01_data", [measured_row("B", "bicubic", "fp32", "psnr", 28.2, "validation", note="kept in the record"),
+                           measured_row("B", "bicubic", "fp32", "npu", None, "validation")])
+    rows = run.rows()
+    assert tuple(rows.columns) == ROW_COLUMNS
+    assert rows["record"].tolist() == ["01_data", "01_data", "07_ablations"]
+    first, unmeasured, seeds = rows.to_dict("records")
+    assert (first["value"], first["seeds"], first["values"]) == (28.2, 1, None)
+    assert math.isnan(first["sd"])
+    assert pd.isna(first["steps"])
+    assert math.isnan(unmeasured["value"])
+    assert (seeds["value"], seeds["seeds"], seeds["steps"], seeds["values"]) == (30.5, 2, 200, [30.0, 31.0])
+    assert seeds["sd"] == pytest.approx(math.sqrt(0.5))
+
+
+def test_a_run_without_records_has_no_rows_but_the_columns(run):
+    assert tuple(run.rows().columns) == ROW_COLUMNS
+    assert run.rows().empty
 
 
 def test_reading_a_record_that_is_not_there_names_the_notebook(run):

@@ -133,12 +133,12 @@ def bench_metrics(rounds: int = 3) -> dict[str, Any]:
 
 
 def _int8() -> dict[str, Any]:
-    """Every INT8 file at hand: the newest run's, and the authors'."""
+    """Every INT8 file at hand: those of runs under results/, and the authors'."""
     from paperlib.environment import root
     from paperlib.evaluation.audit import FILES, authors_folder
 
     folder = authors_folder()
-    files = sorted((root() / "results").glob("*/checkpoints/export/student_*_int8.tflite"))
+    files = sorted((root() / "results").glob("**/checkpoints/export/student_*_int8.tflite"))
     files += [folder / FILES[name] for name in ("dynamic_int8", "fixed_int8")] if folder else []
     if not files:
         raise UserError("no INT8 file to time: run `paperlib reproduce` first, or set PAPERLIB_ASSETS.")

@@ -5,13 +5,14 @@ score a decibel counts 2 and a halved time 1. Leaderboard figures are `reported.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
-from paperlib.evaluation.reported import DATASET, OURS, entries, fitted_constant, gap, reported, score, worth_in_ms
-from paperlib.reporting.tables import markdown
+from paperlib.evaluation.reported import OURS, entries, fitted_constant, gap, reported, score, worth_in_ms
+from paperlib.reporting.tables import markdown, validation_psnr
 from paperlib.run import Run
 
 
@@ -42,12 +43,6 @@ def leaders() -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _psnr(run: Run, table: str, row: str) -> float | None:
-    key = {"table": table, "row": row, "metric": "psnr", "dataset": DATASET}
-    return next((line["value"] for record in run.records().values() for line in record["rows"]
-                 if key.items() <= line.items()), None)
-
-
 def moves(run: Run) -> list[dict[str, Any]]:
     """What this run's own variants would add to log2 of the score, largest first: {"change", "log2", "basis"}.
 
@@ -55,8 +50,9 @@ def moves(run: Run) -> list[dict[str, Any]]:
     left out.
     """
     found = []
-    shipped, full = _psnr(run, "B", "student_deploy"), _psnr(run, "export", "float_before_qat")
-    post, stage2 = _psnr(run, "export", "tflite_post_training"), _psnr(run, "B", "student_stage2")
+    psnr = partial(validation_psnr, run)
+    shipped, full = psnr("B", "student_deploy"), psnr("export", "float_before_qat")
+    post, stage2 = psnr("export", "tflite_post_training"), psnr("B", "student_stage2")
     for change, better, worse in (("no loss by INT8: the fused network's PSNR in the file", full, shipped),
                                   ("stage 2's float PSNR in the file", stage2, shipped),
                                   ("learnt grids instead of post-training ones (done)", shipped, post)):

@@ -10,8 +10,8 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from paperlib.errors import UserError
-from paperlib.evaluation.reported import DATASET
 from paperlib.reporting.figures import scatter
+from paperlib.reporting.tables import measured_values
 from paperlib.run import STYLE, Run
 from paperlib.student.graph import macs_per_lr_pixel
 from paperlib.student.models import build_model, deployment_graph, fuse_model
@@ -26,9 +26,8 @@ FILES = {"student_dynamic_int8.tflite": ("abstract", "student_dynamic_tflite"),
 
 def _scores(run: Run) -> dict[tuple[str, str], float]:
     """PSNR (dB) of every INT8 row on the validation photographs."""
-    return {(row["table"], row["row"]): row["value"] for record in run.records().values() for row in record["rows"]
-            if (row["metric"], row["dataset"], row["precision"]) == ("psnr", DATASET, "int8")
-            and row["value"] is not None}
+    return {key[:2]: row["value"] for key, row in measured_values(run).items()
+            if key[2:] == ("int8", "psnr") and row["value"] is not None}
 
 
 def npu_points(run: Run) -> list[dict[str, Any]]:
@@ -136,9 +135,9 @@ def peer_points(dataset: str = "Set5") -> list[dict[str, Any]]:
 
 def our_points(run: Run, dataset: str = "Set5") -> list[dict[str, Any]]:
     """The run's students on the same set, as further points; empty where the profile does not measure it."""
-    rows = [row for record in run.records().values() for row in record["rows"]
-            if (row["table"], row["row"], row["precision"]) in OURS and row["metric"] == "psnr"
-            and row["dataset"] == dataset and row["value"] is not None]
-    macs = macs_per_lr_pixel(deployment_graph(fuse_model(build_model(run.settings.student)))) / 1e3 if rows else 0
-    return [{"name": f"ours, {row['row'].replace('student_', '')}", "group": f"this run, {row['precision'].upper()}",
-             "macs": macs, "psnr": row["value"]} for row in rows]
+    rows = run.rows()
+    rows = rows[(rows["metric"] == "psnr") & (rows["dataset"] == dataset) & rows["value"].notna()]
+    found = [row for row in rows.itertuples() if (row.table, row.row, row.precision) in OURS]
+    macs = macs_per_lr_pixel(deployment_graph(fuse_model(build_model(run.settings.student)))) / 1e3 if found else 0
+    return [{"name": f"ours, {row.row.replace('student_', '')}", "group": f"this run, {row.precision.upper()}",
+             "macs": macs, "psnr": row.value} for row in found]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from paperlib.evaluation.reported import DATASET
 from paperlib.reporting.effects import EQUAL, LEAST, Effect
+from paperlib.reporting.tables import measured_values
 from paperlib.reporting.verdicts import paired
 from paperlib.run import Run
 
@@ -42,9 +42,8 @@ class Change:
 
 def differences(run: Run, metric: str = "psnr") -> list[Change]:
     """Every row of Table D and the switches but the first; empty where stage 3 as published was not run."""
-    rows = {(row["table"], row["row"]): row for record in run.records().values() for row in record["rows"]
-            if row["table"] in ("D", "switches") and (row["metric"], row["dataset"]) == (metric, DATASET)
-            and row["value"] is not None}
+    rows = {key[:2]: row for key, row in measured_values(run).items()
+            if key[0] in ("D", "switches") and key[3] == metric and row["value"] is not None}
     lines = []
     for key, row in rows.items() if PUBLISHED in rows else ():
         if key == PUBLISHED:

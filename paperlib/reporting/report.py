@@ -5,6 +5,7 @@ so in its place.
 """
 
 from fnmatch import fnmatch
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 
-from paperlib.evaluation.reported import DATASET
 from paperlib.files import write_text
 from paperlib.reporting import challenge
 from paperlib.reporting.costs import latency_scatter, npu_scatter, our_points, peer_points, ratio_bars, read_bench
@@ -23,7 +23,7 @@ from paperlib.reporting.differences import changes
 from paperlib.reporting.divider import PICK, STYLESHEET, data_url, divider, saved_comparisons
 from paperlib.reporting.figures import scatter
 from paperlib.reporting.summary import MEANING, settings_changed, settings_used, teacher_used, verdict_counts
-from paperlib.reporting.tables import TABLES, frame, measured, table_rows
+from paperlib.reporting.tables import TABLES, frame, measured, table_rows, validation_psnr
 from paperlib.run import NOTEBOOKS, STYLE, Run
 
 FIGURES = {
@@ -77,18 +77,12 @@ def _tables(run: Run) -> list[dict[str, Any]]:
     return tables
 
 
-def _value(run: Run, table: str, row: str, precision: str) -> float | None:
-    """A measured PSNR on the validation photographs, in dB; None where there is none."""
-    key = {"table": table, "row": row, "precision": precision, "metric": "psnr", "dataset": DATASET}
-    return next((line["value"] for record in run.records().values() for line in record["rows"]
-                 if key.items() <= line.items()), None)
-
-
 def _glance(run: Run) -> list[dict[str, str]]:
     """The few numbers that a reader wants first."""
-    bicubic, student = _value(run, "B", "bicubic", "fp32"), _value(run, "B", "student_stage2", "fp32")
-    int8, before = _value(run, "B", "student_deploy", "int8"), _value(run, "export", "float_before_qat", "fp32")
-    fake, teacher = _value(run, "export", "fakequant", "fake-quant"), _value(run, "stages", "teacher", "fp32")
+    psnr = partial(validation_psnr, run)
+    bicubic, student = psnr("B", "bicubic", "fp32"), psnr("B", "student_stage2", "fp32")
+    int8, before = psnr("B", "student_deploy", "int8"), psnr("export", "float_before_qat", "fp32")
+    fake, teacher = psnr("export", "fakequant", "fake-quant"), psnr("stages", "teacher", "fp32")
     cards = [("bicubic", bicubic, None, ""), ("teacher", teacher, bicubic, "against bicubic"),
              ("student, FP32", student, bicubic, "against bicubic"),
              ("student, INT8 TFLite", int8, before, "against its float network"),
@@ -147,7 +141,7 @@ def write_report(run: Run) -> Path:
         run=run, records=records, teacher=teacher_used(records), tables=_tables(run), figures=_figures(run),
         counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), costs=_costs(run),
         dividers=[divider(name, pictures) for name, pictures in saved_comparisons(run).items()],
-        measured=measured(run, [row["table"] for record in records.values() for row in record["rows"]]),
+        measured=measured(run, run.rows()["table"].unique()),
         changes=changes(run).to_dict("records"), win=challenge,
         provenance=_provenance(run, records), settings=settings_used(run), changed=settings_changed(run),
         script=PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))

@@ -6,6 +6,7 @@ also where nothing was measured.
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pandas as pd
 from paperlib.errors import UserError
 from paperlib.evaluation.reported import DATASET, Key, _leaderboard, reported, score
 from paperlib.files import write_text
+from paperlib.profiles import equals_paper, part_of
 from paperlib.reporting.verdicts import Row, Verdict, comparisons, kept_order, tolerance, trend
 from paperlib.run import Run
+from paperlib.settings import Settings
 
 TABLES = {"B": "baselines on DIV2K validation", "C": "backbone, FP32 and INT8 TFLite", "D": "teacher in stage 3",
           "abstract": "the shipped files", "audit": "the authors' own artifacts",
@@ -28,13 +31,24 @@ COLUMNS = ("table", "row", "precision", "metric", "reported", "reproduced", "del
 
 
 def measured_values(run: Run) -> dict[Key, dict[str, Any]]:
-    """The rows of a run's records measured on the validation photographs, each with its `record`'s name."""
-    return {(row["table"], row["row"], row["precision"], row["metric"]): row | {"record": name}
-            for name, record in run.records().items() for row in record["rows"] if row["dataset"] == DATASET}
+    """What a run measured on the validation photographs, by key; a field of `Run.rows` that is empty is None."""
+    rows = run.rows()
+    rows = rows[rows["dataset"] == DATASET].astype(object)
+    lines = rows.where(rows.notna(), None).to_dict("records")
+    return {(line["table"], line["row"], line["precision"], line["metric"]): line for line in lines}
 
 
-def _row(profile: str, key: Key, values: dict[Key, dict[str, Any]]) -> Row:
+def validation_psnr(run: Run, table: str, row: str, precision: str | None = None) -> float | None:
+    """A measured PSNR on the validation photographs, in dB; None where there is none."""
+    return next((line["value"] for key, line in measured_values(run).items()
+                 if key == (table, row, precision or key[2], "psnr")), None)
+
+
+def _row(settings: Settings, key: Key, values: dict[Key, dict[str, Any]]) -> Row:
     """One reported number with what is known of it in this run."""
+    profile = settings.profile
+    if key[0] != "A":  # the paper's in name is not enough: data, schedule and method must be its own
+        profile = "paper" if equals_paper(settings, part_of(key[0], key[1])) else f"{profile}, changed"
     paper, (limit, _) = reported()[key], tolerance(key)
     if key[0] == "A":
         if key[3] == "score":
@@ -66,7 +80,7 @@ def table_rows(run: Run, tables: Sequence[str] = PAPER_TABLES) -> list[Row]:
     if unknown := set(tables) - set(TABLES):
         raise ValueError(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
     values = measured_values(run)
-    rows = [_row(run.settings.profile, key, values) for key in reported() if key[0] in tables]
+    rows = [_row(run.settings, key, values) for key in reported() if key[0] in tables]
     return rows + (audit_rows(run) if "audit" in tables else [])
 
 
@@ -149,14 +163,17 @@ def reported_vs_measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:
 
 
 def measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:
-    """Everything measured under the named tables, one line a model and image set, scores in columns."""
-    lines = [row for record in run.records().values() for row in record["rows"]
-             if row["table"] in tables and row["value"] is not None]
-    if not lines:
-        return pd.DataFrame(columns=["row", "precision", "dataset"])
-    table = pd.DataFrame(lines).pivot_table(index=["row", "precision", "dataset"], columns="metric", values="value",
-                                            sort=False)
-    return table.reset_index().rename_axis(columns=None).round(4)
+    """Everything measured under the named tables, one line a model and image set, scores in columns.
+
+    Rows with one name in two tables, or in two records, are different measurements: each keeps its line.
+    """
+    rows = run.rows()
+    rows = rows[rows["table"].isin(tables) & rows["value"].notna()]
+    if rows.empty:
+        return pd.DataFrame(columns=["table", "row", "precision", "dataset"])
+    shown = rows.pivot_table(index=["record", "table", "row", "precision", "dataset"], columns="metric", values="value",
+                             aggfunc="last", sort=False)
+    return shown.reset_index().drop(columns="record").rename_axis(columns=None).round(4)
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -230,17 +247,15 @@ STEPS = {
 
 def score_ladder(run: Run) -> pd.DataFrame:
     """PSNR (dB) and SSIM in RGB of every step on every image set, one line a step; steps not run are left out."""
-    rows = [row for record in run.records().values() for row in record["rows"]]
-    table = []
-    for key, label in STEPS.items():
-        chosen = [row for row in rows if (row["table"], row["row"]) == key and row["metric"] in ("psnr", "ssim")]
-        if not chosen:
+    rows, table = run.rows(), []
+    for (name, row), label in STEPS.items():
+        chosen = rows[(rows["table"] == name) & (rows["row"] == row) & rows["metric"].isin(["psnr", "ssim"])]
+        if chosen.empty:
             continue
-        line = {"step": label, "precision": chosen[0]["precision"]}
-        for row in chosen:
-            places = 3 if row["metric"] == "psnr" else 4
-            line[f"{row['dataset']} {row['metric'].upper()}"] = (
-                "" if row["value"] is None else f"{row['value']:.{places}f}")
+        line = {"step": label, "precision": chosen["precision"].iloc[0]}
+        for metric, dataset, value in zip(chosen["metric"], chosen["dataset"], chosen["value"], strict=True):
+            places = 3 if metric == "psnr" else 4
+            line[f"{dataset} {metric.upper()}"] = "" if math.isnan(value) else f"{value:.{places}f}"
         table.append(line)
     return pd.DataFrame(table).fillna("")
 

@@ -156,7 +156,7 @@ def _effect(rows: Sequence[Mapping[str, Any]], signs: Sequence[float]) -> Effect
     seeds = max(len(part) for part in parts)
     parts = [np.repeat(part, seeds, 0) if len(part) == 1 and row.get("row") in UNTRAINED else part
              for part, row in zip(parts, rows, strict=True)]
-    named = {tuple(row["seeds"]) for row in rows if row.get("seeds") and row.get("row") not in UNTRAINED}
+    named = {tuple(row["seed_ids"]) for row in rows if row.get("seed_ids") and row.get("row") not in UNTRAINED}
     if len({part.shape for part in parts}) > 1 or len(named) > 1:
         return None
     total = sum(sign * part for sign, part in zip(signs, parts, strict=True))
@@ -196,7 +196,7 @@ def comparisons(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping
 
     Args:
         paper: reported numbers.
-        ours: measured rows (`value`; `values` and `seeds` where there are several; `images` per seed; `steps`).
+        ours: measured rows (`value`; `values` and `seed_ids` where there are several; `images` per seed; `steps`).
     """
     model, metric = key[:3], key[3]
     found = [compare(paper, ours, [key], [(*other, metric)], f"against {other[1]} {other[2]}")

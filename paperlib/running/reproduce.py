@@ -19,6 +19,7 @@ from paperlib.environment import assets_dir, root
 from paperlib.errors import UserError
 from paperlib.files import file_lock, remove_stale, sha256_file, write_json
 from paperlib.reporting.claims import claims_table
+from paperlib.reporting.reference import reference_text
 from paperlib.reporting.report import export_notebooks, write_report
 from paperlib.reporting.summary import write_summary
 from paperlib.reporting.tables import write_tables
@@ -193,12 +194,15 @@ def _one(path: Path, run: Run, overrides: dict[str, Any] | None, fingerprint: st
 
 
 def write_results(run: Run, state: Mapping[str, Any]) -> None:
-    """Tables, summary and report from whatever records there are; prints the tables and where everything lies."""
+    """Tables, summary and report from whatever records there are.
+
+    Prints the tables, how the run compares with the committed one of its profile, and where everything lies.
+    """
     run.record("00_reproduce", [], notebooks={name: {key: value[key] for key in ("seconds", "peak_bytes")}
                                               for name, value in sorted(state.items())})
     write_tables(run)
     summary = write_summary(run)
     export_notebooks(run)
     page = write_report(run)
-    print(f"\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n{run.settings.note}\n"
-          f"Summary: {summary}\nReport:  {page}", flush=True)
+    print(f"\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n{run.settings.note}\n\n"
+          f"{reference_text(run)}\n\nSummary: {summary}\nReport:  {page}", flush=True)

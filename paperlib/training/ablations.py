@@ -25,7 +25,8 @@ from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import freeze_observers, quantised_graph
-from paperlib.run import Run, measured_row
+from paperlib.rows import measured_row
+from paperlib.run import Run
 from paperlib.settings import LossSettings, Settings, StudentSettings, settings_hash
 from paperlib.student.graph import image_batch, macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model, weights_hash
@@ -225,7 +226,7 @@ def over_seeds(results: Sequence[Sequence[dict[str, Any]]], seeds: Sequence[int]
         return list(results[0])
     return [measured_row(first["table"], first["row"], first["precision"], first["metric"],
                          [row["value"] for row in (first, *others)], first["dataset"], steps=first["steps"],
-                         seeds=list(seeds), images=[row["images"] for row in (first, *others)])
+                         seed_ids=list(seeds), images=[row["images"] for row in (first, *others)])
             for first, *others in zip(*results, strict=True)]
 
 

@@ -17,7 +17,8 @@ from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.release import ship_pretrained
 from paperlib.export.tflite import inspect_tflite
-from paperlib.run import measured_row, open_run
+from paperlib.rows import measured_row
+from paperlib.run import open_run
 from paperlib.student.network import count_parameters
 from paperlib.weights import FILES, FOLDER, pretrained
 

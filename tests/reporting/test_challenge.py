@@ -10,7 +10,8 @@ from paperlib.evaluation.shipped import graph_forms
 from paperlib.export.npu import vela_available
 from paperlib.reporting import challenge
 from paperlib.reporting.challenge import moves
-from paperlib.run import measured_row, open_run
+from paperlib.rows import measured_row
+from paperlib.run import open_run
 
 
 def test_a_decibel_counts_two_and_a_halved_time_one():

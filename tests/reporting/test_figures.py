@@ -7,7 +7,8 @@ from PIL import Image
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.reporting import divider, figures
 from paperlib.reporting.costs import our_points, peer_points
-from paperlib.run import measured_row, open_run
+from paperlib.rows import measured_row
+from paperlib.run import open_run
 
 
 def photograph(height=90, width=120):

@@ -15,7 +15,8 @@ from paperlib.evaluation.reported import reported
 from paperlib.reporting import costs, divider, figures
 from paperlib.reporting.report import export_notebooks, write_report
 from paperlib.reporting.summary import write_summary
-from paperlib.run import measured_row, open_run
+from paperlib.rows import measured_row
+from paperlib.run import open_run
 
 
 class _Page(HTMLParser):

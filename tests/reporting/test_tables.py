@@ -10,7 +10,8 @@ from paperlib.reporting import tables
 from paperlib.reporting.claims import CLAIMS, claims_table
 from paperlib.reporting.summary import teacher_used, write_summary
 from paperlib.reporting.verdicts import COMPARED, DROPS, Row, Verdict, kept_order, tolerance, trend
-from paperlib.run import measured_row, open_run
+from paperlib.rows import measured_row
+from paperlib.run import open_run
 
 PSNR = {key: value for key, value in reported.reported().items() if key[3] == "psnr" and key[0] != "A"}
 
@@ -52,7 +53,7 @@ def test_every_measurable_row_has_a_comparison_and_a_tolerance_with_a_reason():
 def over_seeds(values, spread=0.001, seeds=5):
     """Measured rows with five seeds around given values, each seed a little off."""
     offsets = np.linspace(-spread, spread, seeds)
-    return {key: {"value": value, "values": [value + offset for offset in offsets], "seeds": list(range(seeds))}
+    return {key: {"value": value, "values": [value + offset for offset in offsets], "seed_ids": list(range(seeds))}
             for key, value in values.items()}
 
 
@@ -98,7 +99,7 @@ def test_smaller_profiles_speak_of_trends_and_name_what_was_compared(tmp_path):
     run = open_run("demo", tmp_path / "demo")
     run.record("07_ablations", [
         measured_row("B", "bicubic", "fp32", "psnr", 26.0, "validation", images=[25.0, 27.0]),
-        *(measured_row("B", name, "fp32", "psnr", [value, value + 0.02], "validation", seeds=[1, 2],
+        *(measured_row("B", name, "fp32", "psnr", [value, value + 0.02], "validation", seed_ids=[1, 2],
                        images=[[value - 1, value + 1], [value - 0.98, value + 1.02]])
           for name, value in (("fsrcnn", 25.9), ("student_stage2", 27.0)))])
     rows = {row.row: row for row in tables.table_rows(run, ["B"]) if row.metric == "psnr"}
@@ -154,14 +155,14 @@ def test_nothing_surely_is_a_failure_of_a_reported_difference_and_noise_decides_
     noisy = np.array([0.1, -0.08, 0.05, -0.06, 0.02])
     for offsets, word in ((np.full(5, 0.004), Verdict.FAILS), (noisy, Verdict.UNDECIDED),
                           (np.array([0.05, 0.06, 0.05, 0.07, 0.06]), Verdict.HOLDS)):
-        ours = {keys[0]: {"value": 27.0, "values": list(27 + offsets), "seeds": [1, 2, 3, 4, 5]},
-                keys[1]: {"value": 27.0, "values": [27.0] * 5, "seeds": [1, 2, 3, 4, 5]}}
+        ours = {keys[0]: {"value": 27.0, "values": list(27 + offsets), "seed_ids": [1, 2, 3, 4, 5]},
+                keys[1]: {"value": 27.0, "values": [27.0] * 5, "seed_ids": [1, 2, 3, 4, 5]}}
         assert trend(keys[0], reported.reported(), ours)[0] is word
 
 
 def test_other_seeds_are_not_paired():
     keys = [("D", name, "int8", "psnr") for name in ("qat_teacher", "qat_direct")]
-    ours = {key: {"value": value, "values": [value, value], "seeds": seeds}
+    ours = {key: {"value": value, "values": [value, value], "seed_ids": seeds}
             for key, value, seeds in zip(keys, (27.1, 27.0), ([1, 2], [3, 4]), strict=True)}
     verdict, text = trend(keys[0], reported.reported(), ours)
     assert verdict is Verdict.UNDECIDED
@@ -198,6 +199,19 @@ def test_only_validation_photographs_enter_the_tables(tmp_path):
     run.record("01_data", [measured_row("B", "bicubic", "fp32", "psnr", 30.0, "Set5")])
     assert set(verdicts(run, "B").values()) == {Verdict.NOT_RUN}
     assert tables.measured(run, ["B"])["dataset"].tolist() == ["Set5"]
+
+
+def test_rows_of_two_tables_or_records_with_one_name_stay_two_lines(tmp_path):
+    run = open_run("demo", tmp_path)
+    run.record("06_tflite_eval", [measured_row("abstract", "student", "int8", "psnr", 30.0, "Set5"),
+                                  measured_row("abstract", "student", "int8", "ssim", 0.8, "Set5"),
+                                  measured_row("export", "student", "int8", "psnr", 31.0, "Set5")])
+    run.record("07_ablations", [measured_row("export", "student", "int8", "psnr", 35.0, "Set5")])
+    shown = tables.measured(run, ["abstract", "export"])
+    assert list(zip(shown["table"], shown["psnr"], strict=True)) == [
+        ("abstract", 30.0), ("export", 31.0), ("export", 35.0)]
+    assert list(shown.columns) == ["table", "row", "precision", "dataset", "psnr", "ssim"]
+    assert tables.measured(run, ["export"])["psnr"].tolist() == [31.0, 35.0]
 
 
 def test_csv_has_the_contracts_columns_and_is_read_back(tmp_path):
@@ -278,7 +292,7 @@ def test_claims_are_the_papers_differences_and_one_word(tmp_path):
     run = open_run("demo", tmp_path)
     keys = [("D", name, "int8") for name in ("qat_teacher", "qat_direct")]
     run.record("07_ablations", [
-        measured_row(*key, "psnr", [27.0 + offset, 27.1 + offset, 27.05 + offset], "validation", seeds=[1, 2, 3],
+        measured_row(*key, "psnr", [27.0 + offset, 27.1 + offset, 27.05 + offset], "validation", seed_ids=[1, 2, 3],
                      images=[[27 + offset] * 4, [27.1 + offset] * 4, [27.05 + offset] * 4])
         for key, offset in zip(keys, (0.1, 0.0), strict=True)])
     table = claims_table(run).set_index("claim")

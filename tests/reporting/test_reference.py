@@ -1,0 +1,129 @@
+"""A run beside the committed one of its profile, and the spread that two machines may show."""
+
+import json
+
+import pytest
+
+from paperlib.benchmarks.spread import ALLOWANCE, measure_spread, spread
+from paperlib.errors import UserError
+from paperlib.reporting import reference
+from paperlib.reporting.reference import compare, disagreements, overview, reference_text, stated_spread
+from paperlib.rows import measured_row
+from paperlib.run import open_run
+
+LIMITS = {"trained": {"psnr": 0.05, "ssim": 0.001}, "untrained": {"psnr": 0.0}}
+
+
+def row(name, value, metric="psnr", table="stages", precision="fp32"):
+    return measured_row(table, name, precision, metric, value, "validation")
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A clone with a committed demo and a stated spread; returns (reference run, a new run)."""
+    monkeypatch.setattr(reference, "root", lambda: tmp_path)
+    committed = open_run("demo", tmp_path / "results" / "reference" / "demo")
+    committed.record("01_data", [row("bicubic", 26.76, table="B")])
+    committed.record("02_stage1", [row("stage1", 27.50), row("stage1", 0.8000, "ssim")])
+    committed.record("04_stage2", [row("student_stage2", 27.60, table="B")], teacher="small MambaIRv2 (45 parameters)")
+    (tmp_path / "results" / "reference" / "spread.json").write_text(json.dumps({"stated": LIMITS}))
+    return committed, open_run("demo", tmp_path / "results" / "demo")
+
+
+def test_values_within_the_spread_agree_and_the_others_are_listed(clone):
+    committed, run = clone
+    run.record("01_data", [row("bicubic", 26.7603, table="B")])
+    run.record("02_stage1", [row("stage1", 27.54), row("stage1", 0.8004, "ssim")])
+    run.record("04_stage2", [row("student_stage2", 27.54, table="B")], teacher="small MambaIRv2 (45 parameters; other)")
+    found = compare(run, committed, stated_spread())
+    assert dict(zip(found.values["row"] + " " + found.values["metric"], found.values["agrees"], strict=True)) == {
+        "bicubic psnr": False, "stage1 psnr": True, "stage1 ssim": True, "student_stage2 psnr": False}
+    assert found.different == {}
+    assert overview(found).to_dict("records") == [
+        {"notebook": "01_data", "agree": 0, "differ": 1, "largest, PSNR (dB)": "0.0003", "remark": ""},
+        {"notebook": "02_stage1", "agree": 2, "differ": 0, "largest, PSNR (dB)": "0.0400", "remark": ""},
+        {"notebook": "04_stage2", "agree": 0, "differ": 1, "largest, PSNR (dB)": "0.0600", "remark": ""}]
+    listed = disagreements(found).to_dict("records")
+    assert [line["row"] for line in listed] == ["B bicubic", "B student_stage2"]  # by how far beyond what is allowed
+    assert (listed[1]["difference"], listed[1]["allowed"]) == ("-0.0600", "±0.0500")
+    text = reference_text(run)
+    assert "2 of 4 values agree" in text
+    assert "PSNR ±0.050 dB, SSIM ±0.0010" in text
+    assert "27.5400" in text
+
+
+def test_other_settings_are_said_and_their_values_not_compared(clone, tmp_path):
+    committed, _ = clone
+    run = open_run("demo", tmp_path / "other", {"stage2.steps": 7, "stage1.checkpoint_every": 10})
+    run.record("02_stage1", [row("stage1", 27.50)])
+    run.record("04_stage2", [row("student_stage2", 20.0, table="B")], teacher="small MambaIRv2 (45 parameters)")
+    found = compare(run, committed, LIMITS)
+    assert found.values["record"].tolist() == ["02_stage1"]  # stage 1 does not depend on stage 2
+    assert found.missing == {"02_stage1": 1}
+    steps = committed.settings.stage2.steps
+    assert found.different == {"04_stage2": [f"stage2.steps: 7, there {steps}"]}
+    text = reference_text(run)
+    assert f"not compared: stage2.steps: 7, there {steps}" in text
+    assert "1 of 1 values agree" in text
+    assert "These do not agree" not in text
+
+
+def test_another_teacher_or_seed_is_not_another_machine(clone, tmp_path):
+    committed, run = clone
+    run.record("02_stage1", [row("stage1", 27.50)])
+    run.record("04_stage2", [row("student_stage2", 27.60, table="B")], teacher="MambaIRv2-light (1 parameters)")
+    found = compare(run, committed, LIMITS)
+    assert found.different == {"04_stage2": ["teacher: MambaIRv2-light, there small MambaIRv2"]}
+    seeded = open_run("demo", tmp_path / "seeded", {"seed": 5})
+    seeded.record("02_stage1", [row("stage1", 27.50)])
+    assert compare(seeded, committed, LIMITS).different == {"02_stage1": ["seed: 5, there 1234"]}
+
+
+def test_a_setting_that_an_older_reference_does_not_know_counts_as_the_profiles(clone):
+    committed, run = clone
+    path = committed.out / "records" / "02_stage1.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["stage1"]["precision"]
+    record["settings"]["stage1"]["gone"] = 1
+    path.write_text(json.dumps(record))
+    run.record("02_stage1", [row("stage1", 27.50)])
+    assert compare(run, committed, LIMITS).different == {}
+
+
+def test_no_reference_is_said(clone, tmp_path):
+    committed, _ = clone
+    assert reference_text(open_run("smoke", tmp_path / "smoke")).startswith("No reference for profile smoke")
+    assert reference_text(committed) == (
+        "This run is the reference of its profile; there is nothing else to compare it with.")
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"stated": 3}', '{"stated": {"trained": {"psnr": null}}}'])
+def test_a_missing_or_damaged_spread_says_how_to_get_it(clone, tmp_path, text):
+    path = tmp_path / "results" / "reference" / "spread.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"benchmarks\.spread"):
+        stated_spread()
+    run = open_run("demo", tmp_path / "results" / "demo")
+    assert "Not compared" in reference_text(run)
+
+
+def test_the_spread_is_the_largest_difference_between_any_two_machines():
+    machines = {"a": [row("stage1", 27.0), row("bicubic", 26.0), row("teacher", 20.0)],
+                "b": [row("stage1", 27.3), row("bicubic", 26.0)], "c": [row("stage1", 26.9), row("bicubic", 26.0)]}
+    seen = spread(machines)
+    assert seen["trained"]["psnr"] == pytest.approx({"largest": 0.4, "median": 0.3})
+    assert seen["untrained"]["psnr"] == {"largest": 0.0, "median": 0.0}
+
+
+def test_what_is_measured_is_what_is_stated(monkeypatch, tmp_path):
+    values = iter((27.0, 27.1, 27.04))
+    monkeypatch.setattr("paperlib.benchmarks.spread.on_machine",
+                        lambda variables, whole: {"seconds": 1.0, "rows": [row("stage1", next(values))]})
+    path = measure_spread(tmp_path / "results" / "reference" / "spread.json")
+    monkeypatch.setattr(reference, "root", lambda: tmp_path)
+    assert stated_spread() == {"trained": {"psnr": pytest.approx(0.1 * ALLOWANCE)}}
+    record = json.loads(path.read_text())
+    assert record["machines"]["2 threads, AVX2"]["variables"]["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert {"commit", "versions", "device"} <= record.keys()
