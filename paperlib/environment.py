@@ -64,10 +64,32 @@ def _commit() -> dict[str, Any]:
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, versions, device and threads of this process; a package that is not installed has version None.
+INSTRUCTIONS = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp",
+                "i8mm", "sve")
+"""What makes one processor's kernels another's, as Linux names it."""
 
-    torch is asked for its device and threads where it is in use, and not loaded for it.
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """The processor's model, how many of them there are, and which of `INSTRUCTIONS` it has.
+
+    Args:
+        cpuinfo: Linux's description; where there is none, the instructions are None: not known.
+    """
+    known = {"model": platform.processor() or platform.machine(), "count": os.cpu_count(), "instructions": None}
+    if not cpuinfo.is_file():
+        return known
+    lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()]
+    fields = {name.strip(): value.strip() for name, _, value in reversed(lines)}  # of the first processor
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return known | {"model": fields.get("model name", known["model"]),
+                    "instructions": [name for name in INSTRUCTIONS if name in flags]}
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions, device, processor, threads and load average of the last 1, 5 and 15 minutes.
+
+    A package that is not installed has version None. torch is asked for its device and threads where it is in use, and
+    not loaded for it.
     """
     torch = sys.modules.get("torch")
     versions: dict[str, str | None] = {"python": platform.python_version(), "paperlib": __version__}
@@ -78,9 +100,10 @@ def provenance() -> dict[str, Any]:
             versions[name] = None
     cuda = bool(torch and torch.cuda.is_available())
     device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
-    return _commit() | {"versions": versions, "device": device, "cuda": cuda,
+    return _commit() | {"versions": versions, "device": device, "cuda": cuda, "cpu": processor(),
                         "threads": torch.get_num_threads() if torch else os.cpu_count(),
-                        "platform": platform.platform()}
+                        "platform": platform.platform(),
+                        "load_average": [round(load, 2) for load in os.getloadavg()]}
 
 
 def cache_dir() -> Path:

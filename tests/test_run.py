@@ -66,6 +66,20 @@ def test_versions_are_read_without_importing_tensorflow():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_processor_is_described_by_its_instructions(tmp_path):
+    """Kernels, and so the last bits of results, differ with them."""
+    intel, arm = tmp_path / "intel", tmp_path / "arm"
+    intel.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx avx512f avx512_vnni\n\n"
+                     "processor\t: 1\nmodel name\t: Another\nflags\t\t: fpu\n")
+    arm.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
+    found = environment.processor(intel)
+    assert found["model"] == "Some CPU @ 2 GHz"
+    assert found["instructions"] == ["avx", "avx2", "avx512f", "avx512_vnni"]
+    assert environment.processor(arm)["instructions"] == ["asimd", "asimddp"]
+    assert environment.processor(tmp_path / "none")["instructions"] is None
+    assert environment.provenance()["cpu"] == environment.processor()
+
+
 def test_inputs_outside_the_run_keep_their_whole_path(run, tmp_path):
     teacher = tmp_path / "teacher.pth"
     teacher.write_bytes(b"x")

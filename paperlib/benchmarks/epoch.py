@@ -157,8 +157,8 @@ def bench_epoch(
 
     Returns:
         `s_<part>_<side>` for load and step (one step) and validate (one image), `s_epoch_<side>`;
-        `ratio_naive_vs_ours` (times faster), `share_of_naive` (ours as a part of the field's time),
-        `ratio_naive_vs_collapsed`, `max_loss_difference` (relative, naive against ours), `same_samples`.
+        `ratio_vs_naive` (times faster), `share_of_naive` (ours as a part of the field's time),
+        `ratio_collapsed_vs_naive`, `max_loss_difference` (relative, naive against ours), `same_samples`.
 
     Raises:
         UserError: a side failed.
@@ -185,8 +185,8 @@ def bench_epoch(
         **{f"s_{part}_{side}": median[side][part] for side in SIDES for part in median[side]},
         **{f"s_epoch_{side}": epoch[side] for side in SIDES},
         "share_of_naive": epoch["ours"] / epoch["naive"],
-        "ratio_naive_vs_ours": epoch["naive"] / epoch["ours"],
-        "ratio_naive_vs_collapsed": epoch["naive"] / epoch["collapsed"],
+        "ratio_vs_naive": epoch["naive"] / epoch["ours"],
+        "ratio_collapsed_vs_naive": epoch["naive"] / epoch["collapsed"],
         "max_loss_difference": max(abs(a - b) / a for a, b in zip(naive, ours, strict=True)),
         "same_samples": results["naive"]["samples"] == results["ours"]["samples"]}
 

@@ -19,11 +19,12 @@ from skimage.metrics import structural_similarity
 
 from paperlib.benchmarks.epoch import bench_epoch, photograph
 from paperlib.benchmarks.tflite import bench_int8, bench_upscale
-from paperlib.benchmarks.timing import interleaved
+from paperlib.benchmarks.timing import fraction_of_peak, interleaved, peak_rate
 from paperlib.benchmarks.training import cost_table
 from paperlib.data.dataset import TrainSet
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
+from paperlib.environment import provenance
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import ssim_rgb
 from paperlib.settings import SCALE, DataSettings, LossSettings, StudentSettings
@@ -67,15 +68,6 @@ def _step(model: torch.nn.Module, lr: torch.Tensor, hr: torch.Tensor) -> Callabl
     return step
 
 
-def peak_flops(size: int = 2048, rounds: int = 5) -> float:
-    """Floating-point operations per second of a large float32 matrix product, as a yardstick.
-
-    Where the matrix library does not use a processor's widest vectors, convolutions can exceed it.
-    """
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / interleaved({"matmul": lambda: a @ b}, rounds)["matmul"]
-
-
 def bench_step(rounds: int = 7, batch: int = 16, patch: int = 42) -> dict[str, Any]:
     """A training step: channels-last expanded (ours) against plain expanded, and collapsed against expanded."""
     torch.manual_seed(0)
@@ -92,7 +84,7 @@ def bench_step(rounds: int = 7, batch: int = 16, patch: int = 42) -> dict[str, A
             "ratio_vs_plain": seconds["plain"] / seconds["expanded"],
             "ratio_collapsed_vs_expanded": seconds["expanded"] / seconds["collapsed"],
             # forward, and backward to inputs and weights: three times the forward's multiply-adds
-            "fraction_of_peak": 6 * macs / seconds["collapsed"] / peak_flops()}
+            **fraction_of_peak(6 * macs / seconds["collapsed"], peak_rate(batch, patch, rounds=rounds))}
 
 
 def bench_compile(rounds: int = 5, batch: int = 16, patch: int = 42) -> dict[str, Any]:
@@ -163,6 +155,8 @@ def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
 def run_benchmarks(only: str | None = None) -> dict[str, Any]:
     """Run all benchmarks, or one by name; those whose files are missing are named under `skipped`.
 
+    `provenance` says what they were run on: commit, versions, processor, threads, and the load before they began.
+
     Raises:
         UserError: an unknown name, or the one asked for cannot run.
     """
@@ -170,8 +164,8 @@ def run_benchmarks(only: str | None = None) -> dict[str, Any]:
     if only:
         if only not in known:
             raise UserError(f"no benchmark {only!r}. There are {', '.join(known)}.")
-        return _with_hours({only: known[only]()})
-    results: dict[str, Any] = {}
+        return _with_hours({"provenance": provenance(), only: known[only]()})
+    results: dict[str, Any] = {"provenance": provenance()}
     for name, function in known.items():
         try:
             results[name] = function()

@@ -4,12 +4,17 @@
 scores they were shipped with, and a model card. `python -m paperlib.export.release RUN` fills it from a finished run.
 """
 
+import math
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+from safetensors import safe_open
+
 from paperlib.errors import UserError
+from paperlib.export.tflite import tflite_values
 from paperlib.files import atomic_path, sha256_file, write_json, write_text
 from paperlib.settings import Settings
 from paperlib.weights import FILES, FOLDER
@@ -32,29 +37,76 @@ def _scores(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     return sorted(lines.values(), key=lambda line: (line["images"], order.index(line["precision"])))
 
 
-def _card(record: dict[str, Any], scores: list[dict[str, str]]) -> str:
+SOURCES = {
+    "bsds400": "BSDS500 (400 photographs, none of them in B100; for research and education)",
+    "t91": "T91 (for research)", "cid22": "CID22 (CC BY-SA 4.0)", "embedded": "those in scikit-image and scikit-learn",
+    "div2k": "DIV2K (for academic research)"}
+"""Training photographs by the name of their folder, or the setting `data.source`, and what they may be used for."""
+
+
+def _facts(run: Any) -> dict[str, Any]:
+    """What the card says of a run, all of it from the run's records.
+
+    Raises:
+        UserError: something that the card must say is in no record; all that is missing is named.
+    """
+    records = run.records()
+    last, second, third = (records.get(name, {}) for name in ("06_tflite_eval", "04_stage2", "05_fuse_qat"))
+    try:
+        settings = Settings.model_validate(last["settings"])
+    except (KeyError, ValidationError):
+        raise UserError(f"the settings in {run.out}/records/06_tflite_eval.json are those of another version of this "
+                        "kit. Run the notebooks again.") from None
+    data = settings.data
+    photographs = data.train if data.source == "folders" else (data.source,)
+    trained = {name: record.get("device") if record.get("cuda") else (record.get("cpu") or {}).get("model")
+               for name, record in (("04_stage2", second), ("05_fuse_qat", third))}
+    missing = [f"{name}: the {fact}" for name, fact, found in (
+        ("06_tflite_eval", "commit", last.get("commit")),
+        *((name, "device (cpu model or GPU)", device) for name, device in trained.items()),
+        ("04_stage2", "teacher", second.get("teacher")), ("05_fuse_qat", "targets of stage 3", third.get("targets")))
+        if not found]
+    missing += [f"SOURCES in paperlib/export/release.py: the data set {name}" for name in photographs
+                if name not in SOURCES]
+    if missing:
+        raise UserError(f"the model card of {run.out} would lack facts: {'; '.join(missing)}. Run those notebooks "
+                        "again, or write down what is missing.")
+    return {"settings": settings, "commit": last["commit"], "device": ", ".join(dict.fromkeys(trained.values())),
+            "teacher": second["teacher"], "targets": third["targets"], "photographs": photographs}
+
+
+def _float_values(path: Path) -> int:
+    """Number of weights and biases in a .safetensors file."""
+    with safe_open(path, framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+
+
+def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]]) -> str:
     """The model card: what it is, what it learnt from, what it scores, what it cannot do."""
-    settings = Settings.model_validate(record["settings"])
+    settings, photographs = facts["settings"], facts["photographs"]
+    values = tflite_values(folder / FILES["pretrained"]), _float_values(folder / FILES["pretrained-float"])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (
         scores[0].keys(), ["---"] * len(scores[0]), *(line.values() for line in scores)))
     stages = "\n".join(
         f"- stage {number}: {stage.steps} steps of {stage.batch} patches of {stage.patch}² LR pixels, Adam, learning "
         f"rate {stage.lr:g} ({stage.decay}), form {stage.form}, loss {_terms(stage.loss)}"
         for number, stage in enumerate((settings.stage1, settings.stage2, settings.stage3), 1))
-    return f"""# Model card: ×3 student, 82,683 parameters
+    return f"""# Model card: ×3 student, {values[0]:,} values in INT8
 
-Trained by this kit, profile `{settings.profile}`, commit `{record['commit'][:12]}`, seed {settings.seed}, on CPU.
-**These are not the paper's numbers**: the paper trains on DIV2K for 18 GPU hours.
+Trained by this kit, profile `{settings.profile}`, commit `{facts['commit'][:12]}`, seed {settings.seed}, on {
+    facts['device']}.
+**Data and schedule: {settings.note}**; the paper trains on DIV2K for 18 GPU hours.
 
-- `{FILES['pretrained-float']}`: fused float network, RGB 0..255 in and out, clamped.
-- `{FILES['pretrained']}`: the same after quantisation-aware training; every tensor INT8, any input size.
+- `{FILES['pretrained-float']}`: fused float network, {values[1]:,} weights and biases, RGB 0..255 in and out, clamped.
+- `{FILES['pretrained']}`: the same after quantisation-aware training, {values[0]:,} weights and biases{
+    ' (more, for its skip is carried by convolutions)' if settings.quant.skip == 'exact' else ''}; every tensor INT8,
+  any input size.
 
 ## Training
 
-- photographs: {', '.join(settings.data.train)}; validation: {', '.join(settings.data.valid)}
+- photographs: {', '.join(photographs)}; validation: {', '.join(settings.data.valid or photographs)}
 {stages}
-- teacher of stage 2: MambaIRv2-light, published weights; of stage 3: {
-    'the stage-2 student' if settings.teacher.stage3 == 'student' else 'the same'}
+- teacher of stage 2: {facts['teacher']}; of stage 3: {facts['targets']}
 - quantiser `{settings.quant.quantiser}`, skip `{settings.quant.skip}`, equalised: {settings.quant.equalise}
 - kernels rounded to {settings.quant.rounding} before stage 3
 
@@ -66,8 +118,8 @@ LR by MATLAB's bicubic; RGB without border crop, Y with a 3-pixel border.
 
 ## Licence and limits
 
-The weights are Apache-2.0, as the kit. The training photographs are not included: BSDS500 (400 photographs, none of
-them in B100; for research and education), T91 (for research), CID22 (CC BY-SA 4.0).
+The weights are Apache-2.0, as the kit. The training photographs are not included: {
+    ', '.join(SOURCES[name] for name in photographs)}.
 
 Made for photographs that were reduced by bicubic interpolation without noise. Noise and JPEG blocks are enlarged as
 they are. It invents no detail, and knows no scale but ×3.
@@ -86,7 +138,8 @@ def ship_pretrained(run: Any, folder: Path = FOLDER) -> Path:
         run: a finished run (`paperlib.run.Run`): 05 and 06 have written their records.
 
     Raises:
-        UserError: the run has not come that far, or a file is not the one that was measured.
+        UserError: the run has not come that far, a file is not the one that was measured, or a record lacks what the
+            card must say.
     """
     record = run.records().get("06_tflite_eval")
     if record is None:
@@ -94,17 +147,18 @@ def ship_pretrained(run: Any, folder: Path = FOLDER) -> Path:
     sources = {"pretrained": run.stage_folder("export") / "student_dynamic_int8.tflite",
                "pretrained-float": run.stage_folder("stage3") / "fused.safetensors"}
     measured = {file["sha256"] for file in record["inputs"].values()}
+    if sha256_file(sources["pretrained"]) not in measured:
+        raise UserError(f"{sources['pretrained']} is not the file that 06_tflite_eval measured. Run 06 again.")
+    facts = _facts(run)
     folder.mkdir(exist_ok=True)
     for name, source in sources.items():
-        if name == "pretrained" and sha256_file(source) not in measured:
-            raise UserError(f"{source} is not the file that 06_tflite_eval measured. Run 06 again.")
         with atomic_path(folder / FILES[name]) as temporary:
             shutil.copyfile(source, temporary)
     scores = _scores(record["rows"])
     write_json(folder / "weights.json", {
         "files": {file: sha256_file(folder / file) for file in FILES.values()}, "commit": record["commit"],
         "scores": scores})
-    write_text(folder / "MODEL_CARD.md", _card(record, scores))
+    write_text(folder / "MODEL_CARD.md", _card(facts, folder, scores))
     return folder
 
 

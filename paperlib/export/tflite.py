@@ -156,6 +156,20 @@ class TFLiteUpscaler:
         return self.dequantise(self.raw(lr))
 
 
+def tflite_values(path: str | Path) -> int:
+    """Number of weights, biases and slopes that a .tflite file holds: the constants its convolutions and PReLUs read.
+
+    Raises:
+        UserError: missing file, or not a TFLite model.
+    """
+    interpreter = open_interpreter(path, xnnpack=False)
+    sizes = {tensor["index"]: int(np.prod(tensor["shape"])) for tensor in interpreter.get_tensor_details()}
+    read = {int(index) for operator in interpreter._get_ops_details()
+            if operator["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D", "PRELU")
+            for index in operator["inputs"][1:] if index >= 0}
+    return sum(sizes[index] for index in read)
+
+
 def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> dict[str, Any]:
     """Describe a .tflite file without running it.
 

@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
+from paperlib.benchmarks import suite, timing
 from paperlib.benchmarks.epoch import bench_epoch, decoded_batch, write_photographs
 from paperlib.benchmarks.tflite import bench_upscale
 from paperlib.benchmarks.timing import interleaved
@@ -19,7 +21,7 @@ def test_both_sides_of_an_epoch_see_the_same_and_learn_the_same():
     assert result["max_loss_difference"] < 1e-4
     epoch = 50 * (result["s_load_ours"] + result["s_step_ours"]) + 100 * result["s_validate_ours"]
     assert np.isclose(result["s_epoch_ours"], epoch)
-    assert np.isclose(result["ratio_naive_vs_ours"] * result["share_of_naive"], 1)
+    assert np.isclose(result["ratio_vs_naive"] * result["share_of_naive"], 1)
     json.dumps(result)
 
 
@@ -39,6 +41,37 @@ def test_interleaved_runs_every_job_in_every_round():
     seconds = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=2)
     assert calls == ["a", "b"] * 3
     assert set(seconds) == {"a", "b"}
+
+
+def test_results_say_what_they_were_measured_on(monkeypatch):
+    monkeypatch.setattr(suite, "_benchmarks", lambda: {"one": lambda: {"ratio_vs_other": 2.0}})
+    for result in (suite.run_benchmarks(), suite.run_benchmarks("one")):
+        assert result["one"] == {"ratio_vs_other": 2.0}
+        about = result["provenance"]
+        assert {"commit", "dirty", "versions", "cpu", "threads", "load_average"} <= about.keys()
+        assert about["cpu"]["model"]
+        assert len(about["load_average"]) == 3
+
+
+def test_a_step_is_a_fraction_of_the_fastest_thing_seen():
+    result = suite.bench_step(rounds=2, batch=2, patch=24)
+    assert result["peak_gflops"] > 0
+    assert result["peak_of"]
+    assert {"ratio_vs_plain", "ratio_collapsed_vs_expanded", "fraction_of_peak"} <= result.keys()
+    assert result["fraction_of_peak"] is None or 0 < result["fraction_of_peak"] <= 1
+
+
+def test_the_peak_is_the_best_of_several_and_no_fraction_exceeds_1(monkeypatch):
+    def seconds(functions, rounds, warm, pick):
+        assert pick is min
+        return {name: 1e-6 if "128, plain" in name else 100.0 for name in functions}
+
+    monkeypatch.setattr(timing, "interleaved", seconds)
+    peak = timing.peak_rate(2, 10, channels=32)
+    assert peak["of"] == "3×3 convolution 32→128, plain"
+    assert peak["flops"] == pytest.approx(1e6 * 2 * 128 * 32 * 9 * 2 * 100)
+    assert timing.fraction_of_peak(0.5 * peak["flops"], peak)["fraction_of_peak"] == 0.5
+    assert timing.fraction_of_peak(1.1 * peak["flops"], peak)["fraction_of_peak"] is None  # not cut to 1
 
 
 def test_upscaling_a_frame_is_measured_on_the_shipped_student():

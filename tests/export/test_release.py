@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
+from paperlib import environment
 from paperlib.cli import main
 from paperlib.data.photographs import read_pairs
 from paperlib.data.resize import bicubic_downscale
@@ -16,9 +17,12 @@ from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.release import ship_pretrained
-from paperlib.export.tflite import inspect_tflite
+from paperlib.export.tflite import inspect_tflite, tflite_values
+from paperlib.quantisation.skip import exact_skip
 from paperlib.rows import measured_row
 from paperlib.run import open_run
+from paperlib.student.graph import parameters
+from paperlib.student.models import deployment_graph
 from paperlib.student.network import count_parameters
 from paperlib.weights import FILES, FOLDER, pretrained
 
@@ -71,6 +75,13 @@ def test_it_scores_what_its_card_says(dataset, data_root):
         assert measured == pytest.approx(shipped_scores()[dataset, precision], abs=0.002)
 
 
+def test_the_card_counts_what_the_files_hold():
+    values = tflite_values(pretrained())
+    graph = exact_skip(deployment_graph(load_upscaler("pretrained-float").model), peak=255.0)
+    assert values == parameters(graph) == 88_223
+    assert f"{values:,} values in INT8" in (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines()[0]
+
+
 def test_int8_loses_little():
     scores = shipped_scores()
     for dataset in ("validation", "Set5", "Set14", "B100"):
@@ -87,11 +98,26 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     rows = [measured_row("export", "tflite_dynamic", "int8", metric, value, "Set5")
             for metric, value in (("psnr", 31.4), ("psnr_y", 33.4), ("ssim", 0.9))]
     run.record("06_tflite_eval", rows, inputs={"dynamic": int8})
+    with pytest.raises(UserError, match=r"04_stage2: the teacher; 05_fuse_qat: the targets of stage 3"):
+        ship_pretrained(run, tmp_path / "box")
+    assert not (tmp_path / "box").exists()
+    run.record("04_stage2", [], teacher="a teacher of this test")
+    run.record("05_fuse_qat", [], targets="the float student itself")
     folder = ship_pretrained(run, tmp_path / "box")
     assert pretrained(folder=folder).read_bytes() == int8.read_bytes()
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "| Set5 | INT8 TFLite | 31.400 | 33.400 | 0.9000 |" in card
     assert "not the paper's numbers" in card
+    assert "# Model card: ×3 student, 88,223 values in INT8" in card
+    assert "82,683 weights and biases" in card
+    assert "teacher of stage 2: a teacher of this test; of stage 3: the float student itself" in card
+    assert f"seed {run.settings.seed}, on {environment.processor()['model']}." in card
+    assert "BSDS500 (400 photographs" in card
+    other = open_run("benchmark", run.out, {"data.train": ["my_photographs"]})
+    other.record("06_tflite_eval", rows, inputs={"dynamic": int8})
+    with pytest.raises(UserError, match="the data set my_photographs"):
+        ship_pretrained(other, tmp_path / "box")
+    run.record("06_tflite_eval", rows, inputs={"dynamic": int8})
     int8.write_bytes(b"another")
     with pytest.raises(UserError, match="not the file that 06_tflite_eval measured"):
         ship_pretrained(run, tmp_path / "box")
