@@ -1,15 +1,22 @@
 """The three stages in a row: what binds a training to what came before it, and what does not."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from paperlib.cli import main
-from paperlib.data.dataset import open_data
+from paperlib.data.dataset import lr_batches, open_data
 from paperlib.errors import UserError
+from paperlib.profiles import PROFILES, load_settings
+from paperlib.quantisation.fx_qat import FakeQuantize
 from paperlib.run import open_run
-from paperlib.student.models import save_student
+from paperlib.settings import StageSettings
+from paperlib.student.models import load_model, save_student
 from paperlib.student.network import Student, fuse
 from paperlib.teacher.distillation import FILE, Targets
+from paperlib.training import stages
+from paperlib.training.loop import recalibrate_bn
 from paperlib.training.stages import open_teacher, recalibrated, self_targets, stage1, stage2, stage3_targets
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
@@ -93,3 +100,64 @@ def test_a_stage_without_the_one_before_it_is_told(tmp_path, capsys):
     changes = [f"{field}={value}" for field, value in TINY.items()]
     assert main(["train", "stage3", "--profile", "smoke", "--out", str(tmp_path), "--set", *changes]) == 2
     assert "no checkpoint at" in capsys.readouterr().err
+
+
+def test_grids_are_learnt_until_the_observers_stop_and_then_stay(tmp_path, monkeypatch):
+    short = {"stage3.steps": 10, "stage3.validate_every": 1, "stage3.patch": 8, "stage3.lr": 1e-3, "stage3.loss.kd": 0,
+             "quant.observe_until": 0.4, "stage3.ema": 0}
+    run, data = run_of(tmp_path, **short)
+    seen = []
+
+    def scorer(_):
+        def score(model):
+            seen.append([float(part.scale) for part in model.modules() if isinstance(part, FakeQuantize)
+                         and part.qscheme == torch.per_tensor_affine])
+            return {"psnr_rgb": 0.0}
+        return score
+
+    monkeypatch.setattr(stages, "psnr_scorer", scorer)
+    stages.stage3(run, data, fuse(Student(run.settings.student)), None)
+    moved = [one != other for one, other in pairwise(seen)]
+    assert len(seen[0]) >= 4
+    assert moved == [True] * 3 + [False] * 6  # steps 1 to 4 observe
+
+
+def by_hand(model, batches):
+    """Mean and variance (of a population of one batch, unbiased) that the first block's identity BN should hold."""
+    with torch.no_grad():
+        features = [model.stem(batch) for batch in batches]
+    return (torch.stack([part.mean((0, 2, 3)) for part in features]).mean(0),
+            torch.stack([part.var((0, 2, 3)) for part in features]).mean(0))
+
+
+def test_bn_statistics_are_estimated_anew_before_fusing(tmp_path):
+    run, data = run_of(tmp_path, **{"stage2.recalibrate_batches": 3, "stage2.steps": 2})
+    stage1(run, data)
+    stage2(run, data, Targets("none"))
+    left = load_model(run.stage_folder("stage2") / "student.safetensors")
+    batches = lr_batches(data, run.settings, "recalibration", run.settings.stage2)
+    mean, variance = by_hand(left, batches)
+    assert len(batches) == 3
+    assert float((left.body[0].identity.running_mean - mean).abs().max()) > 1
+    found = recalibrated(run, data).body[0].identity
+    torch.testing.assert_close(found.running_mean, mean, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.running_var, variance, rtol=1e-3, atol=1e-2)
+
+
+def test_stage_3_starts_from_weights_fused_with_those_statistics(tmp_path):
+    run, data = run_of(tmp_path, **{"stage2.recalibrate_batches": 3, "stage3.patch": 8, "stage3.steps": 1,
+                                    "stage3.loss.kd": 0})
+    stage1(run, data)
+    stage2(run, data, Targets("none"))
+    stages.train_stage(run, "stage3")
+    left = load_model(run.stage_folder("stage2") / "student.safetensors")
+    anew = recalibrate_bn(left, lr_batches(data, run.settings, "recalibration", run.settings.stage2))
+    start = load_model(run.stage_folder("stage3") / "fused.safetensors").body[0].conv.weight
+    torch.testing.assert_close(start, fuse(anew).body[0].conv.weight)
+    assert not torch.allclose(start, fuse(left).body[0].conv.weight, rtol=1e-3)
+
+
+def test_many_batches_are_used_unless_told_otherwise():
+    assert load_settings("paper").stage2.recalibrate_batches == 64
+    assert StageSettings(steps=1, lr=1.0, loss={}).recalibrate_batches == 64
+    assert all(load_settings(profile).stage2.recalibrate_batches > 0 for profile in PROFILES)
