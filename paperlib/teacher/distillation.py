@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paperlib.data.pixel_store import FlatImages, PixelStore
+from paperlib.data.flat_images import FlatImages
+from paperlib.data.pixel_store import PixelStore
 from paperlib.environment import assets_dir, cache_dir
 from paperlib.errors import UserError
 from paperlib.files import Progress, atomic_path, explain, file_lock, write_json

@@ -7,9 +7,10 @@ from PIL import Image
 
 from paperlib.data import pixel_store
 from paperlib.data.dataset import COLOURS, TrainSet
+from paperlib.data.flat_images import FlatImages
 from paperlib.data.images import find_images, read_rgb
 from paperlib.data.photographs import make_pair, named_folder, read_pairs
-from paperlib.data.pixel_store import FlatImages, open_store
+from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
 from paperlib.data.splits import EMBEDDED_TRAIN, EMBEDDED_VALID, embedded_path, split_sources, validation_pairs
 from paperlib.data.splits import test_sets as open_test_sets

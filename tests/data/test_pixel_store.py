@@ -12,7 +12,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 from paperlib.data import pixel_store
-from paperlib.data.pixel_store import FlatImages, open_store, read_index
+from paperlib.data.flat_images import FlatImages
+from paperlib.data.pixel_store import open_store, read_index
 from paperlib.errors import UserError
 from paperlib.files import building_folder
 from paperlib.settings import DataSettings
