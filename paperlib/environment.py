@@ -10,6 +10,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,6 +80,24 @@ def provenance() -> dict[str, Any]:
     return _commit() | {"versions": versions, "device": device, "cuda": cuda,
                         "threads": torch.get_num_threads() if torch else os.cpu_count(),
                         "platform": platform.platform()}
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """For the block, what C++ libraries write to file descriptor 2 is dropped: news, not errors, which they raise."""
+    try:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+    except (OSError, ValueError):  # there is no stderr
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def cache_dir() -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from paperlib.environment import quiet_libraries
 from paperlib.export.npu import estimate_if_available
 from paperlib.export.tf_graph import FloatBuilder, Int8Builder, tensorflow
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
@@ -29,11 +30,13 @@ def _convert(
     tf = tensorflow()
     module = tf.Module()
     module.build = tf.function(build, autograph=False)
-    traced = module.build.get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
+    with quiet_libraries():
+        traced = module.build.get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
     if configure:
         configure(converter)
-    content = converter.convert()
+    with quiet_libraries():
+        content = converter.convert()
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)

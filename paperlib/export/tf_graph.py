@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from paperlib.environment import quiet_libraries
 from paperlib.quantisation.int8 import QW, QuantisedGraph, quantised_weights
 from paperlib.settings import SCALE
 from paperlib.student.graph import SHARES_GRID, Graph, Node
@@ -21,8 +22,10 @@ from paperlib.student.graph import SHARES_GRID, Graph, Node
 def tensorflow() -> Any:
     """The tensorflow module, imported on first use, with its start-up chatter (not its errors) silenced."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
+    with quiet_libraries():  # looking for a GPU, it writes of CUDA where there is none
+        import tensorflow as tf
 
+        tf.config.list_physical_devices()
     tf.get_logger().setLevel("ERROR")
     return tf
 
