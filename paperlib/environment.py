@@ -145,8 +145,12 @@ def portable(text: str) -> str:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """For the block, what C++ libraries write to stderr is kept back; where the block fails, it comes out."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
+    try:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+    except (AttributeError, OSError, ValueError):  # there is no stderr
+        yield
+        return
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from skimage.data import chelsea, coffee
 
+from paperlib.data import tiles
 from paperlib.data.images import Picture
-from paperlib.data.tiles import run_tiled
+from paperlib.data.tiles import Canvas, run_tiled
+from paperlib.errors import UserError
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.upscalers import Upscaler, load_upscaler
 from paperlib.export.convert import export_tflite
@@ -17,7 +19,15 @@ from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.network import Student, fuse
-from paperlib.upscale import byte_runner, find_inputs, upscale_files, upscale_picture, upscale_pixels
+from paperlib.upscale import (
+    byte_runner,
+    find_inputs,
+    picture_bands,
+    upscale_bands,
+    upscale_files,
+    upscale_picture,
+    upscale_pixels,
+)
 
 BICUBIC = load_upscaler("bicubic")
 
@@ -102,6 +112,70 @@ class Negative:
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         self.sizes.append(lr.shape[:2])
         return np.kron(255 - lr, np.ones((3, 3, 1), np.uint8)).astype(np.float32)
+
+
+class Near(Negative):
+    """The same, its pixels known to depend on few others."""
+
+    radius = 4
+
+
+@pytest.mark.parametrize("shape", [(8, 5000), (5000, 8), (1, 2000), (700, 900)])
+def test_no_shape_is_run_in_more_than_a_tile(shape):
+    upscaler, lr = Near(), np.resize(coffee(), (*shape, 3))
+    bands = list(upscale_bands(upscaler, lr, tile=100))
+    assert max(max(size) for size in upscaler.sizes) <= 100
+    assert max(band.shape[0] for band in bands) <= 300
+    assert sum(height * width for height, width in upscaler.sizes) < 1.4 * shape[0] * shape[1]
+    np.testing.assert_array_equal(np.concatenate([band.rows(0, band.shape[0]) for band in bands]),
+                                  np.kron(255 - lr, np.ones((3, 3, 1), np.uint8)))
+
+
+@pytest.mark.parametrize("shape", [(5, 300), (300, 5), (20, 300)])
+def test_strips_are_tiled_without_a_seam(int8_file, shape):
+    lr, upscaler = np.resize(coffee()[:, :37], (*shape, 3)), TFLiteUpscaler(int8_file, threads=1)
+    np.testing.assert_array_equal(upscale_pixels(upscaler, lr, tile=40), byte_runner(upscaler)(lr))
+
+
+def test_bands_too_large_for_memory_lie_in_a_file(monkeypatch, tmp_path):
+    lr = chelsea()[:60, :90]
+    whole = upscale_pixels(Near(), lr, tile=30)
+    monkeypatch.setattr(tiles.Canvas, "LARGEST", 0)
+    canvases = list(upscale_bands(Near(), lr, tile=30, folder=tmp_path))
+    assert all(isinstance(part, np.memmap) for canvas in canvases for part in canvas.parts())
+    np.testing.assert_array_equal(np.concatenate([part for canvas in canvases for part in canvas.parts(500)]), whole)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match=r"No space|too large|Invalid"):
+        Canvas((1 << 20, 1 << 20, 1 << 20), np.uint8, tmp_path)
+
+
+def test_alpha_in_bands_is_alpha_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    picture = Picture(coffee()[:60, :50], rng.integers(0, 256, (60, 50), dtype=np.uint8))
+    parts = tiles.Canvas.parts
+    monkeypatch.setattr(tiles.Canvas, "parts", lambda canvas: parts(canvas, 7 * 150 * 3))
+    bands = list(picture_bands(Near(), picture))
+    assert len(bands) > 20
+    whole = Image.fromarray(picture.alpha).resize((150, 180), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.concatenate(bands)[..., 3], np.asarray(whole))
+
+
+def test_what_cannot_be_held_is_told_before_the_work(tmp_path):
+    for name, alpha in (("a.jpg", coffee()[:9, :9, 0]), ("b.jpg", np.full((9, 9), 255, np.uint8))):
+        save(np.dstack([coffee()[:9, :9], alpha]), tmp_path / name, format="PNG")
+    save(np.zeros((1, 22_000, 3), np.uint8), tmp_path / "c.jpg")
+    upscaler = Negative()
+    done, failed = upscale_files([tmp_path], tmp_path / "out", upscaler)
+    assert [path.name for path in done] == ["b_x3.jpg"]
+    assert "is transparent and JPEG is not" in failed[0]
+    assert "more than the 65500 pixels a side" in failed[1]
+    assert upscaler.sizes == [(9, 9)]
+
+
+def test_a_model_that_sees_the_whole_has_a_limit(monkeypatch):
+    monkeypatch.setattr("paperlib.upscale.MOST_AT_ONCE", 100)
+    with pytest.raises(UserError, match="negative must see a picture whole, and 20×10"):
+        upscale_pixels(Negative(), coffee()[:10, :20])
 
 
 def test_a_model_of_unknown_reach_sees_the_whole_picture():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paperlib.benchmarks.epoch import photograph
-from paperlib.export.tflite import TFLiteUpscaler, interpreter_module, open_interpreter
+from paperlib.export.tflite import TFLiteUpscaler, allocate, interpreter_module, open_interpreter
 from paperlib.upscale import upscale_pixels
 from paperlib.weights import pretrained
 
@@ -18,9 +18,9 @@ def _prepared(path: Path, threads: int, height: int, width: int, xnnpack: bool) 
     """An interpreter with allocated tensors and one random image in its input."""
     interpreter = open_interpreter(path, threads, xnnpack)
     entry = interpreter.get_input_details()[0]
-    if -1 in entry["shape_signature"]:
-        interpreter.resize_tensor_input(entry["index"], [1, height, width, 3])
-    interpreter.allocate_tensors()
+    if -1 not in entry["shape_signature"]:
+        height, width = (int(side) for side in entry["shape_signature"][1:3])
+    allocate(interpreter, Path(path), height, width)
     entry = interpreter.get_input_details()[0]
     pixels = np.random.default_rng(0).integers(0, 256, entry["shape"])
     is_int8 = entry["dtype"] == np.int8

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paperlib.data.images import open_image
 from paperlib.data.photographs import Source, match_folders
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
@@ -193,14 +194,12 @@ def check_split(settings: DataSettings, split: str, count: int) -> None:
     Raises:
         UserError: what differs, and where.
     """
-    from PIL import Image
-
     sources = div2k_sources(settings, split)
     if len(sources) != count:
         raise UserError(f"DIV2K {split} has {len(sources)} images in {sources[0].hr.parent}, not {count}. "
                         "Unpack it again.")
     for source in sources:
-        with Image.open(source.hr) as hr, Image.open(source.lr) as lr:
+        with open_image(source.hr) as hr, open_image(source.lr) as lr:
             if lr.size != (hr.width // SCALE, hr.height // SCALE):
                 raise UserError(f"{source.lr} is {lr.size}, a third of {source.hr} is "
                                 f"{(hr.width // SCALE, hr.height // SCALE)}. Unpack both again.")

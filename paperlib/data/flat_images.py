@@ -1,6 +1,5 @@
-"""Many images in one memory-mapped file, each checked against its hash when first read (paper section 4's data)."""
+"""Images one after the other in one memory-mapped file, checked against their hashes when first read (section 4)."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,12 +83,3 @@ def _allocate(path: Path, total: int) -> None:
         if fresh:
             path.unlink(missing_ok=True)
         raise
-
-
-def read_hashes(path: Path, count: int) -> list[str] | None:
-    """SHA-256 of each image of a file of teacher outputs, from the `.json` beside it; None where that is missing."""
-    try:
-        hashes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return hashes if isinstance(hashes, list) and len(hashes) == count else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.data.flat_images import FlatImages, read_hashes
+from paperlib.data.flat_images import FlatImages
 from paperlib.data.photographs import Pair, Source, read_source
 from paperlib.data.splits import split_sources
 from paperlib.environment import cache_dir
@@ -127,6 +127,15 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return index if sound and isinstance(index.get("key"), str) and isinstance(index.get("left_out"), dict) else None
+
+
+def read_hashes(path: Path, count: int) -> list[str] | None:
+    """SHA-256 of each image of a file of teacher outputs, from the `.json` beside it; None where that is missing."""
+    try:
+        hashes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return hashes if isinstance(hashes, list) and len(hashes) == count else None
 
 
 def _source_hash(source: Source) -> str:

@@ -28,13 +28,14 @@ def _convert(
 ) -> Path:
     """Trace `build` for (1, height, width, 3) (None: any size), convert, and write the file atomically."""
     tf = tensorflow()
+    module = tf.Module()
+    module.build = tf.function(build, autograph=False)
     with quiet_libraries():
-        module = tf.Module()
-        module.build = tf.function(build, autograph=False)
         traced = module.build.get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
-        if configure:
-            configure(converter)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
+    if configure:
+        configure(converter)
+    with quiet_libraries():
         content = converter.convert()
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

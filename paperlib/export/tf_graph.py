@@ -22,9 +22,10 @@ from paperlib.student.graph import SHARES_GRID, Graph, Node
 def tensorflow() -> Any:
     """The tensorflow module, imported on first use, with its start-up chatter (not its errors) silenced."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with quiet_libraries():
+    with quiet_libraries():  # looking for a GPU, it writes of CUDA where there is none
         import tensorflow as tf
 
+        tf.config.list_physical_devices()
     tf.get_logger().setLevel("ERROR")
     return tf
 

@@ -11,6 +11,7 @@ from paperlib.data.tiles import run_padded, run_tiled
 from paperlib.environment import quiet_libraries
 from paperlib.errors import UserError
 from paperlib.export.flatbuffer import file_radius, read_graph
+from paperlib.export.tflite_check import check_contents, check_size
 from paperlib.files import sha256_file
 from paperlib.settings import SCALE
 
@@ -35,7 +36,7 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
         xnnpack: let the XNNPACK delegate take what it can (default of every Android app); False: built-in kernels.
 
     Raises:
-        UserError: missing file, or not a TFLite model.
+        UserError: missing file, not a TFLite model, or one that cannot be run; see `check_contents`.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,9 +46,47 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
     kind = resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
         with quiet_libraries():
-            return module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a TFLite model ({error}). Name a .tflite file.") from error
+            interpreter = module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind)
+        check_contents(interpreter, path)
+    except (ValueError, RuntimeError, MemoryError) as error:  # names that are no UTF-8 are ValueErrors too
+        raise UserError(f"{path} is not a TFLite model ({_reason(error)}). Name a .tflite file.") from error
+    return interpreter
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def allocate(interpreter: Any, path: Path, height: int, width: int) -> None:
+    """Allocate a file's tensors for an input of that size, when it is known what they take.
+
+    Raises:
+        UserError: too much, or its operators do not fit each other.
+    """
+    check_size(interpreter, path, height, width)
+    entry = interpreter.get_input_details()[0]
+    try:
+        with quiet_libraries():
+            if -1 in entry["shape_signature"]:
+                interpreter.resize_tensor_input(entry["index"], [1, height, width, int(entry["shape"][3])])
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path} cannot be run for an image of {width}×{height} pixels ({_reason(error)}). Name "
+                        "another file, or export this one again.") from error
+
+
+def _allocate_least(interpreter: Any, path: Path) -> None:
+    """Allocate the tensors of a file that takes no picture, each open side of its inputs with one element."""
+    try:
+        with quiet_libraries():
+            for entry in interpreter.get_input_details():
+                shape = [max(1, int(side)) for side in entry["shape_signature"]]
+                if -1 in entry["shape_signature"]:
+                    interpreter.resize_tensor_input(entry["index"], shape)
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path} cannot be prepared ({_reason(error)}). It may need another runtime's operators; name "
+                        "another file.") from error
 
 
 class TFLiteUpscaler:
@@ -75,6 +114,8 @@ class TFLiteUpscaler:
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._check(inputs, outputs)
         self.input, self.output = inputs[0], outputs[0]
+        if -1 not in self.input["shape_signature"]:
+            check_size(self._interpreter, self.path, *(int(side) for side in self.input["shape_signature"][1:3]))
         signature = self.input["shape_signature"]
         self.fixed: tuple[int, int] | None = None if -1 in signature else (int(signature[1]), int(signature[2]))
         """Input height and width of a fixed file; None: any size."""
@@ -126,20 +167,18 @@ class TFLiteUpscaler:
     def _run(self, image: np.ndarray) -> np.ndarray:
         size = image.shape[:2]
         if size != self._size:
-            if self.fixed is None:
-                self._interpreter.resize_tensor_input(self.input["index"], [1, *size, 3])
-            try:
-                with quiet_libraries():  # it says that it has made a delegate
-                    self._interpreter.allocate_tensors()
-            except RuntimeError as error:
-                raise UserError(f"{self.path} cannot be run for an image of {size[1]}×{size[0]} pixels ({error}). Name "
-                                "another file, or export this one again.") from error
+            allocate(self._interpreter, self.path, *size)
             self._size = size
-        self._interpreter.set_tensor(self.input["index"], image[None])
-        self._interpreter.invoke()
-        sr = self._interpreter.get_tensor(self.output["index"])[0]
-        if sr.shape[:2] != (size[0] * SCALE, size[1] * SCALE):
-            raise UserError(f"{self.path} made {sr.shape[:2]} from {size}. Name a ×{SCALE} model.")
+        try:
+            self._interpreter.set_tensor(self.input["index"], image[None])
+            self._interpreter.invoke()
+            sr = self._interpreter.get_tensor(self.output["index"])[0]
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{self.path} fails while it runs ({_reason(error)}). Export it again.") from error
+        if sr.shape != (size[0] * SCALE, size[1] * SCALE, 3):
+            raise UserError(f"{self.path} made {sr.shape} from {size}. Name a ×{SCALE} model.")
+        if sr.dtype == np.float32 and not np.isfinite(sr).all():
+            raise UserError(f"{self.path} gave values that are no numbers. Export it again.")
         return sr
 
     def raw(self, lr: np.ndarray) -> np.ndarray:
@@ -187,22 +226,21 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
         UserError: missing file, not a TFLite model, or one with operators that the interpreter does not have.
     """
     interpreter = open_interpreter(path, xnnpack=False)
-    ends = [[_port(entry) for entry in entries]
-            for entries in (interpreter.get_input_details(), interpreter.get_output_details())]
-    for entry in interpreter.get_input_details():
-        if -1 in entry["shape_signature"]:
-            image = [1, height, width, int(entry["shape"][-1])]
-            size = image if len(entry["shape"]) == 4 else [max(1, int(side)) for side in entry["shape_signature"]]
-            interpreter.resize_tensor_input(entry["index"], size)
+    entries = interpreter.get_input_details()
+    if not entries:
+        raise UserError(f"{path} takes no input. Name a model that does.")
+    ends = [[_port(entry) for entry in part] for part in (entries, interpreter.get_output_details())]
+    picture = len(entries[0]["shape_signature"]) == 4
+    if picture and -1 not in entries[0]["shape_signature"]:
+        height, width = (int(size) for size in entries[0]["shape"][1:3])
     operators = interpreter._get_ops_details()
     # Shapes behind shape arithmetic are known only to the planner; they need the tensors allocated.
-    try:
-        interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be prepared ({' '.join(str(error).split())}). It may need another runtime's "
-                        "operators; name another file.") from error
+    if picture:
+        allocate(interpreter, Path(path), height, width)
+    else:
+        _allocate_least(interpreter, Path(path))
     entry = interpreter.get_input_details()[0]
-    sides = entry["shape"][1:3] if len(entry["shape"]) == 4 else entry["shape"]
+    sides = entry["shape"][1:3] if picture else entry["shape"]
     # kernels add scratch tensors of their own, which no operator names
     used = {int(index) for operator in operators for end in ("inputs", "outputs") for index in operator[end]}
     tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details() if tensor["index"] in used}

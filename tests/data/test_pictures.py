@@ -1,12 +1,19 @@
 """Reading and writing every kind of picture that people have."""
 
+import io
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
 from skimage.data import coffee
 
-from paperlib.data.images import Picture, check_writable, read_picture, write_picture
+from paperlib.data import images, writing
+from paperlib.data.images import Picture, open_image, read_picture, read_rgb
+from paperlib.data.writing import check_writable, write_bands, write_picture
 from paperlib.errors import UserError
 
 RGB = coffee()[100:140, 200:260]
@@ -103,13 +110,135 @@ def test_bad_files_are_told(tmp_path, monkeypatch):
                         ("empty.webp", "cannot read"), ("float.tif", "32 bits a channel")):
         with pytest.raises(UserError, match=words):
             read_picture(tmp_path / name)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "MOST_PIXELS", 1000)
     with pytest.raises(UserError, match="megapixels"):
         read_picture(tmp_path / "good.png")
 
 
 def test_what_a_format_cannot_hold_is_known_before_the_work():
     check_writable("a.png", 70_000, 10)
-    for name, words in (("a.jpg", "65535"), ("a.webp", "16383"), ("a.gif", "unknown kind")):
+    for name, words in (("a.jpg", "65500"), ("a.webp", "16383"), ("a.gif", "unknown kind")):
         with pytest.raises(UserError, match=words):
             check_writable(name, 70_000, 10)
+
+
+def png(pixels: np.ndarray, kind: int, clear: bytes, size: tuple[int, int] | None = None) -> bytes:
+    """A PNG file of 16 bits a channel with a transparent colour; `size` (height, width) may lie."""
+    height, width = size or pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = ((b"IHDR", header), (b"tRNS", clear), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + name + data + struct.pack(
+        ">I", zlib.crc32(name + data)) for name, data in chunks)
+
+
+def test_no_helper_program_is_started(tmp_path, monkeypatch):
+    marker, helper = tmp_path / "started", tmp_path / "bin" / "gs"
+    helper.parent.mkdir()
+    helper.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
+    for read in (read_picture, read_rgb):
+        with pytest.raises(UserError, match="none of PNG, JPEG, WEBP, TIFF, BMP"):
+            read(tmp_path / "a.png")
+    Image.fromarray(RGB).save(tmp_path / "b.png", format="GIF")
+    with pytest.raises(UserError, match="none of PNG"):
+        read_picture(tmp_path / "b.png")
+    assert not marker.exists()
+
+
+def test_both_readers_catch_everything(tmp_path, capfd):
+    small = GREY.astype(np.uint16)
+    (tmp_path / "huge.png").write_bytes(png(small, 0, b"\0\0", (100_000, 100_000)))
+    (tmp_path / "large.png").write_bytes(png(small, 0, b"\0\0", (12_500, 12_500)))
+    (tmp_path / "none.png").write_bytes(png(small, 0, b"\0\0", (0, 9)))
+    tifffile.imwrite(tmp_path / "broken.tif", RGB, compression="zlib")
+    content = bytearray((tmp_path / "broken.tif").read_bytes())
+    content[100:400] = bytes(300)
+    (tmp_path / "broken.tif").write_bytes(content)
+    for number in range(60):  # cut and scratched at other places each time
+        random = np.random.default_rng(number)
+        buffer = io.BytesIO()
+        Image.fromarray(RGB).save(buffer, ("PNG", "JPEG", "WEBP", "TIFF", "BMP")[number % 5])
+        data = bytearray(buffer.getvalue())
+        for place in random.integers(0, min(200, len(data)), 4):
+            data[place] = random.integers(256)
+        (tmp_path / f"scratched{number}.png").write_bytes(data[: random.integers(len(data) // 2, len(data))])
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    refused = []
+    for path in tmp_path.iterdir():
+        for read in (read_picture, read_rgb):
+            try:
+                assert read(path).size if read is read_rgb else read(path).rgb.size
+            except UserError as error:
+                refused.append((str(path), str(error)))
+    assert len(refused) > 40
+    assert all(path in message and "\n" not in message for path, message in refused)
+    for name in ("huge", "large"):
+        with pytest.raises(UserError, match="more than 150 megapixels"):
+            read_rgb(tmp_path / f"{name}.png")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "a.png"))
+
+    monkeypatch.setattr(images.Image, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*a\.png: Permission denied. Make it readable"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_transparency_of_16_bit_pictures_and_of_bmp_is_kept_or_its_loss_said(tmp_path):
+    deep = GREY.astype(np.uint16) * 257
+    deep[0, :3] = (5, 6, 5)  # the same grey in 8 bits
+    (tmp_path / "grey.png").write_bytes(png(deep, 0, struct.pack(">H", 5)))
+    picture = read_picture(tmp_path / "grey.png")
+    np.testing.assert_array_equal(picture.alpha == 0, deep == 5)
+    assert picture.grey
+    colour = np.stack([deep] * 3, 2).reshape(len(deep), -1)
+    (tmp_path / "rgb.png").write_bytes(png(colour, 2, struct.pack(">HHH", 5, 5, 5), deep.shape))
+    picture = read_picture(tmp_path / "rgb.png")
+    assert picture.alpha is None
+    assert "its transparent colour is left out" in picture.notes
+    Image.fromarray(np.dstack([RGB, GREY])).save(tmp_path / "a.bmp")
+    picture = read_picture(tmp_path / "a.bmp")
+    np.testing.assert_array_equal(picture.rgb, RGB)
+    assert "transparency" in picture.notes[0]
+
+
+def test_transparency_that_a_format_cannot_hold_is_known_before_the_work():
+    for name in ("a.jpg", "a.bmp"):
+        with pytest.raises(UserError, match=r"is transparent and .* is not. Rename"):
+            check_writable(name, 10, 10, transparent=True)
+        check_writable(name, 10, 10)
+    check_writable("a.png", 10, 10, transparent=True)
+    check_writable("a.png", 100_000, 100_000)
+    with pytest.raises(UserError, match="Convert the input to PNG"):
+        check_writable("a.tif", 100_000, 100_000)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_bands_give_the_picture_that_is_written_whole(tmp_path, monkeypatch, suffix, grey):
+    height, width = 523, 301
+    pixels = np.ascontiguousarray(np.resize(coffee(), (height, width, 3)))
+    alpha = np.resize(GREY, (height, width)) if suffix == ".png" else None
+    whole = write_picture(tmp_path / f"whole{suffix}", Picture(pixels, alpha, grey, SRGB))
+    monkeypatch.setattr(writing, "WHOLE", 0)
+    both = pixels if alpha is None else np.dstack([pixels, alpha])
+    bands = (both[top : top + 37] for top in range(0, height, 37))
+    banded = write_bands(tmp_path / f"bands{suffix}", bands, height, width, grey=grey, transparent=alpha is not None,
+                         icc=SRGB)
+    one, other = read_picture(whole), read_picture(banded)
+    np.testing.assert_array_equal(one.rgb, other.rgb)
+    assert one.icc == other.icc == SRGB
+    assert other.grey == grey
+    if alpha is not None:
+        np.testing.assert_array_equal(other.alpha, alpha)
+    with open_image(banded) as image:
+        assert image.size == (width, height)

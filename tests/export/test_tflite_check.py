@@ -1,0 +1,118 @@
+"""A .tflite file is looked at before it is run: a limit, a clear word, and no library's chatter."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from skimage.data import coffee
+
+from paperlib.errors import UserError
+from paperlib.export import tflite_check
+from paperlib.export.convert import export_float, export_tflite
+from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite, open_interpreter
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
+from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.student.models import deployment_graph
+from paperlib.student.network import Student, fuse
+from paperlib.upscale import upscale_pixels
+
+schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+flatbuffers = pytest.importorskip("flatbuffers")
+LR = coffee()[:24, :24]
+
+
+@pytest.fixture(scope="module")
+def fixed_file(tmp_path_factory):
+    torch.manual_seed(0)
+    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    qat = prepare_qat(student, QuantSettings(quantiser="tflite"), [LR])
+    return export_tflite(quantised_graph(qat), tmp_path_factory.mktemp("file") / "fixed.tflite", 24, 24)
+
+
+def changed(source, target, change):
+    """A copy of a .tflite file, its tables changed by a function."""
+    model = schema.ModelT.InitFromPackedBuf(source.read_bytes(), 0)
+    change(model, model.subgraphs[0])
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    target.write_bytes(builder.Output())
+    return target
+
+
+def resized(side):
+    def change(model, graph):
+        graph.tensors[graph.inputs[0]].shape = np.array([1, side, side, 3], np.int32)
+        graph.tensors[graph.outputs[0]].shape = np.array([1, 3 * side, 3 * side, 3], np.int32)
+
+    return change
+
+
+def emptied(model, graph):
+    graph.operators = []
+
+
+def unscaled(model, graph):
+    graph.tensors[graph.inputs[0]].quantization.scale = np.array([np.nan], np.float32)
+
+
+def misnamed(model, graph):
+    graph.tensors[graph.inputs[0]].name = b"\xff\xfe\xff"
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (resized(20_000), r"would take about .* GB .*the limit is 2.1 GB"), (resized(100_000), "the limit is 2.1 GB"),
+    (resized(0), "has the shape"), (emptied, "holds no operators"), (unscaled, "has the scale nan"),
+    (misnamed, "not a TFLite model")])
+def test_what_cannot_be_run_is_said_before_it_is(fixed_file, tmp_path, change, words):
+    path = changed(fixed_file, tmp_path / "changed.tflite", change)
+    for use in (lambda: upscale_pixels(TFLiteUpscaler(path), LR), lambda: inspect_tflite(path)):
+        with pytest.raises(UserError, match=words):
+            use()
+
+
+def test_the_limit_counts_what_kernels_must_give_whatever_shapes_are_stated(fixed_file, tmp_path):
+    def shrink(model, graph):
+        for index, tensor in enumerate(graph.tensors):
+            if len(tensor.shape) == 4 and model.buffers[tensor.buffer].data is None:
+                tensor.shape = np.ones(4, np.int32) if index not in graph.inputs else tensor.shape
+
+    interpreter = open_interpreter(changed(fixed_file, tmp_path / "small.tflite", shrink))
+    assert tflite_check.estimate_bytes(interpreter, 1000, 1000) >= 1000 * 1000 * 27
+    honest = inspect_tflite(fixed_file)["arena_bytes"]
+    assert tflite_check.estimate_bytes(open_interpreter(fixed_file), 24, 24) >= honest / 2
+
+
+def test_mutated_files_are_refused_or_run(fixed_file, tmp_path):
+    content, outcomes = fixed_file.read_bytes(), set()
+    for number in range(80):
+        random = np.random.default_rng(number)
+        data = bytearray(content)
+        for place in random.integers(0, len(data), 1 + number % 3):
+            data[place] = random.integers(256)
+        (tmp_path / "mutated.tflite").write_bytes(data)
+        try:
+            outcomes.add(upscale_pixels(TFLiteUpscaler(tmp_path / "mutated.tflite"), LR).shape)
+        except UserError as error:
+            outcomes.add(f"newline in {error}" if "\n" in str(error) else "refused")
+    assert outcomes == {(72, 72, 3), "refused"}
+
+
+def test_libraries_say_nothing(fixed_file):
+    script = ("import sys; from skimage.data import coffee; from paperlib.export.tflite import TFLiteUpscaler\n"
+              "from paperlib.export.tf_graph import tensorflow\n"
+              "print(TFLiteUpscaler(sys.argv[1])(coffee()[:24, :24]).shape)\n"
+              "print('heard', file=sys.stderr); tensorflow().constant(1)")
+    done = subprocess.run([sys.executable, "-c", script, str(fixed_file)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(72, 72, 3)"
+    assert done.stderr.strip() == "heard"
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    with torch.no_grad():
+        student.stem.weight[0, 0, 0, 0] = float("nan")
+    path = export_float(deployment_graph(student), tmp_path / "nan.tflite")
+    with pytest.raises(UserError, match="no numbers"):
+        TFLiteUpscaler(path)
