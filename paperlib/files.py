@@ -62,6 +62,20 @@ def remove_stale(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
     return stale
 
 
+def writable_folder(folder: Path) -> None:
+    """Make a folder and check that it takes files, before hours of work go into it.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}. Choose another folder.") from error
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8, atomically. Returns the path."""
     with atomic_path(path) as temporary:
