@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 from paperlib import __version__
 from paperlib.errors import UserError
+from paperlib.files import writable_folder, write_json
 from paperlib.overrides import parse_assignments
 from paperlib.profiles import PROFILES
 
@@ -41,24 +41,8 @@ def _count(text: str) -> int:
 _count.__name__ = "whole number from 1 up"  # argparse: "invalid whole number from 1 up value: '0'"
 
 
-def _writable(folder: Path) -> None:
-    """Make a folder and check that it takes files, before hours of work go into it.
-
-    Raises:
-        UserError: it does not.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}. Choose another folder.") from error
-
-
 def _write_json(path: Path | None, value: Any) -> None:
     if path:
-        from paperlib.files import write_json
-
         write_json(path, value)
 
 
@@ -101,7 +85,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from paperlib.evaluation.upscalers import load_upscaler
 
     if args.json:
-        _writable(args.json.parent)
+        writable_folder(args.json.parent)
     pairs, upscaler = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images]), load_upscaler(args.model)
     with _progress("image") as progress:
         result = evaluate(upscaler, pairs, progress)
@@ -118,7 +102,7 @@ def _upscale(args: argparse.Namespace) -> int:
     from paperlib.evaluation.upscalers import load_upscaler
     from paperlib.upscale import upscale_files
 
-    _writable(args.out)
+    writable_folder(args.out)
     upscaler = load_upscaler(args.model)
     with _progress("picture") as progress:
         done, failed = upscale_files(args.inputs, args.out, upscaler, print, progress)
@@ -145,8 +129,16 @@ def _export(args: argparse.Namespace) -> int:
     from paperlib.profiles import load_settings
 
     settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
-    _writable(args.out)
+    writable_folder(args.out)
     print(export_lines(export_named(args.checkpoint, args.out, settings, args.input), args.out))
+    return 0
+
+
+def _page(args: argparse.Namespace) -> int:
+    from paperlib.reporting.page import build_page
+
+    path = build_page(args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
     return 0
 
 
@@ -156,7 +148,7 @@ def _verify(args: argparse.Namespace) -> int:
     from paperlib.evaluation.audit import verify
 
     if args.json:
-        _writable(args.json.parent)
+        writable_folder(args.json.parent)
     result = verify()
     _write_json(args.json, result)
     for title, part in (("From the authors' log and report", "recomputed"), ("Their files, measured here", "measured")):
@@ -168,7 +160,7 @@ def _bench(args: argparse.Namespace) -> int:
     from paperlib.benchmarks.suite import run_benchmarks
 
     if args.json:
-        _writable(args.json.parent)
+        writable_folder(args.json.parent)
     result = run_benchmarks(args.only)
     _write_json(args.json, result)
     print(json.dumps(result, indent=2))
@@ -258,6 +250,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--input", choices=("int8", "uint8"), help="type of the pixels; default for pretrained: both")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
+
+    command = add("page", _page, "One HTML file that enlarges pictures in a browser, offline.")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
 
     command = add("verify", _verify, "Measure the authors' published files again: reported, their own report, ours.")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all values")

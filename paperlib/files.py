@@ -156,6 +156,20 @@ def building_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def writable_folder(folder: Path) -> None:
+    """Make a folder and check that it takes files, before hours of work go into it.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}. Choose another folder.") from error
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8, atomically. Returns the path."""
     with atomic_path(path) as temporary:

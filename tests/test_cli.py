@@ -22,7 +22,8 @@ from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import save_student
 from paperlib.student.network import Student, fuse
 
-COMMANDS = ("reproduce", "train", "evaluate", "upscale", "export", "verify", "bench", "data", "table")
+COMMANDS = ("reproduce", "train", "evaluate", "upscale", "inspect", "export", "page", "verify", "bench", "data",
+            "table")
 
 
 def shell(*arguments: str, **options) -> subprocess.CompletedProcess:

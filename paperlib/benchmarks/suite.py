@@ -145,11 +145,12 @@ def _with_hours(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
+    from paperlib.benchmarks.portability import bench_portability
     from paperlib.benchmarks.teacher import bench_scan, bench_teacher
 
     return {"data": bench_data, "step": bench_step, "compile": bench_compile, "epoch": bench_epoch,
             "metrics": bench_metrics, "scan": bench_scan, "teacher": bench_teacher, "int8": _int8,
-            "upscale": bench_upscale}
+            "upscale": bench_upscale, "portability": bench_portability}
 
 
 def run_benchmarks(only: str | None = None) -> dict[str, Any]:
