@@ -35,6 +35,16 @@ def test_the_leaders_gap_is_mostly_time():
     assert "1.79 dB more at 41.1 ms, or 3.42 ms at 29.79 dB" in words
 
 
+def test_the_leaderboard_has_one_line_an_entry_and_its_scores_come_out():
+    table = challenge.leaderboard().set_index("entry")
+    assert list(table.index) == ["AntYSP", "AntSR", "z6", "IN2GM", "AIO_MAI"]
+    assert table.loc["AIO_MAI", "INT8 PSNR / SSIM"] == "29.79 / 0.8634"
+    assert table.loc["AIO_MAI", "INT8 costs (dB)"] == "0.19"
+    assert table.loc["z6", "FP32 PSNR / SSIM"] == "not reported"
+    assert [round(float(value), 1) for value in table["score, recomputed"]] == pytest.approx(
+        [float(value) for value in table["score"]], abs=0.05)
+
+
 def test_own_variants_are_ranked_by_what_they_move(tmp_path):
     run = open_run("demo", tmp_path)
     assert moves(run) == []

@@ -43,6 +43,16 @@ def test_crops_of_photographs_smaller_than_the_part_are_whole():
     assert figure.axes[1].images[0].get_array().shape == (21, 21, 3)
 
 
+def test_thousandths_of_a_decibel_are_no_curve():
+    history = [{"step": step, "loss": 0.1, "psnr_rgb": 27 + step / 1e5} for step in (10, 20, 30)]
+    low, high = figures.curves(history).axes[1].get_ylim()
+    assert high - low >= 0.1
+    assert low < 27 < high
+    wide = [row | {"psnr_rgb": 20 + row["step"]} for row in history]
+    low, high = figures.curves(wide).axes[1].get_ylim()
+    assert 20 < high - low < 25
+
+
 def test_curves_show_every_loss_term_and_the_best_score():
     history = [{"step": 10, "lr": 1, "loss": 0.2, "dct": 3.0, "psnr_rgb": 26.0, "seconds": 1},
                {"step": 20, "lr": 1, "loss": 0.1, "dct": 2.0, "psnr_rgb": 25.5, "seconds": 2}]

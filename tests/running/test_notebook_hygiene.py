@@ -1,12 +1,15 @@
 """The notebooks as files: short, runnable anywhere, nothing hidden, nothing left over."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from paperlib import reporting
+from paperlib.profiles import load_settings
 from paperlib.run import NOTEBOOKS
 from paperlib.running.notebooks import PARAMETERS, find_notebooks
 
@@ -97,3 +100,65 @@ def test_each_opens_with_its_title_paper_section_and_rows(cells):
 def test_each_writes_its_own_record(cells, request):
     name = request.node.callspec.id
     assert re.search(rf"run\.record\(\s*\"{name}\"", "\n".join(cell.source for cell in code(cells)))
+
+
+def text(cells):
+    """All Markdown of a notebook."""
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def section(cells, heading):
+    """The cells from a heading to the next one of any level."""
+    start = next(index for index, cell in enumerate(cells) if cell.source.startswith(f"## {heading}"))
+    after = (index for index, cell in enumerate(cells) if index > start and cell.source.startswith("#"))
+    return cells[start : next(after, len(cells))]
+
+
+def test_each_asks_a_question_and_answers_it_with_an_equation_and_a_drawing(cells):
+    assert "**Question:**" in cells[0].source
+    assert re.search(r"\*\*Question:\*\*[^*]+\?", cells[0].source)
+    equations = re.findall(r"\$\$(.+?)\$\$", text(cells), re.DOTALL)
+    assert [equation for equation in equations if "=" in equation or "\\sqrt" in equation]
+    source = "\n".join(cell.source for cell in code(cells))
+    assert re.search(r"reporting\.(drawings|formulas)\.\w+\(", source)
+    for name in re.findall(r"reporting\.((?:drawings|formulas|figures|saw)\.\w+)\(", source):
+        module, function = name.split(".")
+        assert callable(getattr(getattr(reporting, module), function)), name
+
+
+def test_dollars_pair_up(cells):
+    """An odd dollar would turn prose into mathematics."""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            assert cell.source.replace("$$", "").count("$") % 2 == 0, cell.source
+            assert cell.source.count("$$") % 2 == 0, cell.source
+
+
+def test_links_lead_on_back_and_to_paper_and_readme(cells, request):
+    index = NOTEBOOKS.index(request.node.callspec.id)
+    links = set(re.findall(r"\]\(([^)\s]+)\)", text(cells)))
+    neighbours = {f"{name}.ipynb" for name in NOTEBOOKS[max(0, index - 1) : index + 2]} - {f"{NOTEBOOKS[index]}.ipynb"}
+    assert neighbours | {"../README.md", "https://arxiv.org/abs/2604.20291"} <= links
+    for link in links:
+        assert link.startswith("https://") or (FOLDER / link).is_file(), link
+
+
+def test_what_we_saw_is_computed(cells):
+    part = section(cells, "What we saw")
+    (said,) = code(part)
+    assert re.fullmatch(r"reporting\.saw\.\w+\(run, rows.*\)", said.source)
+
+
+def test_two_exercises_change_one_setting_each(cells):
+    part = section(cells, "Exercises")[0].source
+    exercises = re.findall(r"^\d\. `(\{.+?\})`: (.+?)(?=^\d\. |\n\n|\Z)", part, re.MULTILINE | re.DOTALL)
+    assert len(exercises) == 2
+    for overrides, expected in exercises:
+        assert len(json.loads(overrides)) == 1
+        assert load_settings("demo", overrides) != load_settings("demo"), overrides
+        assert "Expect" in expected
+
+
+def test_no_lab_diary(cells):
+    """Speeds and histories belong to the results, where a record stands behind them."""
+    assert not re.search(r"\d+ times (the speed|less|faster)|\d(\.\d)? GB are|on the machine where", text(cells))

@@ -1,0 +1,139 @@
+"""What we saw: the sentences follow the values, whichever way they point."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.display import Markdown
+
+from paperlib.reporting import saw
+from paperlib.run import measured_row, open_run
+
+
+def row(table, name, value, precision="fp32"):
+    return measured_row(table, name, precision, "psnr", value, "validation")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return open_run("demo", tmp_path)
+
+
+def test_a_smoke_run_is_named_in_red_first(tmp_path, run):
+    assert saw.said(open_run("smoke", tmp_path / "smoke"), ["x"]).data.startswith('<span style="color:#d93025">')
+    assert saw.said(run, ["x", "", "y"]).data == "- x\n- y"
+
+
+def test_a_difference_in_words():
+    assert saw.against(0.5, "bicubic") == "0.50 dB above bicubic"
+    assert saw.against(-0.0301, "bicubic") == "0.030 dB below bicubic"
+    assert saw.against(-0.0049, "bicubic").startswith("level with bicubic")
+
+
+def test_empty_tables_say_why():
+    assert isinstance(saw.shown(pd.DataFrame(), "No table."), Markdown)
+    table = pd.DataFrame([{"a": 1}])
+    assert saw.shown(table, "No table.") is table
+
+
+def test_the_kernels_are_compared_both_ways(run):
+    for torch, matlab, words in ((27.0, 26.9, "0.10 dB above"), (26.9, 27.0, "0.10 dB below")):
+        rows = [row("B", "bicubic", torch), row("B", "bicubic_matlab", matlab)]
+        text = saw.baseline(run, rows, 0.125).data
+        assert words in text
+        assert "12.5 %" in text
+        assert "different photographs" in text
+
+
+def test_stage_1_says_whether_it_passed_bicubic(run):
+    history = [{"step": 1, "loss": 0.2, "psnr_rgb": 20.0}, {"step": 2, "loss": 0.1, "psnr_rgb": 27.5}]
+    rows = [row("stages", "stage1", 27.5)]
+    assert "Run 01_data" in saw.stage1(run, rows, history).data
+    run.record("01_data", [row("B", "bicubic", 27.0)])
+    good = saw.stage1(run, rows, history).data
+    assert "0.50 dB above bicubic" in good
+    assert "it fell" in good
+    assert "might still gain" in good
+    assert "too short" not in good
+    bad = saw.stage1(run, [row("stages", "stage1", 21.0)], history[::-1]).data
+    assert "6.00 dB below bicubic" in bad
+    assert "did not fall" in bad
+    assert "too short" in bad
+    assert "at step 2 of 1" in bad
+
+
+def test_a_teacher_weaker_than_its_student_is_called_so(run):
+    run.record("02_stage1", [row("stages", "stage1", 27.5)])
+    weights = np.array([[0.75, 0.75], [0.1, 0.4]], np.float32)
+    weak = saw.teacher(run, [row("stages", "teacher", 26.8)], weights).data
+    assert "weaker than the student" in weak
+    assert "50 % of the pixels have full weight" in weak
+    assert "25 % the least" in weak
+    assert "weaker" not in saw.teacher(run, [row("stages", "teacher", 28.8)], weights).data
+
+
+def test_stage_2_names_the_strongest_term_and_the_teachers_share(run):
+    run.record("02_stage1", [row("stages", "stage1", 27.5)])
+    run.record("03_teacher", [row("stages", "teacher", 26.8)])
+    shares = {"charbonnier": {"value": 0.14, "gradient": 0.18}, "dct": {"value": 0.8589, "gradient": 0.81},
+              "kd": {"value": 0.0011, "gradient": 0.01}}
+    text = saw.stage2(run, [row("B", "student_stage2", 27.6)], shares).data
+    assert "0.10 dB above stage 1" in text
+    assert "DCT pulls hardest: 85.9 % of the loss and 81.0 % of the gradient" in text
+    assert "0.11 % of the loss" in text
+    assert "hardly be felt" in text
+    assert "(26.80 dB) is weaker" in text
+    loud = shares | {"kd": {"value": 0.3, "gradient": 0.9}}
+    assert "distillation pulls hardest" in saw.stage2(run, [row("B", "student_stage2", 27.4)], loud).data
+    assert "does not distil" in saw.stage2(run, [row("B", "student_stage2", 27.4)], {"l1": shares["dct"]}).data
+
+
+def test_qat_says_what_was_lost_and_won_back(run):
+    drop = pd.DataFrame([{"what": "weights only", "drop": 0.16}, {"what": "activations only", "drop": 0.02}])
+    noise = [{"name": name, "sqnr_db": value} for name, value in (("input", np.inf), ("stem", 39.0), ("head", 31.0))]
+    rows = [row("stages", "fused_before_qat", 27.7), row("stages", "rounded_before_qat", 27.5)]
+    good = saw.qat(run, [*rows, row("stages", "fakequant", 27.65)], drop, noise).data
+    assert "0.20 dB below its float form; the weights are the dearer half" in good
+    assert "75 % of the loss is won back" in good
+    assert "after head: 31.0 dB" in good
+    assert "won nothing back" in saw.qat(run, [*rows, row("stages", "fakequant", 27.4)], drop, noise).data
+
+
+def test_the_file_is_judged_against_both_ways_and_the_box(run):
+    run.record("01_data", [row("B", "bicubic", 26.8)])
+    parity = pd.DataFrame([{"equal": 0.99, "max_lsb": 1.0}, {"equal": 0.98, "max_lsb": 2.0}])
+    rows = [row("export", name, value) for name, value in {
+        "tflite_dynamic": 27.66, "fakequant": 27.66, "tflite_post_training": 27.5, "float_before_qat": 27.7}.items()]
+    text = saw.shipped(run, [*rows, row("box", "student_int8", 28.4)], parity).data
+    assert "98.00 % of its values are equal, the others at most 2 steps away" in text
+    assert "0.16 dB above post-training ones on the same weights." in text
+    assert "28.40 dB, 0.74 dB above this run's own file" in text
+    assert "1.60 dB above bicubic" in text
+    rows[2] = row("export", "tflite_post_training", 27.7)
+    assert "not worth their training" in saw.shipped(run, rows, parity).data
+
+
+def test_comparisons_are_one_line_each_with_sign_and_noise(run):
+    seeds = lambda table, name, values, precision: measured_row(table, name, precision, "psnr", values, "validation")
+    run.record("07_ablations", [
+        seeds("C", "mobileone", [27.0, 27.2], "int8"), seeds("C", "repdw", [26.0, 26.0], "int8"),
+        row("D", "qat_teacher", 27.0, "int8"), row("D", "qat_direct", 27.5, "int8"), row("C", "repconv", 1.0, "fp32")])
+    table = saw.comparisons(run).set_index("comparison")
+    assert len(table) == 2
+    assert table.loc["mobileone int8 − repdw int8", ["here (dB)", "noise (dB)", "sign"]].tolist() == [
+        "+1.100", "0.141", "the same"]
+    assert table.loc["qat_teacher int8 − qat_direct int8", ["noise (dB)", "sign"]].tolist() == [
+        "one seed: unknown", "the other way"]
+
+
+def test_ablations_name_the_order_and_whether_it_is_the_papers(run):
+    rows = [row("C", name, value, "int8") for name, value in (("mobileone", 27.0), ("repdw", 27.5))]
+    text = saw.ablations(run, rows).data
+    assert "best first: repdw 27.50 dB, mobileone 27.00 dB" in text
+    assert "another: mobileone, repdw" in text
+    pair = [row("D", "qat_teacher", 27.0, "int8"), row("D", "qat_direct", 27.2, "int8")]
+    text = saw.ablations(run, pair).data
+    assert "0.20 dB below stage 3 without" in text
+    assert "the paper reports +0.089 dB" in text
+    assert "One seed each" in text
+    several = [line | {"sd": 0.01} for line in pair]
+    assert "0.014 dB, less than the effect" in saw.ablations(run, several).data
