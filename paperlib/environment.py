@@ -133,12 +133,34 @@ def data_dir() -> Path | None:
     return _folder_from("PAPERLIB_DATA")
 
 
-def portable(text: str) -> str:
-    """Text with the folders of this machine named by the variables that choose them, for results that others read."""
-    chosen = {f"${name}": os.environ.get(name, "").rstrip("/") for name in ("PAPERLIB_ASSETS", "PAPERLIB_DATA")}
-    for name, place in (chosen | {"$PAPERLIB_CACHE": str(cache_dir())}).items():
-        if place.count("/") > 1:  # a folder named / or /data would be found in other paths
-            text = re.sub(rf"{re.escape(place)}(?=/|$)", lambda _, name=name: name, text)
+def _folders(out: Path | None) -> dict[str, str]:
+    """Folders of this machine by the name that results give them; a folder / is none."""
+    chosen = {"$OUT": str(out or ""), **{f"${name}": os.environ.get(name, "") for name in (
+        "PAPERLIB_ASSETS", "PAPERLIB_DATA")}, "$PAPERLIB_CACHE": str(cache_dir()), "$CLONE": str(root()),
+        "$VIRTUAL_ENV": sys.prefix if sys.prefix != sys.base_prefix else "", "$TMPDIR": tempfile.gettempdir(),
+        "$HOME": str(Path.home())}
+    return {name: place.rstrip("/") for name, place in chosen.items() if place.rstrip("/")}
+
+
+def located(text: str, out: Path) -> Path:
+    """The file on this machine that a result names: undoes `portable` for one path; relative paths are the run's."""
+    name, slash, rest = text.partition("/")
+    return out / (_folders(out).get(name, name) + slash + rest)
+
+
+def portable(text: str, out: Path | None = None) -> str:
+    """Text with the folders of this machine named by what chooses them, for results that others read.
+
+    Args:
+        out: the run's folder, named $OUT.
+
+    Returns:
+        The text with $OUT, $PAPERLIB_ASSETS, $PAPERLIB_DATA, $PAPERLIB_CACHE, $CLONE, $VIRTUAL_ENV, $TMPDIR and $HOME
+        for these folders, the innermost first.
+    """
+    for name, place in sorted(_folders(out).items(), key=lambda pair: -len(pair[1])):
+        # whole folder names of absolute paths only
+        text = re.sub(rf"(?<![\w./+$~-]){re.escape(place)}(?![\w-]|\.\w)", lambda _, name=name: name, text)
     return text
 
 

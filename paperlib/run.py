@@ -195,7 +195,7 @@ class Run:
             "inputs": _inputs(inputs or {}, self.out), "rows": list(rows)}
         if taken := content.keys() & extra.keys():
             raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
-        path = write_json(self.folder("records") / f"{name}.json", _plain(content | extra))
+        path = write_json(self.folder("records") / f"{name}.json", _plain(content | extra, self.out))
         self._reached = max(self._reached, name) if name in NOTEBOOKS else self._reached
         return path
 
@@ -249,19 +249,19 @@ def _settings_html(lines: Sequence[Any]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, out: Path) -> Any:
     """JSON's own types: numbers of numpy and torch become Python's, paths portable text, undefined numbers null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): _plain(part, out) for key, part in value.items()}
     if isinstance(value, pd.DataFrame):
-        return _plain(value.to_dict("records"))
+        return _plain(value.to_dict("records"), out)
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_plain(part, out) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return portable(str(value)) if isinstance(value, str | Path) else value
+        return _plain(value.tolist(), out)
+    return portable(str(value), out) if isinstance(value, str | Path) else value
 
 
 def open_run(profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None) -> Run:

@@ -77,6 +77,19 @@ def test_links_of_the_readme_into_the_clone_lead_somewhere():
     assert not [link for link in inside if not (ROOT / link).exists()]
 
 
+def test_committed_results_hold_no_path_of_any_machine():
+    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout:
+        pytest.skip("no git checkout, or no results in it")
+    local = re.compile(r"(?<![\w.+/$~-])/(?:home|root|tmp|work|opt|mnt|srv|var|usr|Users|private)/[^\s\"'<]*")
+    assert local.findall("at /work/x, \"/tmp/y\" $OUT/tmp/z") == ["/work/x,", "/tmp/y"]
+    for path in (ROOT / name for name in done.stdout.splitlines()):
+        if path.suffix != ".png":
+            for line in path.read_text(encoding="utf-8").splitlines():
+                line = line.replace("\\n", " ")  # JSON's line breaks end in a letter
+                assert not (found := local.findall(line)), (path, found[:3])
+
+
 def test_modules_stay_small():
     for path in ROOT.glob("paperlib/**/*.py"):
         assert len(path.read_text().splitlines()) <= 300, f"{path.name} is more than one concept"

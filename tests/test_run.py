@@ -80,11 +80,16 @@ def test_the_processor_is_described_by_its_instructions(tmp_path):
     assert environment.provenance()["cpu"] == environment.processor()
 
 
-def test_inputs_outside_the_run_keep_their_whole_path(run, tmp_path):
+def test_inputs_outside_the_run_are_found_again(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
     teacher = tmp_path / "teacher.pth"
     teacher.write_bytes(b"x")
     run.record("03_teacher", [], inputs={"teacher": teacher})
-    assert run.read_record("03_teacher")["inputs"]["teacher"]["file"] == str(teacher)
+    named = run.read_record("03_teacher")["inputs"]["teacher"]["file"]
+    assert named == "$PAPERLIB_ASSETS/teacher.pth"
+    assert environment.located(named, run.out) == teacher
+    assert environment.located("checkpoints/x.pt", run.out) == run.out / "checkpoints" / "x.pt"
+    assert environment.located("/elsewhere/x.pt", run.out) == Path("/elsewhere/x.pt")
 
 
 def test_a_missing_input_is_an_error(run):
@@ -108,11 +113,17 @@ def test_folders_of_this_machine_are_named_by_their_variables(run, monkeypatch, 
     monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path / "assets"))
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PAPERLIB_DATA", "/")
+    monkeypatch.setenv("HOME", "/somebody")
+    monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: "/temporary")
     path = run.record("01_data", [], teacher=f"found at {tmp_path}/assets/t.pth; scan: numba",
-                      places=[tmp_path / "cache", tmp_path / "cached" / "x", tmp_path / "assets"])
+                      places=[tmp_path / "cache", tmp_path / "cached" / "x", tmp_path / "assets"],
+                      words=f"out={run.out}; 'clone' \"{environment.root()}/notebooks\", (/somebody/x) /temporary/y. "
+                            f"/somebodyelse https://host/somebody {tmp_path}/cache.")
     record = json.loads(path.read_text())
     assert record["teacher"] == "found at $PAPERLIB_ASSETS/t.pth; scan: numba"
     assert record["places"] == ["$PAPERLIB_CACHE", f"{tmp_path}/cached/x", "$PAPERLIB_ASSETS"]
+    assert record["words"] == ("out=$OUT; 'clone' \"$CLONE/notebooks\", ($HOME/x) $TMPDIR/y. "
+                               "/somebodyelse https://host/somebody $PAPERLIB_CACHE.")
 
 
 def test_seeds_become_mean_and_sample_standard_deviation():

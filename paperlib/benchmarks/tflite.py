@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from paperlib.benchmarks.epoch import photograph
+from paperlib.environment import portable
 from paperlib.export.tflite import TFLiteUpscaler, allocate, interpreter_module, open_interpreter
 from paperlib.upscale import upscale_pixels
 from paperlib.weights import pretrained
@@ -59,8 +60,8 @@ def bench_int8(
     return {
         "what": "least ms of one inference (what other processes disturb least), files interleaved in one process",
         "kernels": "XNNPACK" if xnnpack else "built-in", "interpreter": interpreter_module()[1], "rounds": rounds,
-        "files": {str(path): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
-                              "input_size": sizes[path]} for path in paths}}
+        "files": {portable(str(path)): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
+                                        "input_size": sizes[path]} for path in paths}}
 
 
 def bench_upscale(height: int = 720, width: int = 1280, rounds: int = 5) -> dict[str, Any]:

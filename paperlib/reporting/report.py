@@ -16,6 +16,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 
+from paperlib.environment import portable
 from paperlib.files import write_text
 from paperlib.reporting import challenge
 from paperlib.reporting.costs import latency_scatter, npu_scatter, our_points, peer_points, ratio_bars, read_bench
@@ -145,7 +146,7 @@ def write_report(run: Run) -> Path:
         changes=changes(run).to_dict("records"), win=challenge,
         provenance=_provenance(run, records), settings=settings_used(run), changed=settings_changed(run),
         script=PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))
-    return write_text(run.out / "report.html", text)
+    return write_text(run.out / "report.html", portable(text, run.out))
 
 
 def export_notebooks(run: Run) -> list[Path]:
@@ -160,5 +161,5 @@ def export_notebooks(run: Run) -> list[Path]:
     pages = []
     for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
         text, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4), {"metadata": {"name": path.stem}})
-        pages.append(write_text(path.with_suffix(".html"), text))
+        pages.append(write_text(path.with_suffix(".html"), portable(text, run.out)))
     return pages

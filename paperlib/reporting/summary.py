@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from paperlib.environment import portable
 from paperlib.evaluation.reported import fitted_constant, reported
 from paperlib.files import write_text
 from paperlib.profiles import load_settings
@@ -107,4 +108,4 @@ def write_summary(run: Run) -> Path:
     parts.append(f"## What it would take to win\n\n{challenge_text(run)}")
     parts.append("## Tolerances\n\nWhat `reproduced` allows in the paper profile, and why.\n\n" + _tolerances())
     parts.append("## Records\n\n" + "\n".join(_provenance(run, records)))
-    return write_text(run.out / "summary.md", "\n\n".join(parts) + "\n")
+    return write_text(run.out / "summary.md", portable("\n\n".join(parts) + "\n", run.out))

@@ -24,7 +24,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from paperlib.environment import KERNEL_ENVIRONMENT
+from paperlib.environment import KERNEL_ENVIRONMENT, portable
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
 
@@ -141,8 +141,23 @@ def _library_messages(log: Path) -> Iterator[None]:
         os.close(terminal)
 
 
+def _name_folders(path: Path, out: Path | None) -> None:
+    """Rewrite an executed notebook without the paths of this machine."""
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [named(part) for part in value]
+        return portable(value, out) if isinstance(value, str) else value
+
+    notebook = named(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> int:
     """Run a notebook; its executed copy goes to `target`, also when it fails or is interrupted.
+
+    The copy names this machine's folders by their variables (`portable`).
 
     Call inside `kernel_environment`. The kernel is gone when this returns or raises.
 
@@ -156,21 +171,27 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
         NotebookError: a cell raised, or the kernel died.
         UserError: `target` cannot be written.
     """
+    out = Path(parameters["out"]) if parameters.get("out") else None
     with _PeakMemory() as peak, atomic_path(target) as temporary, _library_messages(log):
+        def keep() -> None:
+            _name_folders(temporary, out)
+            temporary.replace(target)
+
         try:
             papermill.execute_notebook(
                 str(path), str(temporary), parameters, kernel_name="python3", language="python",
                 progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent), config=KERNEL_CONFIG)
         except PapermillExecutionError as error:
-            temporary.replace(target)
+            keep()
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
             lines = str(error.evalue).strip().splitlines() or ["no message"]
             raise NotebookError(kind + lines[-1]) from error
         except DeadKernelError as error:
-            temporary.replace(target)
+            keep()
             raise NotebookError(f"its kernel died at {peak.bytes / 1e9:.1f} GB, most likely for lack of memory; "
                                 f"its last words are in {log}") from error
         except KeyboardInterrupt:
-            temporary.replace(target)
+            keep()
             raise
+        _name_folders(temporary, out)
     return peak.bytes

@@ -15,7 +15,7 @@ from typing import Any
 
 from paperlib.data.photographs import named_folder
 from paperlib.data.splits import split_sources
-from paperlib.environment import assets_dir, root
+from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
 from paperlib.files import file_lock, remove_stale, sha256_file, write_json
 from paperlib.reporting.claims import claims_table
@@ -64,8 +64,8 @@ def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
 def _intact(run: Run, name: str) -> bool:
     """Whether the files of the run that a record names are there as they were."""
     inputs = [entry for entry in run.read_record(name).get("inputs", {}).values() if isinstance(entry, dict)]
-    return all((run.out / entry["file"]).is_file() and sha256_file(run.out / entry["file"]) == entry["sha256"]
-               for entry in inputs)
+    files = [(located(entry["file"], run.out), entry["sha256"]) for entry in inputs]
+    return all(path.is_file() and sha256_file(path) == expected for path, expected in files)
 
 
 def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) -> bool:

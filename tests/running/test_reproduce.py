@@ -83,6 +83,23 @@ def test_runs_in_order_then_skips_what_is_current_and_reruns_what_changed(folder
     assert ran(capsys) == ["01_one", "02_two"]
 
 
+def test_executed_copies_and_pages_name_no_folder_of_this_machine(folder):
+    code = "import sys\nprint('written to', out)\nprint(sys.prefix, file=sys.stderr)\nout + '/checkpoints'\n"
+    write_notebook(folder, "01_one", code)
+    assert go(folder, last="01", overrides={"quant.start": str(folder.parent / "out" / "x.pt")}) == 0
+    out = folder.parent / "out"
+    copy = (out / "notebooks" / "01_one.ipynb").read_text()
+    assert "written to $OUT" in copy
+    assert nbformat.reads(copy, as_version=4).metadata.papermill.parameters.out == "$OUT"
+    files = [path for path in out.rglob("*") if path.suffix in (".ipynb", ".html", ".json", ".md", ".csv")
+             and not path.name.startswith(".")]
+    written = [path for path in files if path != out / "records" / "01_one.json"]  # that one is the notebook's own
+    assert len(written) > 4
+    for path in written:
+        for place in (str(folder.parent), sys.prefix, str(Path.home()) + "/"):
+            assert place not in path.read_text(encoding="utf-8"), (path, place)
+
+
 def test_a_failure_stops_with_exit_code_1_and_is_taken_up_again_there(folder, capsys):
     error = "from paperlib.errors import UserError\nraise UserError('no photographs. Add some.')\n"
     write_notebook(folder, "02_two", error)
