@@ -8,10 +8,19 @@ import torch
 from torch import nn
 
 from paperlib.files import sha256_file
+from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.quantisation.int8 import QuantisedGraph, run_quantised
 from paperlib.quantisation.qat import load_qat
 from paperlib.student.graph import image_batch, receptive_radius
-from paperlib.student.models import build_model, deployment_graph, fuse_model, load_model, read_published, read_weights
+from paperlib.student.models import (
+    build_model,
+    deployment_graph,
+    fuse_model,
+    load_model,
+    load_pickle,
+    read_published,
+    read_weights,
+)
 
 
 class TorchUpscaler:
@@ -61,15 +70,30 @@ class QuantisedUpscaler:
         return sr.permute(1, 2, 0).contiguous().numpy()
 
 
-def load_network(path: Path) -> TorchUpscaler:
-    """The network of a .safetensors checkpoint of this kit, or of one of the authors' `*_deploy.pt`; fused first.
+def load_network(path: Path) -> TorchUpscaler | QuantisedUpscaler:
+    """The network of a .safetensors checkpoint of this kit, or of one of the authors' .pt files; fused first.
+
+    Their quantisation-aware state (`ckpt_best_s3_qat.pt`) gives its fake-quantised graph, with their float biases.
 
     Raises:
         UserError: missing or damaged, or a file that holds something else.
     """
     about: dict[str, Any] = {"file": str(path), "sha256": sha256_file(path)}
+    if path.suffix == ".pt" and _is_qat(path):
+        upscaler = QuantisedUpscaler(read_published_qat(path), path.name, int32_bias=False)
+        upscaler.about |= about
+        return upscaler
     if path.suffix == ".pt":
         return TorchUpscaler(read_published(path), path.name, about)
     _, metadata = read_weights(path)
     model = load_qat(path) if metadata["form"] == "qat" else fuse_model(load_model(path))
     return TorchUpscaler(model, path.name, about | {"checkpoint": metadata})
+
+
+def _is_qat(path: Path) -> bool:
+    """Whether a .pt file has the authors' EMA weights under quantisation; what it is else, its reader says."""
+    try:
+        published = load_pickle(path)
+    except Exception:  # torch raises many kinds; `read_published` tells them
+        return False
+    return isinstance(published, dict) and "model_ema" in published and "cfg" not in published

@@ -18,8 +18,17 @@ from torch.fx import Node as FxNode
 from paperlib.errors import UserError
 from paperlib.quantisation.int8 import QParams, QuantisedGraph, channel_scales, qparam_owners, with_representable_scales
 from paperlib.settings import StudentSettings
+from paperlib.student.checkpoint import check_size, check_tensors
 from paperlib.student.graph import Graph
-from paperlib.student.models import build_model, deployment_graph, fuse_model, key_from_published, load_weights
+from paperlib.student.models import (
+    build_model,
+    deployment_graph,
+    fuse_model,
+    key_from_published,
+    load_pickle,
+    load_weights,
+    one_line,
+)
 
 
 class FakeQuantize(FusedMovingAvgObsFakeQuantize):
@@ -135,19 +144,21 @@ def read_published_qat(path: str | Path) -> QuantisedGraph:
         UserError: missing or damaged file, or another layout.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}. Name an existing file.")
     try:
-        published = torch.load(path, map_location="cpu", weights_only=True)["model_ema"]
-        channels = published["conv_in.weight"].shape[0]
+        published = check_tensors(load_pickle(path)["model_ema"], path)
+        blocks = sum(name.endswith(".reparam.weight") for name in published)
+        settings = StudentSettings(channels=published["conv_in.weight"].shape[0], blocks=blocks)
+    except UserError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
-        raise UserError(f"{path} is not the authors' QAT checkpoint ({type(error).__name__}: {error}). "
+        raise UserError(f"{path} is not the authors' QAT checkpoint ({one_line(error)}). "
                         "Name ckpt_best_s3_qat.pt.") from error
-    blocks = sum(name.endswith(".reparam.weight") for name in published)
+    with torch.device("meta"):
+        check_size(build_model(settings, "fused"), published.values(), path)
     tensors = {f"fx.{key_from_published(name)}": tensor for name, tensor in published.items()}
     # Their clamp is one operator, ours ReLU and minimum: one more name for the grid that all of the output shares.
     shared, extra = (f"fx.activation_post_process_{blocks + offset}." for offset in (5, 6))
     tensors |= {name.replace(shared, extra): value for name, value in tensors.items() if name.startswith(shared)}
-    model = PaperQat(build_model(StudentSettings(channels=channels, blocks=blocks), "fused"))
+    model = PaperQat(build_model(settings, "fused"))
     load_weights(model, tensors, path)
     return paper_graph(model)

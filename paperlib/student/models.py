@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib.errors import UserError
-from paperlib.files import atomic_path
+from paperlib.files import atomic_path, explain
 from paperlib.settings import StudentSettings
 from paperlib.student.baselines import ABPN, FSRCNN, STUDENTS, _abpn_nodes, _fsrcnn_nodes
+from paperlib.student.checkpoint import check_size, check_tensors, read_about
 from paperlib.student.graph import Graph, Node
 from paperlib.student.network import Student, _student_nodes, fuse
 
@@ -93,7 +94,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a .safetensors checkpoint written by paperlib.
 
     Raises:
-        UserError: missing, damaged, or not written by paperlib.
+        UserError: missing, damaged, not written by paperlib, with metadata that are none of this version, with fewer
+            weights than the architecture has, or with weights that are no numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -102,15 +104,19 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get("paperlib")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except PermissionError as error:
+        raise explain(error, path, "read") from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable .safetensors file ({error}). Name a checkpoint of this kit; "
                         "if this is one and damaged, train that stage again.") from error
     if about is None:
         raise UserError(f"{path} was not written by paperlib: its metadata name no architecture. Name another file.")
-    about = json.loads(about)
-    if about.get("form") == "training":  # the name before version 0.2
-        about["form"] = "expanded"
-    return tensors, about
+    metadata = read_about(about, path)
+    settings = StudentSettings.model_validate(metadata["architecture"])
+    with torch.device("meta"):
+        model = build_model(settings, "expanded" if metadata["form"] == "expanded" else "fused")
+    check_size(model, tensors.values(), path)
+    return check_tensors(tensors, path), metadata
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
@@ -130,6 +136,29 @@ def key_from_published(published: str) -> str:
     return published
 
 
+def load_pickle(path: Path) -> Any:
+    """What a .pt file holds, tensors and plain values only; nothing in it is executed.
+
+    Raises:
+        UserError: there is no such file, or it may not be read.
+        Exception: whatever torch raises for a damaged or foreign one.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}. Name an existing file.")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise explain(error, path, "read") from error
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def one_line(error: Exception) -> str:
+    """An exception's kind and first words."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:160]}"
+
+
 def read_published(path: str | Path) -> Student:
     """The authors' fused student from one of their `*_deploy.pt` files (weights only, strict), evaluation mode.
 
@@ -137,15 +166,18 @@ def read_published(path: str | Path) -> Student:
         UserError: missing or damaged file, or another layout.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}. Name an existing file.")
     try:
-        published = torch.load(path, map_location="cpu", weights_only=True)
+        published = load_pickle(path)
         tensors = published["model"]
         settings = StudentSettings(channels=published["cfg"]["channels"], blocks=published["cfg"]["n_rep"])
+    except UserError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
-        raise UserError(f"{path} is not one of the authors' deploy checkpoints ({type(error).__name__}: {error}). "
+        raise UserError(f"{path} is not one of the authors' deploy checkpoints ({one_line(error)}). "
                         "Name a *_deploy.pt file of theirs or a .safetensors of ours.") from error
+    check_tensors(tensors, path)
+    with torch.device("meta"):
+        check_size(Student(settings, form="fused"), tensors.values(), path)
     renamed = {key_from_published(name): tensor for name, tensor in tensors.items()}
     student = Student(settings, form="fused", clamp=True)
     load_weights(student, renamed, path)

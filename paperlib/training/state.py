@@ -55,15 +55,47 @@ def load_state(folder: Path, identity: dict[str, Any], defaults: dict[str, Any] 
     Raises:
         UserError: the state belongs to other settings; the differences are listed.
     """
+    damaged: list[Path] = []
+    found = None
     for step, digest, path in _states(folder):
-        data = path.read_bytes()
-        if sha256(data).hexdigest()[:16] != digest:
-            warnings.warn(f"{path} is damaged; going back to the state before it", stacklevel=2)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # another process of the same training found it damaged
             continue
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if sha256(data).hexdigest()[:16] != digest:
+            damaged.append(path)
+            continue
+        state = _open(path, data)
         _compare((defaults or {}) | state["identity"], identity, folder, step)
-        return state
-    return None
+        found = state
+        break
+    for path in damaged:  # it would keep the place of a sound one
+        path.unlink(missing_ok=True)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        where = "there is no sound one: the training starts anew" if found is None else f"going back to step {step}"
+        warnings.warn(f"{names} in {folder} is damaged and removed; {where}", stacklevel=2)
+    return found
+
+
+def _open(path: Path, data: bytes) -> dict[str, Any]:
+    """The content of a state file whose hash is right.
+
+    Raises:
+        UserError: it is no training state of this version.
+    """
+    kinds = {"step": int, "identity": dict, "live": dict, "ema": dict, "optimizer": dict, "history": list}
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name, kind()), kind)]
+        wrong += [name for name in ("step", "identity", "live") if name not in state]
+    except Exception as error:  # torch raises many kinds for a foreign pickle
+        raise UserError(f"{path} is no training state ({type(error).__name__}). Delete it to go on from the state "
+                        "before it.") from error
+    if wrong:
+        raise UserError(f"{path} is no training state of this version: {', '.join(wrong)} is not what it must be. "
+                        "Delete it to go on from the state before it.")
+    return state
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path, step: int) -> None:

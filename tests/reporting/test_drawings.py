@@ -1,6 +1,7 @@
 """Drawings and drawn formulas: what they show is what they were given."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -101,7 +102,7 @@ def test_the_schedule_shows_what_training_computes():
 
 
 def test_shares_have_a_bar_a_term_for_value_and_gradient():
-    found = {"charbonnier": {"value": 0.14, "gradient": 0.18}, "kd": {"value": 0.86, "gradient": 0.82}}
+    found = pd.DataFrame({"term": ["charbonnier", "kd"], "value share": [0.14, 0.86], "gradient share": [0.18, 0.82]})
     axes = formulas.shares(found).axes[0]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([14, 86, 18, 82])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Charbonnier", "distillation"]

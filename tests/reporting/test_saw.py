@@ -6,7 +6,8 @@ import pytest
 from IPython.display import Markdown
 
 from paperlib.reporting import saw
-from paperlib.run import measured_row, open_run
+from paperlib.rows import measured_row
+from paperlib.run import open_run
 
 
 def row(table, name, value, precision="fp32"):
@@ -71,20 +72,24 @@ def test_a_teacher_weaker_than_its_student_is_called_so(run):
     assert "weaker" not in saw.teacher(run, [row("stages", "teacher", 28.8)], weights).data
 
 
+def shares_of(**terms):
+    return pd.DataFrame([{"term": name, "value share": value, "gradient share": gradient}
+                         for name, (value, gradient) in terms.items()])
+
+
 def test_stage_2_names_the_strongest_term_and_the_teachers_share(run):
     run.record("02_stage1", [row("stages", "stage1", 27.5)])
     run.record("03_teacher", [row("stages", "teacher", 26.8)])
-    shares = {"charbonnier": {"value": 0.14, "gradient": 0.18}, "dct": {"value": 0.8589, "gradient": 0.81},
-              "kd": {"value": 0.0011, "gradient": 0.01}}
+    shares = shares_of(charbonnier=(0.14, 0.18), dct=(0.8589, 0.81), kd=(0.0011, 0.01))
     text = saw.stage2(run, [row("B", "student_stage2", 27.6)], shares).data
     assert "0.10 dB above stage 1" in text
     assert "DCT pulls hardest: 85.9 % of the loss and 81.0 % of the gradient" in text
     assert "0.11 % of the loss" in text
     assert "hardly be felt" in text
     assert "(26.80 dB) is weaker" in text
-    loud = shares | {"kd": {"value": 0.3, "gradient": 0.9}}
+    loud = shares_of(charbonnier=(0.1, 0.05), dct=(0.6, 0.05), kd=(0.3, 0.9))
     assert "distillation pulls hardest" in saw.stage2(run, [row("B", "student_stage2", 27.4)], loud).data
-    assert "does not distil" in saw.stage2(run, [row("B", "student_stage2", 27.4)], {"l1": shares["dct"]}).data
+    assert "does not distil" in saw.stage2(run, [row("B", "student_stage2", 27.4)], shares_of(l1=(1.0, 1.0))).data
 
 
 def test_qat_says_what_was_lost_and_won_back(run):
@@ -112,19 +117,6 @@ def test_the_file_is_judged_against_both_ways_and_the_box(run):
     assert "not worth their training" in saw.shipped(run, rows, parity).data
 
 
-def test_comparisons_are_one_line_each_with_sign_and_noise(run):
-    seeds = lambda table, name, values, precision: measured_row(table, name, precision, "psnr", values, "validation")
-    run.record("07_ablations", [
-        seeds("C", "mobileone", [27.0, 27.2], "int8"), seeds("C", "repdw", [26.0, 26.0], "int8"),
-        row("D", "qat_teacher", 27.0, "int8"), row("D", "qat_direct", 27.5, "int8"), row("C", "repconv", 1.0, "fp32")])
-    table = saw.comparisons(run).set_index("comparison")
-    assert len(table) == 2
-    assert table.loc["mobileone int8 − repdw int8", ["here (dB)", "noise (dB)", "sign"]].tolist() == [
-        "+1.100", "0.141", "the same"]
-    assert table.loc["qat_teacher int8 − qat_direct int8", ["noise (dB)", "sign"]].tolist() == [
-        "one seed: unknown", "the other way"]
-
-
 def test_ablations_name_the_order_and_whether_it_is_the_papers(run):
     rows = [row("C", name, value, "int8") for name, value in (("mobileone", 27.0), ("repdw", 27.5))]
     text = saw.ablations(run, rows).data
@@ -135,5 +127,5 @@ def test_ablations_name_the_order_and_whether_it_is_the_papers(run):
     assert "0.20 dB below stage 3 without" in text
     assert "the paper reports +0.089 dB" in text
     assert "One seed each" in text
-    several = [line | {"sd": 0.01} for line in pair]
-    assert "0.014 dB, less than the effect" in saw.ablations(run, several).data
+    several = [line | {"values": [line["value"] - 0.01, line["value"] + 0.01], "seed_ids": [1, 2]} for line in pair]
+    assert "As an effect: -0.200 [-0.200, -0.200] (2 seeds, means of the set) dB" in saw.ablations(run, several).data

@@ -8,7 +8,6 @@ import scipy.fft
 import torch
 import torch.nn.functional as F
 
-from paperlib.data.dataset import Batch
 from paperlib.errors import UserError
 from paperlib.settings import LossSettings
 from paperlib.training.losses import (
@@ -19,7 +18,6 @@ from paperlib.training.losses import (
     distillation,
     kd_weight,
     l1,
-    loss_shares,
     stage_loss,
 )
 
@@ -115,41 +113,3 @@ def test_squared_errors():
     wanted = 2 * F.mse_loss(sr, hr) + 0.5 * F.mse_loss(sr, teacher)
     assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert set(parts) == {"mse", "kd"}
-
-
-class Shift(torch.nn.Module):
-    """Enlarges by repetition and adds one learnt value."""
-
-    def __init__(self):
-        super().__init__()
-        self.shift = torch.nn.Parameter(torch.tensor(51.0))
-
-    def forward(self, x):
-        return x.repeat_interleave(3, 2).repeat_interleave(3, 3) + self.shift
-
-
-def test_shares_are_of_the_weighted_terms_in_value_and_in_gradient():
-    lr = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
-    hr = lr.repeat_interleave(3, 2).repeat_interleave(3, 3)
-    # output − HR = 0.2, output − teacher = 0.1 everywhere: L1 is 0.2, MSE 0.04, distillation 0.1
-    batch = Batch(lr, hr, teacher=hr + 25.5)
-    settings = LossSettings(l1=1.0, mse=2.0, kd=0.5, confidence=False)
-    model = Shift()
-    shares = loss_shares(model, batch, settings)
-    total = 0.2 + 2 * 0.04 + 0.5 * 0.1
-    assert [shares[name]["value"] for name in ("l1", "mse", "kd")] == pytest.approx(
-        [0.2 / total, 0.08 / total, 0.05 / total], rel=1e-4)
-    # slopes by the shift: 1, 2·0.2, 1
-    slopes = 1 + 2 * 0.4 + 0.5
-    assert [shares[name]["gradient"] for name in ("l1", "mse", "kd")] == pytest.approx(
-        [1 / slopes, 0.8 / slopes, 0.5 / slopes], rel=1e-4)
-    assert model.shift.grad is None
-    assert model.training
-
-
-def test_shares_need_the_teacher_that_the_loss_needs():
-    lr = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    batch = Batch(lr, lr.repeat_interleave(3, 2).repeat_interleave(3, 3))
-    with pytest.raises(UserError, match="no teacher"):
-        loss_shares(Shift(), batch, LossSettings(l1=1.0, kd=0.03))
-    assert list(loss_shares(Shift(), batch, LossSettings(l1=1.0))) == ["l1"]

@@ -1,5 +1,7 @@
 """Training states: atomic, self-verifying, and refused when the settings changed."""
 
+from hashlib import sha256
+
 import pytest
 import torch
 
@@ -29,6 +31,37 @@ def test_damaged_newest_state_falls_back_and_says_so(tmp_path, damage):
     newest.write_bytes(damage(newest.read_bytes()))
     with pytest.warns(UserWarning, match="is damaged"):
         assert load_state(tmp_path, IDENTITY)["step"] == 10
+
+
+def test_when_no_state_is_sound_it_says_so_and_makes_room(tmp_path):
+    for step in (10, 20):
+        save(tmp_path, step).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="no sound one: the training starts anew"):
+        assert load_state(tmp_path, IDENTITY) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_newest_state_does_not_keep_a_place(tmp_path):
+    save(tmp_path, 10)
+    save(tmp_path, 20).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="going back to step 10"):
+        load_state(tmp_path, IDENTITY)
+    save(tmp_path, 15)
+    assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["state-000010", "state-000015"]
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, {1: torch.zeros(2)}, "text",
+                                     {"step": 3, "identity": [], "live": {}},
+                                     {"step": 3, "identity": IDENTITY, "live": {}, "history": 5}])
+def test_foreign_content_under_a_valid_hash_is_told(tmp_path, content):
+    path = save_state(tmp_path, 3, content)
+    with pytest.raises(UserError, match=f"{path.name} is no training state"):
+        load_state(tmp_path, IDENTITY)
+    data = b"no pickle at all"
+    path.unlink()
+    (tmp_path / f"state-000004-{sha256(data).hexdigest()[:16]}.pt").write_bytes(data)
+    with pytest.raises(UserError, match="is no training state"):
+        load_state(tmp_path, IDENTITY)
 
 
 def test_changed_settings_are_refused_with_the_difference(tmp_path):

@@ -1,0 +1,96 @@
+"""What a checkpoint must be before anything is built from it: types, ranges, sizes, finite weights (section 1)."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from paperlib.errors import UserError
+from paperlib.settings import StudentSettings
+
+Step = tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], Annotated[int, Field(ge=-128, le=127)]]
+"""Scale and zero point."""
+
+
+class About(BaseModel):
+    """The metadata of a .safetensors checkpoint; what callers add beside these fields is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    architecture: StudentSettings
+    form: Literal["expanded", "fused", "qat"]
+    clamp: bool
+    quantiser: Literal["paper", "tflite"] | None = None
+    skip: Literal["add", "exact"] | None = None
+    grids: dict[str, Step] | None = None
+
+    @model_validator(mode="after")
+    def _quantised_is_whole(self) -> Self:
+        missing = [name for name in ("quantiser", "skip", "grids") if getattr(self, name) is None]
+        if self.form == "qat" and missing:
+            raise ValueError(f"a quantised checkpoint needs {', '.join(missing)}")
+        if self.skip == "exact" and (self.quantiser == "paper" or self.architecture.arch in ("fsrcnn", "abpn")):
+            raise ValueError("skip 'exact' goes with the tflite quantiser and the student only")
+        return self
+
+
+def read_about(text: str, path: Path) -> dict[str, Any]:
+    """Metadata from their JSON, checked.
+
+    Raises:
+        UserError: not JSON, or a field that is missing, of another type or out of range.
+    """
+    try:
+        about = json.loads(text)
+        if isinstance(about, dict) and about.get("form") == "training":  # the name before version 0.2
+            about["form"] = "expanded"
+        About.model_validate(about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "metadata"
+        raise UserError(f"{path} is no checkpoint of this version of the kit: {place}: "
+                        f"{first['msg'].removeprefix('Value error, ')}. Name another file, or train that stage again."
+                        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} has damaged metadata ({type(error).__name__}). Name another file, or train that stage "
+                        "again.") from error
+    return about
+
+
+def check_tensors(tensors: Any, path: Path) -> dict[str, Tensor]:
+    """A state dict, when it is one: names to tensors of finite numbers (observers may not have seen anything yet).
+
+    Raises:
+        UserError: it is not, or has values that are no numbers.
+    """
+    if not isinstance(tensors, dict) or not tensors or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()):
+        raise UserError(f"{path} holds no weights by name. Name the authors' *_deploy.pt, ckpt_best_s3_qat.pt, "
+                        "or a .safetensors file of ours.")
+    for name, value in tensors.items():
+        unseen = name.endswith(("min_val", "max_val"))
+        if value.is_floating_point() and not (~value.isnan() if unseen else value.isfinite()).all():
+            raise UserError(f"{path} has weights that are no numbers, in {name}. Train that stage again, or name "
+                            "another file.")
+    return tensors
+
+
+def check_size(model: torch.nn.Module, tensors: Iterable[Tensor], path: Path) -> None:
+    """Refuse an architecture with more weights than the file holds, before memory is taken for it.
+
+    Args:
+        model: the network on PyTorch's "meta" device, which has shapes only.
+
+    Raises:
+        UserError: it has.
+    """
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(math.prod(tensor.shape) for tensor in tensors)
+    if wanted > held:
+        raise UserError(f"{path} does not fit the architecture that it names: {wanted:,} weights, and it holds "
+                        f"{held:,}. Name a matching file.")
