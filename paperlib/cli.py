@@ -189,7 +189,7 @@ def _data(args: argparse.Namespace) -> int:
         print(f"training pixels of {len(store)} photographs: {store.folder}")
         failed = list(store.left_out.values())
     lines = status(settings)
-    print(*(f"{line['split']}: {line['state']}: {line['where']}" for line in lines), sep="\n")
+    print(*(_line(f"{line['split']}: {line['state']}: {line['where']}") for line in lines), sep="\n")
     _list(failed)
     return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
 

@@ -90,7 +90,8 @@ def write_summary(run: Run) -> Path:
     parts = [
         f"# Results, profile {run.settings.profile}",
         f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {_inert(teacher_used(records))}.",
-        *([f"Settings that differ from the profile's: {_inert(changed)}."] if (changed := settings_changed(run)) else []),
+        *([f"Settings that differ from the profile's: {_inert(changed)}."]
+          if (changed := settings_changed(run)) else []),
         "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
         "Reported are the paper's numbers on DIV2K validation; measured are ours on this profile's validation "
         f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
