@@ -5,7 +5,6 @@ Each command imports what it needs when it runs, so that `paperlib --help` answe
 """
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from paperlib import __version__
-from paperlib.environment import settle_folders
+from paperlib.environment import escape_unprintable, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import check_folder, shown, user_path, write_json
 from paperlib.profiles import PROFILES, parse_assignments
@@ -271,9 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. A traceback for bad input is shown only with PAPERLIB_DEBUG=1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter would bury the one line that matters
     settle_folders()
-    for stream in (sys.stdout, sys.stderr):  # names that are no UTF-8, terminals that know ASCII only
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    escape_unprintable()
     try:
         args = build_parser().parse_args(argv)
         code = args.run(args)

@@ -5,6 +5,7 @@ in the kernel that way (0.6 of 24 with this). Notebooks start with the same sett
 """
 
 import ctypes
+import io
 import os
 import platform
 import re
@@ -109,10 +110,12 @@ def cache_dir() -> Path:
 
 
 def _absolute(variable: str, value: str) -> Path:
-    """The folder a variable names. A relative one is made absolute in the environment too, once: kernels, which work
-    in another folder, inherit it."""
+    """The folder a variable names. A relative one is made absolute in the environment too, once, for the processes that
+    inherit it; kernels work in notebooks/, and mean the clone that holds it."""
     if not Path(value).is_absolute():
-        value = os.environ[variable] = str(Path(value).absolute())
+        here = Path.cwd()
+        base = here.parent if here == root() / "notebooks" else here
+        value = os.environ[variable] = os.path.normpath(base / value)
     return Path(value)
 
 
@@ -122,6 +125,13 @@ def settle_folders() -> None:
     for variable in ("PAPERLIB_CACHE", "PAPERLIB_DATA", "PAPERLIB_ASSETS"):
         if value := os.environ.get(variable):
             _absolute(variable, value)
+
+
+def escape_unprintable() -> None:
+    """Let stdout and stderr write what they cannot encode (names that are no UTF-8, ASCII terminals) as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _folder_from(variable: str) -> Path | None:

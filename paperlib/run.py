@@ -19,7 +19,7 @@ from IPython.display import Image
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from paperlib.environment import portable, provenance, root
+from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, sha256_file, user_path, write_json
 from paperlib.profiles import load_settings
@@ -199,7 +199,13 @@ def open_run(profile: str | None = None, out: str | Path | None = None, override
     Raises:
         UserError: unknown profile or setting, or a folder that cannot be written.
     """
-    settings = load_settings(profile, overrides)
+    settle_folders()
+    if not isinstance(overrides, str | dict | None):
+        raise UserError(f"overrides = {overrides!r} is no JSON object. Write for instance {{\"stage1.steps\": 500}}.")
+    try:
+        settings = load_settings(None if profile is None else str(profile), overrides)
+    except RecursionError as error:
+        raise UserError("overrides is nested deeper than any setting. Shorten it.") from error
     run = Run(settings, user_path(out).absolute() if out else root() / "results" / settings.profile)
     run.check_writable()
     return run

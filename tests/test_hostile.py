@@ -8,7 +8,6 @@ import string
 import subprocess
 import sys
 from hashlib import sha256
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,7 @@ from skimage.data import coffee
 from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.files import file_lock, shown, user_path
-from paperlib.reporting import figures
-from paperlib.reporting.divider import save_comparison
-from paperlib.reporting.report import write_report
-from paperlib.reporting.summary import write_summary
-from paperlib.run import measured_row, open_run
+from paperlib.run import open_run
 from paperlib.running.reproduce import _read_state
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
@@ -117,6 +112,22 @@ def test_relative_folders_become_absolute_once(tmp_path, monkeypatch, capsys):
     assert os.environ["PAPERLIB_ASSETS"] == str(tmp_path / "relassets")
 
 
+def test_a_kernel_in_notebooks_means_the_clone(tmp_path, monkeypatch):
+    from paperlib.environment import cache_dir, root
+
+    monkeypatch.setenv("PAPERLIB_CACHE", "relcache")
+    monkeypatch.chdir(root() / "notebooks")
+    assert cache_dir() == root() / "relcache"
+    assert not (root() / "notebooks" / "relcache").exists()
+
+
+def test_parameters_of_other_types_are_told(tmp_path):
+    for profile, overrides, words in ((5, None, "unknown profile '5'"), ("smoke", 7, "no JSON object"),
+                                      ("smoke", "[" * 50_000, "nested deeper"), ("smoke", "[1]", "JSON object")):
+        with pytest.raises(UserError, match=words):
+            open_run(profile, tmp_path / "out", overrides)
+
+
 @pytest.mark.parametrize("content", ["[1]", '{"01_data": 5}', '{"01_data": {"fingerprint": 3}}', "nonsense",
                                      "[" * 50_000, "null", '"text"'])
 def test_states_and_records_of_another_kind_name_the_file(tmp_path, content):
@@ -136,44 +147,6 @@ def test_a_locked_place_names_what_to_choose_instead(tmp_path):
             with pytest.raises(UserError, match=f"process {os.getpid()}.*another {place}"), \
                     file_lock(tmp_path / "lock", place):
                 pass
-
-
-class _Tags(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.tags = []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, [name for name, _ in attrs]))
-
-
-EVIL = "<script>alert(1)<img src=x onerror=alert(2)>"
-
-
-def page_of(run, photograph: str, words: str) -> tuple[_Tags, str, str]:
-    """The tags of a report with these words wherever others choose them, its text, and the summary's."""
-    image = coffee()[:30, :30]
-    save_comparison(run, photograph, {"bicubic": image, "original": image})
-    run.record("03_teacher", [measured_row("B", words, "fp32", "psnr", 30.0, words, note=words)], teacher=words)
-    run.figure(f"02_{photograph}", figures.curves([{"step": 1, "loss": 0.1, "psnr_rgb": 26.0},
-                                                   {"step": 2, "loss": 0.1, "psnr_rgb": 26.0}]))
-    tags, text = _Tags(), write_report(run).read_text(encoding="utf-8")
-    tags.feed(text)
-    return tags, text, write_summary(run).read_text(encoding="utf-8")
-
-
-def test_names_in_pages_are_inert(tmp_path):
-    evil = page_of(open_run("demo", tmp_path / "evil", {"data.train": [EVIL], "quant.start": EVIL}), EVIL, EVIL)
-    plain = page_of(open_run("demo", tmp_path / "plain", {"data.train": ["a"], "quant.start": "a"}), "a", "a")
-    active = [[(tag, names) for tag, names in page.tags if tag in ("script", "iframe", "object", "embed")
-               or any(name.startswith("on") for name in names)] for page, _, _ in (evil, plain)]
-    assert active[0] == active[1]
-    assert sum(tag == "script" for tag, _ in active[0]) == 1
-    assert evil[1].count("&lt;script&gt;alert(1)") >= 3
-    assert "&lt;script&gt;alert(1)" in evil[2]
-    for text in evil[1:]:
-        assert "<script>alert" not in text
-        assert "<img src=x" not in text
 
 
 BOUNDED = settings(max_examples=60, deadline=None, derandomize=True, database=None,
