@@ -44,4 +44,5 @@ def test_interleaved_runs_every_job_in_every_round():
 def test_upscaling_a_frame_is_measured_on_the_shipped_student():
     result = bench_upscale(24, 40, rounds=1)
     assert result["overhead"] > 0
+    assert result["cpu_overhead"] == result["cpu_s_upscale"] / result["cpu_s_interpreter"] > 0
     assert "40×24 frame made 120×72" in result["what"]
