@@ -35,11 +35,15 @@ MOST_AT_ONCE = 4_000_000
 def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
     """The upscaler with its output rounded to 8 bits: uint8 (h, w, 3) → uint8 (3h, 3w, 3).
 
-    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture.
+    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture. Where the output's grid is
+    0..255, as in every file of this kit, number and pixel differ in the highest bit alone: turning that takes a
+    twentieth of a look-up, which was an eighth of the interpreter's own time.
     """
     if isinstance(upscaler, TFLiteUpscaler) and upscaler.output["dtype"] != np.float32:
         codes = np.arange(256, dtype=np.uint8).view(upscaler.output["dtype"])
         table = np.rint(upscaler.dequantise(codes)).astype(np.uint8)
+        if np.array_equal(table, np.arange(256) ^ table[0]):
+            return lambda lr: np.bitwise_xor(upscaler.raw(lr).view(np.uint8), table[0])
         return lambda lr: table[upscaler.raw(lr).view(np.uint8)]
     return lambda lr: np.rint(upscaler(lr)).astype(np.uint8)
 
