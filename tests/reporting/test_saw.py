@@ -109,7 +109,7 @@ def test_the_file_is_judged_against_both_ways_and_the_box(run):
     assert "28.40 dB, 0.74 dB above this run's own file" in text
     assert "1.60 dB above bicubic" in text
     rows[2] = row("export", "tflite_post_training", 27.7)
-    assert "not worth their training" in saw.shipped(run, rows, parity).data
+    assert "keeping them gains nothing" in saw.shipped(run, rows, parity).data
 
 
 def test_comparisons_are_one_line_each_with_sign_and_noise(run):
