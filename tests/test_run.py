@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -188,3 +189,26 @@ def test_the_figure_shown_is_the_figure_saved(run):
     assert shown.data == saved
     assert int.from_bytes(saved[16:20]) == 2 * shown.width
     assert shown.alt == "01 pair"
+
+
+def test_library_chatter_is_kept_back_unless_something_fails(capfd):
+    with environment.quiet_libraries():
+        os.write(2, b"delegate created")
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+    def fail():
+        with environment.quiet_libraries():
+            os.write(2, b"why it failed")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert capfd.readouterr().err == "why it failed"
+
+
+def test_a_figure_can_be_shown_without_being_saved(run):
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().plot([0, 1])
+    assert run.show(figure, "a line").alt == "a line"
+    assert not (run.out / "figures").exists()
