@@ -5,19 +5,15 @@ Each command imports what it needs when it runs, so that `paperlib --help` answe
 """
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from paperlib import __version__
+from paperlib import __version__, commands
 from paperlib.environment import escape_unprintable, settle_folders
 from paperlib.errors import UserError
-from paperlib.files import check_folder, shown, user_path, write_json
-from paperlib.overrides import parse_assignments
 from paperlib.profiles import PROFILES
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
@@ -42,178 +38,6 @@ def _count(text: str) -> int:
 _count.__name__ = "whole number from 1 up"  # argparse: "invalid whole number from 1 up value: '0'"
 
 
-def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    try:
-        return parse_assignments(assignments)
-    except (RecursionError, ValueError) as error:  # JSON nested very deep, numbers of thousands of digits
-        raise UserError(f"--set: a value that no setting can have ({error}). Shorten it.") from error
-
-
-def _line(message: object) -> str:
-    """A message as one line that no terminal takes for a command."""
-    return shown(" ".join(str(message).split()))
-
-
-def _list(messages: Iterable[str]) -> None:
-    for message in messages:
-        print(_line(message), file=sys.stderr)
-
-
-def _write_json(path: Path | None, value: Any) -> None:
-    if path:
-        write_json(path, value)
-
-
-@contextmanager
-def _progress(unit: str) -> Iterator[Any]:
-    """A bar on stderr, only in a terminal; gives the function to call with (done, total)."""
-    from tqdm import tqdm
-
-    with tqdm(unit=unit, disable=None, leave=False) as bar:
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
-
-
-def _profile(profile: str | None) -> str:
-    return profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
-
-
-def _reproduce(args: argparse.Namespace) -> int:
-    from paperlib.running.reproduce import reproduce
-
-    return reproduce(_profile(args.profile), args.out, args.first.zfill(2), args.last.zfill(2),
-                     _overrides(args.assignments), args.force)
-
-
-def _train(args: argparse.Namespace) -> int:
-    from paperlib.run import open_run
-    from paperlib.training.stages import train_stage
-
-    run = open_run(_profile(args.profile), args.out, _overrides(args.assignments))
-    print(f"trained: {train_stage(run, args.stage).path}")
-    return 0
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from paperlib.data.photographs import Pairs, read_pairs
-    from paperlib.evaluation.scoring import evaluate, score_lines
-    from paperlib.evaluation.upscalers import load_upscaler
-
-    if args.json:
-        check_folder(args.json.parent)
-    pairs, upscaler = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images]), load_upscaler(args.model)
-    with _progress("image") as progress:
-        result = evaluate(upscaler, pairs, progress)
-    if result["failed"] and len(pairs) == 1:
-        raise UserError(result["failed"][0])
-    print(f"{result['model']} on {args.hr}\n{score_lines(result)}")
-    _write_json(args.json, result)
-    _list((*result["notes"], *result["failed"]))
-    return 1 if result["failed"] else 0
-
-
-def _upscale(args: argparse.Namespace) -> int:
-    from paperlib.evaluation.upscalers import load_upscaler
-    from paperlib.upscale import upscale_files
-
-    args.out = user_path(args.out)
-    check_folder(args.out)
-    upscaler = load_upscaler(args.model)
-    with _progress("picture") as progress:
-        done, failed = upscale_files(args.inputs, args.out, upscaler, lambda line: print(_line(line)), progress)
-    if not done and len(failed) == 1:
-        raise UserError(failed[0])
-    print(f"{len(done)} enlarged with {upscaler.name}, {len(failed)} failed")
-    _list(failed)
-    return 1 if failed else 0
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from paperlib.export.inspection import describe, inspect_model
-
-    about = inspect_model(args.file)
-    _write_json(args.json, about)
-    print(describe(about))
-    return 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    from paperlib.export.convert import export_lines
-    from paperlib.export.read_back import export_named
-    from paperlib.profiles import load_settings
-
-    settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
-    check_folder(args.out)
-    print(export_lines(export_named(args.checkpoint, args.out, settings, args.input), args.out))
-    return 0
-
-
-def _page(args: argparse.Namespace) -> int:
-    from paperlib.reporting.page import build_page
-
-    path = build_page(args.out)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    import pandas as pd
-
-    from paperlib.evaluation.audit import verify
-
-    if args.json:
-        check_folder(args.json.parent)
-    result = verify()
-    _write_json(args.json, result)
-    for title, part in (("From the authors' log and report", "recomputed"), ("Their files, measured here", "measured")):
-        print(f"{title}\n{pd.DataFrame(result[part]).to_string(index=False, na_rep='')}\n")
-    return 0
-
-
-def _bench(args: argparse.Namespace) -> int:
-    from paperlib.benchmarks.suite import run_benchmarks
-
-    if args.json:
-        check_folder(args.json.parent)
-    result = run_benchmarks(args.only)
-    _write_json(args.json, result)
-    print(json.dumps(result, indent=2))
-    return 0
-
-
-def _data(args: argparse.Namespace) -> int:
-    from paperlib.data.div2k import prepare
-    from paperlib.data.pixel_store import open_store
-    from paperlib.data.splits import status
-    from paperlib.profiles import load_settings
-
-    settings, failed = load_settings(_profile(args.profile), _overrides(args.assignments)).data, []
-    if args.action == "prepare":
-        if settings.source == "div2k":
-            with _progress("B") as progress:
-                done = prepare(settings, progress=lambda name, have, size: progress(have, size))
-            print("\n".join(done))
-        with _progress("photograph") as progress:
-            store = open_store(settings, progress)
-        print(f"training pixels of {len(store)} photographs: {store.folder}")
-        failed = list(store.left_out.values())
-    lines = status(settings)
-    print(*(_line(f"{line['split']}: {line['state']}: {line['where']}") for line in lines), sep="\n")
-    _list(failed)
-    return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
-
-
-def _table(args: argparse.Namespace) -> int:
-    from paperlib.environment import root
-    from paperlib.reporting.tables import format_tables
-
-    print(format_tables(args.out or root() / "results" / _profile(args.profile), args.format), end="")
-    return 0
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(prog="paperlib", description="Reproduce the paper, use and measure its models.")
@@ -233,33 +57,35 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[],
                                  metavar="FIELD=VALUE", help="override settings, for instance stage1.steps=500")
 
-    command = add("reproduce", _reproduce, "Run the notebooks in order; skip what is current, resume what was stopped.")
+    command = add("reproduce", commands.reproduce,
+                  "Run the notebooks in order; skip what is current, resume what was stopped.")
     choose(command, "out", "set")
     command.add_argument("--from", dest="first", default="01", metavar="NN", help="first notebook, 01 to 07")
     command.add_argument("--until", dest="last", default="07", metavar="NN", help="last notebook")
     command.add_argument("--force", action="store_true", help="run notebooks again that are current")
 
-    command = add("train", _train, "Train one stage without its notebook, also under torchrun.")
+    command = add("train", commands.train, "Train one stage without its notebook, also under torchrun.")
     command.add_argument("stage", choices=("stage1", "stage2", "stage3"))
     choose(command, "out", "set")
 
-    command = add("evaluate", _evaluate, "PSNR and SSIM of a model on a folder of images.")
+    command = add("evaluate", commands.evaluate, "PSNR and SSIM of a model on a folder of images.")
     command.add_argument("model", nargs="?", default="pretrained", metavar="MODEL", help=MODELS)
     command.add_argument("--hr", type=Path, required=True, metavar="DIR", help="folder of HR images")
     command.add_argument("--lr", type=Path, metavar="DIR", help="folder of LR images; default: MATLAB bicubic ÷3")
     command.add_argument("--json", type=Path, metavar="FILE", help="write per-image values, protocol and provenance")
     command.add_argument("--max-images", type=_count, metavar="N", help="only the first N images")
 
-    command = add("upscale", _upscale, "Enlarge pictures ×3.")
+    command = add("upscale", commands.upscale, "Enlarge pictures ×3.")
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or glob")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
 
-    command = add("inspect", _inspect, "What a model file is: precision, operators, input and output, MACs, reach.")
+    command = add("inspect", commands.inspect,
+                  "What a model file is: precision, operators, input and output, MACs, reach.")
     command.add_argument("file", type=Path, metavar="FILE", help=".tflite (anybody's), .safetensors, authors' .pt")
     command.add_argument("--json", type=Path, metavar="FILE", help="write it all")
 
-    command = add("export", _export, "INT8 and float TFLite files from a quantised checkpoint.")
+    command = add("export", commands.export, "INT8 and float TFLite files from a quantised checkpoint.")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
                          help="pretrained (the student in the box), qat.safetensors of a run, the authors' *_qat.pt")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
@@ -267,21 +93,23 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
 
-    command = add("page", _page, "One HTML file that enlarges pictures in a browser, offline.")
+    command = add("page", commands.page, "One HTML file that enlarges pictures in a browser, offline.")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
 
-    command = add("verify", _verify, "Measure the authors' published files again: reported, their own report, ours.")
+    command = add("verify", commands.verify,
+                  "Measure the authors' published files again: reported, their own report, ours.")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
 
-    command = add("bench", _bench, "Benchmarks, each a ratio inside one run.")
+    command = add("bench", commands.bench, "Benchmarks, each a ratio inside one run.")
     command.add_argument("--only", metavar="NAME", help="one benchmark")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
 
-    command = add("data", _data, "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
+    command = add("data", commands.data,
+                  "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
     command.add_argument("action", choices=("status", "prepare"))
     choose(command, "set")
 
-    command = add("table", _table, "Print the tables of a run.")
+    command = add("table", commands.table, "Print the tables of a run.")
     choose(command, "out")
     command.add_argument("--format", choices=("text", "markdown", "latex"), default="text")
     return parser
@@ -300,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1":
             raise
-        print(f"paperlib: {_line(error)}", file=sys.stderr)
+        print(f"paperlib: {commands.line(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1" or (error.name or "paperlib").startswith("paperlib"):
@@ -316,5 +144,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (OSError, MemoryError) as error:
         cause = "not enough memory" if isinstance(error, MemoryError) else error
-        print(_line(f"paperlib: {cause}. Give less at once, or name another place."), file=sys.stderr)
+        print(commands.line(f"paperlib: {cause}. Give less at once, or name another place."), file=sys.stderr)
         return 2

@@ -29,7 +29,7 @@ from paperlib.rows import tidy_rows
 from paperlib.settings import Settings, flatten, settings_hash
 
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
-STYLE = Path(__file__).with_name("paper.mplstyle")
+STYLE = Path(__file__).with_name("reporting") / "paper.mplstyle"
 SMOKE = ("Profile smoke: a few steps on a few small pictures, to show that every cell runs. Its pictures are wrong, "
          "its scores mean nothing. For a real run open the notebooks with make lab, or set profile to demo above.")
 """What stands in red where a smoke run is shown."""

@@ -19,6 +19,7 @@ FLOORS = (
     {"evaluation"},
     {"training", "reporting", "upscale"},
     {"running", "benchmarks"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )

@@ -104,3 +104,9 @@ def test_nobody_is_sent_to_somebody_elses_package():
         if not name.startswith("tests") and name.endswith(kinds):
             assert not wrong.search((ROOT / name).read_text(encoding="utf-8")), name
     assert PROJECT["name"] != "paperlib"
+
+
+def test_make_lab_opens_the_demo_profile_unless_another_is_chosen():
+    recipe = (ROOT / "Makefile").read_text().partition("\nlab:")[2].partition("\n\n")[0]
+    assert "PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)}" in recipe
+    assert re.search(r"^PROFILE \?= demo$", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -251,3 +252,26 @@ def test_a_notebook_sees_the_records_of_its_run_up_to_itself(tmp_path):
     other = open_run("smoke", tmp_path, {"ablation.seeds": [1, 2], "export.height": 33})  # the same trainings
     assert list(other.records()) == ["01_data", "04_stage2", "07_ablations"]
     assert run.read_record("04_stage2")["run"] == run.id == other.id
+
+
+def test_library_chatter_is_kept_back_unless_something_fails(capfd):
+    with environment.quiet_libraries():
+        os.write(2, b"delegate created")
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+    def fail():
+        with environment.quiet_libraries():
+            os.write(2, b"why it failed")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert capfd.readouterr().err == "why it failed"
+
+
+def test_a_figure_can_be_shown_without_being_saved(run):
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().plot([0, 1])
+    assert run.show(figure, "a line").alt == "a line"
+    assert not (run.out / "figures").exists()

@@ -10,9 +10,6 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter
-from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from paperlib.evaluation.metrics import psnr_rgb
@@ -83,7 +80,7 @@ def patch_grid(lr: Tensor, hr: Tensor, count: int = 6) -> Figure:
     return figure
 
 
-def _at_least(axes: Axes, span: float) -> None:
+def at_least(axes: Axes, span: float) -> None:
     """Widen the vertical axis to `span`, so that thousandths do not look like differences."""
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, (low + high - span) / 2), max(high, (low + high + span) / 2))
@@ -111,7 +108,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "", least: float
     score.plot(steps, values, marker="o", markersize=4)
     score.plot(steps[best], values[best], marker="*", markersize=12, color="C1")
     score.ticklabel_format(useOffset=False)
-    _at_least(score, least)
+    at_least(score, least)
     score.set(xlabel="training step", ylabel="PSNR RGB (dB)", title=f"{title}: validation, best {values[best]:.2f} dB")
     return figure
 
@@ -249,55 +246,3 @@ def drops(rows: Sequence[Mapping[str, Any]], table: str = "C", dataset: str = "v
         groups.setdefault(row["row"], {})[row["precision"].upper()] = row["value"]
         spreads.setdefault(row["row"], {})[row["precision"].upper()] = row.get("sd")
     return bars(groups, "PSNR RGB (dB)", "What INT8 costs each network", spreads)
-
-
-@style.context(STYLE)
-def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, ylabel: str, title: str,
-            least: float = 0.2) -> Figure:
-    """Quality against cost, the cost on a logarithmic axis.
-
-    Args:
-        points: {"name", "group", `x`, `y`}; a group has one colour and marker.
-        least: smallest span of the vertical axis.
-    """
-    figure = Figure(figsize=(8, 4.6))
-    axes = figure.subplots()
-    for index, group in enumerate(dict.fromkeys(point["group"] for point in points)):
-        chosen = [point for point in points if point["group"] == group]
-        axes.scatter([point[x] for point in chosen], [point[y] for point in chosen], label=group, s=36,
-                     marker=MARKERS[index % len(MARKERS)])
-    axes.set_xscale("log")
-    axes.margins(0.12)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.tick_params(axis="x", which="minor", labelsize=8)
-    figure.legend(ncols=2, loc="outside lower center")
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    _at_least(axes, least)
-    _name_points(axes, [(point[x], point[y], point["name"]) for point in points])
-    return figure
-
-
-PLACES = (("left", "center", 7, 0), ("left", "bottom", 4, 4), ("left", "top", 4, -4), ("right", "center", -7, 0),
-          ("right", "bottom", -4, 4), ("right", "top", -4, -4))
-"""Where a name may stand beside its point: alignments, and the offset in points."""
-
-
-def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points, each where it covers the fewest points and other names."""
-    axes.figure.draw_without_rendering()
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform([at[:2] for at in points])]
-    for x, y, name in points:
-        note = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8)
-        note.set_in_layout(False)
-
-        def covered(place: tuple[str, str, int, int], note: Annotation = note) -> int:
-            across, up, dx, dy = place
-            note.set(ha=across, va=up, position=(dx, dy))
-            box = note.get_window_extent()
-            outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1
-            return box.count_overlaps(taken) + len(points) * outside
-
-        covered(min(PLACES, key=covered))
-        taken.append(note.get_window_extent())

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from paperlib.environment import cache_dir
+from paperlib.environment import cache_dir, root
 from paperlib.errors import UserError
 from paperlib.export.convert import export_tflite
 from paperlib.export.read_back import shipped_graph
@@ -115,7 +115,7 @@ def build_page(out: str | Path, tile: int = TILE) -> Path:
             qgraph.graph)),
         "MODEL": model.name, "MODEL_SHA256": digest, "MODEL_DATA": base64.b64encode(content).decode(),
         "PACKAGES": ", ".join(f"@litertjs/{name} {VERSION}" for name in INTEGRITY),
-        "LICENCE": html.escape((folder.parent / "LICENSE").read_text(encoding="utf-8")),
+        "LICENCE": html.escape((root() / "LICENSE").read_text(encoding="utf-8")),
         "LITERT": _packed(_script(archives).encode()),
         "LOADER": _packed(_member(archives["core"], f"wasm/{BINARY}.js")),
         "WASM": _packed(_member(archives["core"], f"wasm/{BINARY}.wasm"))}

@@ -22,7 +22,7 @@ from paperlib.reporting import challenge
 from paperlib.reporting.costs import latency_scatter, npu_scatter, our_points, peer_points, ratio_bars, read_bench
 from paperlib.reporting.differences import changes
 from paperlib.reporting.divider import PICK, STYLESHEET, data_url, divider, saved_comparisons
-from paperlib.reporting.figures import scatter
+from paperlib.reporting.scatter import scatter
 from paperlib.reporting.summary import MEANING, settings_changed, settings_used, teacher_used, verdict_counts
 from paperlib.reporting.tables import TABLES, frame, measured, table_rows, validation_psnr
 from paperlib.run import NOTEBOOKS, STYLE, Run

@@ -7,6 +7,7 @@ from PIL import Image
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.reporting import divider, figures
 from paperlib.reporting.costs import our_points, peer_points
+from paperlib.reporting.scatter import scatter
 from paperlib.rows import measured_row
 from paperlib.run import open_run
 
@@ -120,7 +121,7 @@ def test_drops_pair_the_two_precisions_of_a_network():
 def test_names_in_a_scatter_cover_neither_each_other_nor_leave_the_axes():
     points = [{"name": f"model number {index}", "group": "a", "x": 10 * 1.2**index, "y": 30 + 0.05 * index}
               for index in range(8)]
-    figure = figures.scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "")
+    figure = scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "")
     axes, boxes = figure.axes[0], [note.get_window_extent() for note in figure.axes[0].texts]
     assert len(boxes) == 8
     for index, box in enumerate(boxes):
@@ -131,7 +132,7 @@ def test_names_in_a_scatter_cover_neither_each_other_nor_leave_the_axes():
 
 def test_a_scatter_of_nearly_equal_scores_does_not_magnify_them():
     points = [{"name": str(index), "group": "a", "x": 1.0 + index, "y": 27.66 + 0.001 * index} for index in range(2)]
-    axes = figures.scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "").axes[0]
+    axes = scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "").axes[0]
     low, high = axes.get_ylim()
     assert high - low == pytest.approx(0.2)
     assert low < 27.66 < 27.661 < high

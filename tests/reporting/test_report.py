@@ -127,8 +127,9 @@ def test_notebook_pages_load_nothing(run):
 def test_the_package_ships_what_the_page_is_made_of():
     folder = Path(paperlib.__file__).parent
     patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for place, names in {"": ["paper.mplstyle"], "evaluation": ["reported.csv"],
-                         "reporting": ["report.html", "report.css", "compare.css", "peers.csv"]}.items():
+    for place, names in {"evaluation": ["reported.csv"],
+                         "reporting": ["report.html", "report.css", "compare.css", "peers.csv",
+                                       "paper.mplstyle"]}.items():
         package = f"paperlib.{place}".rstrip(".")
         for name in names:
             assert (folder / place / name).is_file()

@@ -108,13 +108,13 @@ def test_the_file_is_judged_against_both_ways_and_the_box(run):
     parity = pd.DataFrame([{"equal": 0.99, "max_lsb": 1.0}, {"equal": 0.98, "max_lsb": 2.0}])
     rows = [row("export", name, value) for name, value in {
         "tflite_dynamic": 27.66, "fakequant": 27.66, "tflite_post_training": 27.5, "float_before_qat": 27.7}.items()]
-    text = saw.shipped(run, [*rows, row("box", "student_int8", 28.4)], parity).data
+    text = saw.shipped(run, [*rows, row("box", "box_int8", 28.4)], parity).data
     assert "98.00 % of its values are equal, the others at most 2 steps away" in text
     assert "0.16 dB above post-training ones on the same weights." in text
     assert "28.40 dB, 0.74 dB above this run's own file" in text
     assert "1.60 dB above bicubic" in text
     rows[2] = row("export", "tflite_post_training", 27.7)
-    assert "not worth their training" in saw.shipped(run, rows, parity).data
+    assert "keeping them gains nothing" in saw.shipped(run, rows, parity).data
 
 
 def test_ablations_name_the_order_and_whether_it_is_the_papers(run):

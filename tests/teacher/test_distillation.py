@@ -20,12 +20,11 @@ from paperlib.teacher.distillation import (
     decide_teacher,
     download,
     find_teacher,
-    outputs_key,
     pin_teacher,
     published_weights,
-    teacher_outputs,
 )
 from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
+from paperlib.teacher.outputs import outputs_key, teacher_outputs
 
 
 def small_teacher(seed=0):

@@ -1,0 +1,192 @@
+"""What each command of the command line does: call one function of the package, print, give an exit code.
+
+Each imports what it needs when it runs, so that `paperlib --help` answers at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paperlib.errors import UserError
+from paperlib.files import check_folder, shown, user_path, write_json
+from paperlib.overrides import parse_assignments
+
+MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
+          ".tflite file")
+
+
+def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    try:
+        return parse_assignments(assignments)
+    except (RecursionError, ValueError) as error:  # JSON nested very deep, numbers of thousands of digits
+        raise UserError(f"--set: a value that no setting can have ({error}). Shorten it.") from error
+
+
+def line(message: object) -> str:
+    """A message as one line that no terminal takes for a command."""
+    return shown(" ".join(str(message).split()))
+
+
+def listed(messages: Iterable[str]) -> None:
+    for message in messages:
+        print(line(message), file=sys.stderr)
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    if path:
+        write_json(path, value)
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Any]:
+    """A bar on stderr, only in a terminal; gives the function to call with (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, disable=None, leave=False) as bar:
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _profile(profile: str | None) -> str:
+    return profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    from paperlib.running.reproduce import reproduce
+
+    return reproduce(_profile(args.profile), args.out, args.first.zfill(2), args.last.zfill(2),
+                     _overrides(args.assignments), args.force)
+
+
+def train(args: argparse.Namespace) -> int:
+    from paperlib.run import open_run
+    from paperlib.training.stages import train_stage
+
+    run = open_run(_profile(args.profile), args.out, _overrides(args.assignments))
+    print(f"trained: {train_stage(run, args.stage).path}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from paperlib.data.photographs import Pairs, read_pairs
+    from paperlib.evaluation.scoring import evaluate, score_lines
+    from paperlib.evaluation.upscalers import load_upscaler
+
+    if args.json:
+        check_folder(args.json.parent)
+    pairs, upscaler = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images]), load_upscaler(args.model)
+    with _progress("image") as progress:
+        result = evaluate(upscaler, pairs, progress)
+    if result["failed"] and len(pairs) == 1:
+        raise UserError(result["failed"][0])
+    print(f"{result['model']} on {args.hr}\n{score_lines(result)}")
+    _write_json(args.json, result)
+    listed((*result["notes"], *result["failed"]))
+    return 1 if result["failed"] else 0
+
+
+def upscale(args: argparse.Namespace) -> int:
+    from paperlib.evaluation.upscalers import load_upscaler
+    from paperlib.upscale import upscale_files
+
+    args.out = user_path(args.out)
+    check_folder(args.out)
+    upscaler = load_upscaler(args.model)
+    with _progress("picture") as progress:
+        done, failed = upscale_files(args.inputs, args.out, upscaler, lambda line: print(line(line)), progress)
+    if not done and len(failed) == 1:
+        raise UserError(failed[0])
+    print(f"{len(done)} enlarged with {upscaler.name}, {len(failed)} failed")
+    listed(failed)
+    return 1 if failed else 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    from paperlib.export.inspection import describe, inspect_model
+
+    about = inspect_model(args.file)
+    _write_json(args.json, about)
+    print(describe(about))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from paperlib.export.convert import export_lines
+    from paperlib.export.read_back import export_named
+    from paperlib.profiles import load_settings
+
+    settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
+    check_folder(args.out)
+    print(export_lines(export_named(args.checkpoint, args.out, settings, args.input), args.out))
+    return 0
+
+
+def page(args: argparse.Namespace) -> int:
+    from paperlib.reporting.page import build_page
+
+    path = build_page(args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from paperlib.evaluation.audit import verify
+
+    if args.json:
+        check_folder(args.json.parent)
+    result = verify()
+    _write_json(args.json, result)
+    for title, part in (("From the authors' log and report", "recomputed"), ("Their files, measured here", "measured")):
+        print(f"{title}\n{pd.DataFrame(result[part]).to_string(index=False, na_rep='')}\n")
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    from paperlib.benchmarks.suite import run_benchmarks
+
+    if args.json:
+        check_folder(args.json.parent)
+    result = run_benchmarks(args.only)
+    _write_json(args.json, result)
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    from paperlib.data.div2k import prepare
+    from paperlib.data.pixel_store import open_store
+    from paperlib.data.splits import status
+    from paperlib.profiles import load_settings
+
+    settings, failed = load_settings(_profile(args.profile), _overrides(args.assignments)).data, []
+    if args.action == "prepare":
+        if settings.source == "div2k":
+            with _progress("B") as progress:
+                done = prepare(settings, progress=lambda name, have, size: progress(have, size))
+            print("\n".join(done))
+        with _progress("photograph") as progress:
+            store = open_store(settings, progress)
+        print(f"training pixels of {len(store)} photographs: {store.folder}")
+        failed = list(store.left_out.values())
+    lines = status(settings)
+    print(*(line(f"{line['split']}: {line['state']}: {line['where']}") for line in lines), sep="\n")
+    listed(failed)
+    return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
+
+
+def table(args: argparse.Namespace) -> int:
+    from paperlib.environment import root
+    from paperlib.reporting.tables import format_tables
+
+    print(format_tables(args.out or root() / "results" / _profile(args.profile), args.format), end="")
+    return 0

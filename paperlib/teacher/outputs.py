@@ -1,0 +1,120 @@
+"""A teacher's outputs for whole training photographs, computed once, kept as 8-bit pixels with hashes (section 3)."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from paperlib.data.flat_images import FlatImages
+from paperlib.data.pixel_store import PixelStore
+from paperlib.environment import keep_freed_memory
+from paperlib.errors import UserError
+from paperlib.files import Progress, explain, file_lock, write_json
+from paperlib.teacher.distillation import TeacherSource
+from paperlib.teacher.network import TILE, TeacherUpscaler
+
+
+def outputs_key(source: TeacherSource) -> str:
+    """Key of a teacher's cached outputs: its weights, its routing, and up to which side photographs stay whole."""
+    return f"{source.sha256[:16]}-argmax-tile{TILE}"
+
+
+def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress | None = None) -> FlatImages:
+    """The teacher's outputs for all training photographs, 8-bit, computed once; continues where it was stopped.
+
+    Each photograph is upscaled as a whole, so that a patch's target knows more than the patch; rounding to 8 bits costs
+    at most half a grey level. The process then keeps freed memory.
+
+    What is there is checked against its hashes (2 GB a second and processor), and a damaged output computed anew. A
+    complete file needs no lock and no writing, so a cache may be shared read-only. Outputs without hashes, as older
+    versions left them, are taken as they are and get theirs; that is said.
+
+    Raises:
+        UserError: the disk is full, or another process is computing the same outputs.
+    """
+    keep_freed_memory()
+    key = outputs_key(source)
+    path = store.teacher_outputs_path(key)
+    upscale = TeacherUpscaler(source.model, source.name)
+    if not path.is_file():
+        with file_lock(path.with_suffix(".lock"), "PAPERLIB_CACHE"):
+            if not path.is_file():
+                _compute_outputs(store, upscale, path, progress)
+    outputs = store.teacher_outputs(key, reopen=True)
+    if outputs.hashes is None:
+        print(f"{path} has no hashes (an older version wrote it): taken as it is, checked from now on", flush=True)
+        _write_hashes(path, [_sha256(output) for output in outputs])
+    elif damaged := outputs.damaged():
+        with file_lock(path.with_suffix(".lock"), "PAPERLIB_CACHE"):
+            _compute_again(store, upscale, path, outputs.hashes, damaged)
+        outputs = store.teacher_outputs(key, reopen=True)
+    return outputs
+
+
+def _compute_again(store: PixelStore, upscale: TeacherUpscaler, path: Path, hashes: list[str],
+                   damaged: list[int]) -> None:
+    """Put single outputs right, in place. On another device they may differ in rounding, so they get new hashes."""
+    try:
+        images = FlatImages(path, [store.hr_shape(index)[:2] for index in range(len(store))], mode="r+")
+        for index in damaged:
+            print(f"the teacher's output for {store.names[index]} is damaged in {path}; computed again", flush=True)
+            images[index][:] = _output(upscale, store, index)
+            images.pixels.flush()
+            hashes[index] = _sha256(images[index])
+            _write_hashes(path, hashes)
+    except OSError as error:
+        raise explain(error, path, place="PAPERLIB_CACHE") from error
+
+
+def _write_hashes(path: Path, hashes: list[str]) -> None:
+    try:
+        write_json(path.with_suffix(".json"), {"sha256": hashes})
+    except UserError as error:
+        if os.access(path.parent, os.W_OK):
+            raise
+        print(f"nothing is checked: {error}", flush=True)  # a cache shared read-only
+
+
+def _sha256(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+
+
+def _output(upscale: TeacherUpscaler, store: PixelStore, index: int) -> np.ndarray:
+    """The teacher's output for a training photograph, uint8 (3h, 3w, 3)."""
+    return np.round(upscale(store.lr(index))).astype(np.uint8)
+
+
+def _compute_outputs(store: PixelStore, upscale: TeacherUpscaler, path: Path, progress: Progress | None) -> None:
+    """Fill `path` by way of a `.part` file, whose finished photographs are counted, with hashes, in a `.json`."""
+    shapes = [store.hr_shape(index)[:2] for index in range(len(store))]
+    part, marks = path.with_suffix(".part"), path.with_suffix(".json")
+    try:
+        hashes = _finished(marks) if part.is_file() else []
+        need, free = sum(3 * height * width for height, width in shapes), shutil.disk_usage(store.folder).free
+        if not part.is_file() and free < need:
+            raise OSError(errno.ENOSPC, f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        images = FlatImages(part, shapes, mode="r+")
+        for index in range(len(store)):
+            if index < len(hashes) and _sha256(images[index]) == hashes[index]:
+                continue
+            images[index][:] = _output(upscale, store, index)
+            images.pixels.flush()
+            hashes[index:] = [_sha256(images[index]), *hashes[index + 1 :]]
+            write_json(marks, {"sha256": hashes})
+            if progress:
+                progress(index + 1, len(store))
+        part.rename(path)
+    except OSError as error:
+        raise explain(error, part, place="PAPERLIB_CACHE (finished photographs are kept)") from error
+
+
+def _finished(marks: Path) -> list[str]:
+    """Hashes of the outputs that an interrupted computation has finished."""
+    try:
+        return list(json.loads(marks.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
