@@ -42,10 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(prog="paperlib", description="Reproduce the paper, use and measure its models.")
     parser.add_argument("--version", action="version", version=f"paperlib {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command = parsers.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
         return command
 
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1":
             raise
-        print(f"paperlib: {commands.line(error)}", file=sys.stderr)
+        print(f"paperlib: {commands.one_line(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1" or (error.name or "paperlib").startswith("paperlib"):
@@ -144,5 +144,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (OSError, MemoryError) as error:
         cause = "not enough memory" if isinstance(error, MemoryError) else error
-        print(commands.line(f"paperlib: {cause}. Give less at once, or name another place."), file=sys.stderr)
+        print(commands.one_line(f"paperlib: {cause}. Give less at once, or name another place."), file=sys.stderr)
         return 2

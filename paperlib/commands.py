@@ -27,14 +27,14 @@ def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--set: a value that no setting can have ({error}). Shorten it.") from error
 
 
-def line(message: object) -> str:
+def one_line(message: object) -> str:
     """A message as one line that no terminal takes for a command."""
     return shown(" ".join(str(message).split()))
 
 
 def listed(messages: Iterable[str]) -> None:
     for message in messages:
-        print(line(message), file=sys.stderr)
+        print(one_line(message), file=sys.stderr)
 
 
 def _write_json(path: Path | None, value: Any) -> None:
@@ -101,7 +101,7 @@ def upscale(args: argparse.Namespace) -> int:
     check_folder(args.out)
     upscaler = load_upscaler(args.model)
     with _progress("picture") as progress:
-        done, failed = upscale_files(args.inputs, args.out, upscaler, lambda line: print(line(line)), progress)
+        done, failed = upscale_files(args.inputs, args.out, upscaler, lambda line: print(one_line(line)), progress)
     if not done and len(failed) == 1:
         raise UserError(failed[0])
     print(f"{len(done)} enlarged with {upscaler.name}, {len(failed)} failed")
@@ -179,7 +179,7 @@ def data(args: argparse.Namespace) -> int:
         print(f"training pixels of {len(store)} photographs: {store.folder}")
         failed = list(store.left_out.values())
     lines = status(settings)
-    print(*(line(f"{line['split']}: {line['state']}: {line['where']}") for line in lines), sep="\n")
+    print(*(one_line(f"{line['split']}: {line['state']}: {line['where']}") for line in lines), sep="\n")
     listed(failed)
     return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
 

@@ -54,7 +54,7 @@ def check_contents(interpreter: Any, path: Path) -> None:
         raise UserError(f"{path} holds no operators. Name another file, or export this one again.")
     for entry in (*interpreter.get_input_details(), *interpreter.get_output_details()):
         shape = [int(side) for side in entry["shape_signature"]]
-        if any(side == 0 or side < -1 for side in shape) or (shape and shape[0] not in (1, -1)):
+        if any(side == 0 or side < -1 for side in shape) or (len(shape) == 4 and shape[0] not in (1, -1)):
             raise UserError(f"{path} cannot be run: {entry['name']} has the shape {shape}. Name another file.")
         scale = entry["quantization"][0]
         if np.dtype(entry["dtype"]).kind in "iu" and not (math.isfinite(scale) and scale > 0):
