@@ -176,7 +176,7 @@ def reproduce(
             write_json(state_path, state)
             print(f"{label}: done in {_minutes(state[name]['seconds'])}, peak memory "
                   f"{state[name]['peak_bytes'] / 1e9:.1f} GB", flush=True)
-        write_results(run, state)
+        write_results(run, state, overrides)
     return 0
 
 
@@ -193,13 +193,13 @@ def _one(path: Path, run: Run, overrides: dict[str, Any] | None, fingerprint: st
             "peak_bytes": peak}
 
 
-def write_results(run: Run, state: Mapping[str, Any]) -> None:
+def write_results(run: Run, state: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
     """Tables, summary and report from whatever records there are.
 
     Prints the tables, how the run compares with the committed one of its profile, and where everything lies.
     """
-    run.record("00_reproduce", [], notebooks={name: {key: value[key] for key in ("seconds", "peak_bytes")}
-                                              for name, value in sorted(state.items())})
+    costs = {name: {key: value[key] for key in ("seconds", "peak_bytes")} for name, value in sorted(state.items())}
+    run.record("00_reproduce", [], notebooks=costs, overrides=overrides or {})
     write_tables(run)
     summary = write_summary(run)
     export_notebooks(run)
