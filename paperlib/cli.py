@@ -8,14 +8,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from paperlib import __version__
+from paperlib.environment import escape_unprintable, settle_folders
 from paperlib.errors import UserError
-from paperlib.files import writable_folder, write_json
+from paperlib.files import check_folder, shown, user_path, write_json
 from paperlib.overrides import parse_assignments
 from paperlib.profiles import PROFILES
 
@@ -39,6 +40,23 @@ def _count(text: str) -> int:
 
 
 _count.__name__ = "whole number from 1 up"  # argparse: "invalid whole number from 1 up value: '0'"
+
+
+def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    try:
+        return parse_assignments(assignments)
+    except (RecursionError, ValueError) as error:  # JSON nested very deep, numbers of thousands of digits
+        raise UserError(f"--set: a value that no setting can have ({error}). Shorten it.") from error
+
+
+def _line(message: object) -> str:
+    """A message as one line that no terminal takes for a command."""
+    return shown(" ".join(str(message).split()))
+
+
+def _list(messages: Iterable[str]) -> None:
+    for message in messages:
+        print(_line(message), file=sys.stderr)
 
 
 def _write_json(path: Path | None, value: Any) -> None:
@@ -67,14 +85,14 @@ def _reproduce(args: argparse.Namespace) -> int:
     from paperlib.running.reproduce import reproduce
 
     return reproduce(_profile(args.profile), args.out, args.first.zfill(2), args.last.zfill(2),
-                     parse_assignments(args.assignments), args.force)
+                     _overrides(args.assignments), args.force)
 
 
 def _train(args: argparse.Namespace) -> int:
     from paperlib.run import open_run
     from paperlib.training.stages import train_stage
 
-    run = open_run(_profile(args.profile), args.out, parse_assignments(args.assignments))
+    run = open_run(_profile(args.profile), args.out, _overrides(args.assignments))
     print(f"trained: {train_stage(run, args.stage).path}")
     return 0
 
@@ -85,7 +103,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from paperlib.evaluation.upscalers import load_upscaler
 
     if args.json:
-        writable_folder(args.json.parent)
+        check_folder(args.json.parent)
     pairs, upscaler = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images]), load_upscaler(args.model)
     with _progress("image") as progress:
         result = evaluate(upscaler, pairs, progress)
@@ -93,8 +111,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise UserError(result["failed"][0])
     print(f"{result['model']} on {args.hr}\n{score_lines(result)}")
     _write_json(args.json, result)
-    for line in (*result["notes"], *result["failed"]):
-        print(line, file=sys.stderr)
+    _list((*result["notes"], *result["failed"]))
     return 1 if result["failed"] else 0
 
 
@@ -102,15 +119,15 @@ def _upscale(args: argparse.Namespace) -> int:
     from paperlib.evaluation.upscalers import load_upscaler
     from paperlib.upscale import upscale_files
 
-    writable_folder(args.out)
+    args.out = user_path(args.out)
+    check_folder(args.out)
     upscaler = load_upscaler(args.model)
     with _progress("picture") as progress:
-        done, failed = upscale_files(args.inputs, args.out, upscaler, print, progress)
+        done, failed = upscale_files(args.inputs, args.out, upscaler, lambda line: print(_line(line)), progress)
     if not done and len(failed) == 1:
         raise UserError(failed[0])
     print(f"{len(done)} enlarged with {upscaler.name}, {len(failed)} failed")
-    for line in failed:
-        print(line, file=sys.stderr)
+    _list(failed)
     return 1 if failed else 0
 
 
@@ -129,7 +146,7 @@ def _export(args: argparse.Namespace) -> int:
     from paperlib.profiles import load_settings
 
     settings = load_settings("paper", {"export.height": args.height, "export.width": args.width}).export
-    writable_folder(args.out)
+    check_folder(args.out)
     print(export_lines(export_named(args.checkpoint, args.out, settings, args.input), args.out))
     return 0
 
@@ -148,7 +165,7 @@ def _verify(args: argparse.Namespace) -> int:
     from paperlib.evaluation.audit import verify
 
     if args.json:
-        writable_folder(args.json.parent)
+        check_folder(args.json.parent)
     result = verify()
     _write_json(args.json, result)
     for title, part in (("From the authors' log and report", "recomputed"), ("Their files, measured here", "measured")):
@@ -160,7 +177,7 @@ def _bench(args: argparse.Namespace) -> int:
     from paperlib.benchmarks.suite import run_benchmarks
 
     if args.json:
-        writable_folder(args.json.parent)
+        check_folder(args.json.parent)
     result = run_benchmarks(args.only)
     _write_json(args.json, result)
     print(json.dumps(result, indent=2))
@@ -173,7 +190,7 @@ def _data(args: argparse.Namespace) -> int:
     from paperlib.data.splits import status
     from paperlib.profiles import load_settings
 
-    settings, failed = load_settings(_profile(args.profile), parse_assignments(args.assignments)).data, []
+    settings, failed = load_settings(_profile(args.profile), _overrides(args.assignments)).data, []
     if args.action == "prepare":
         if settings.source == "div2k":
             with _progress("B") as progress:
@@ -184,9 +201,8 @@ def _data(args: argparse.Namespace) -> int:
         print(f"training pixels of {len(store)} photographs: {store.folder}")
         failed = list(store.left_out.values())
     lines = status(settings)
-    print(*(f"{line['split']}: {line['state']}: {line['where']}" for line in lines), sep="\n")
-    for line in failed:
-        print(line, file=sys.stderr)
+    print(*(_line(f"{line['split']}: {line['state']}: {line['where']}") for line in lines), sep="\n")
+    _list(failed)
     return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
 
 
@@ -274,6 +290,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. A traceback for bad input is shown only with PAPERLIB_DEBUG=1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter would bury the one line that matters
+    settle_folders()
+    escape_unprintable()
     try:
         args = build_parser().parse_args(argv)
         code = args.run(args)
@@ -282,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1":
             raise
-        print(f"paperlib: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"paperlib: {_line(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1" or (error.name or "paperlib").startswith("paperlib"):
@@ -296,3 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, MemoryError) as error:
+        cause = "not enough memory" if isinstance(error, MemoryError) else error
+        print(_line(f"paperlib: {cause}. Give less at once, or name another place."), file=sys.stderr)
+        return 2

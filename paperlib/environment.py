@@ -5,6 +5,7 @@ in the kernel that way (0.6 of 24 with this). Notebooks start with the same sett
 """
 
 import ctypes
+import io
 import os
 import platform
 import re
@@ -110,17 +111,43 @@ def cache_dir() -> Path:
     """Folder for downloads, decoded pixels and teacher outputs: `PAPERLIB_CACHE`, else the user's cache folder."""
     chosen = os.environ.get("PAPERLIB_CACHE")
     if chosen:
-        return Path(chosen)
+        return _absolute("PAPERLIB_CACHE", chosen)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "paperlib"
+
+
+def _absolute(variable: str, value: str) -> Path:
+    """The folder a variable names. A relative one is made absolute in the environment too, once, for the processes that
+    inherit it; kernels work in notebooks/, and mean the clone that holds it."""
+    if not Path(value).is_absolute():
+        here = Path.cwd()
+        base = here.parent if here == root() / "notebooks" else here
+        value = os.environ[variable] = os.path.normpath(base / value)
+    return Path(value)
+
+
+def settle_folders() -> None:
+    """Make relative folders in the environment absolute, before anything changes the working folder or starts another
+    process."""
+    for variable in ("PAPERLIB_CACHE", "PAPERLIB_DATA", "PAPERLIB_ASSETS"):
+        if value := os.environ.get(variable):
+            _absolute(variable, value)
+
+
+def escape_unprintable() -> None:
+    """Let stdout and stderr write what they cannot encode (names that are no UTF-8, ASCII terminals) as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _folder_from(variable: str) -> Path | None:
     value = os.environ.get(variable)
     if not value:
         return None
-    if not Path(value).is_dir():
+    folder = _absolute(variable, value)
+    if not folder.is_dir():
         raise UserError(f"{variable}={value} is not a folder. Unset it or point it to an existing folder.")
-    return Path(value)
+    return folder
 
 
 def assets_dir() -> Path | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from paperlib.errors import UserError
 
@@ -91,6 +92,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path) -> None:
+    """Make a folder and check that it takes files, before hours of work go into it.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write into {folder}: {reason}. Choose another folder.") from error
+
+
 def remove_stale(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
     """Delete what killed processes left of `atomic_path` below `folder`, and return it; `older_than` in seconds.
 
@@ -156,20 +172,6 @@ def building_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def writable_folder(folder: Path) -> None:
-    """Make a folder and check that it takes files, before hours of work go into it.
-
-    Raises:
-        UserError: it does not.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}. Choose another folder.") from error
-
-
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8, atomically. Returns the path."""
     with atomic_path(path) as temporary:
@@ -180,6 +182,25 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_json(path: str | Path, value: object) -> Path:
     """Write `value` as indented JSON with a final newline, atomically. Returns the path."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it may not be read, or is damaged (or nested too deep for any of ours).
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). Delete it and try again.") from error
+    except OSError as error:
+        raise explain(error, path, "read") from error
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: names with line breaks, escapes or bytes that are no UTF-8 are printed escaped."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def sha256_file(path: str | Path) -> str:

@@ -21,9 +21,9 @@ from IPython.display import HTML, Image
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from paperlib.environment import portable, provenance, root
+from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, sha256_file, write_json
+from paperlib.files import atomic_path, explain, sha256_file, user_path, write_json
 from paperlib.profiles import load_settings
 from paperlib.rows import tidy_rows
 from paperlib.settings import Settings, flatten, settings_hash
@@ -92,7 +92,7 @@ class Run:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}. Choose a writable folder with --out.") from error
+            raise explain(error, path) from error
         return path
 
     def check_writable(self) -> None:
@@ -210,10 +210,15 @@ class Run:
             raise UserError(f"no record at {path}. Run notebook {name} with profile {self.settings.profile} first.")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}). Run notebook {name} again.") from error
+        except OSError as error:
+            raise explain(error, path, "read") from error
         if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
             raise UserError(f"{path} is no record: it has no rows. Run notebook {name} again.")
+        sound = isinstance(record.get("inputs", {}), dict) and all(isinstance(row, dict) for row in record["rows"])
+        if not sound or not isinstance(record.get("settings", {}), dict):
+            raise UserError(f"{path} is no record of this version of the kit. Run notebook {name} again.")
         return record
 
     def records(self) -> dict[str, dict[str, Any]]:
@@ -275,7 +280,13 @@ def open_run(profile: str | None = None, out: str | Path | None = None, override
     Raises:
         UserError: unknown profile or setting, or a folder that cannot be written.
     """
-    settings = load_settings(profile, overrides)
-    run = Run(settings, Path(out).expanduser().absolute() if out else root() / "results" / settings.profile)
+    settle_folders()
+    if not isinstance(overrides, str | dict | None):
+        raise UserError(f"overrides = {overrides!r} is no JSON object. Write for instance {{\"stage1.steps\": 500}}.")
+    try:
+        settings = load_settings(None if profile is None else str(profile), overrides)
+    except RecursionError as error:
+        raise UserError("overrides is nested deeper than any setting. Shorten it.") from error
+    run = Run(settings, user_path(out).absolute() if out else root() / "results" / settings.profile)
     run.check_writable()
     return run

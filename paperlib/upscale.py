@@ -7,6 +7,7 @@ tile, and a band of the result.
 
 import glob
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from paperlib.data.writing import can_be_transparent, check_writable, write_band
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import Upscaler
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.files import Progress
+from paperlib.files import Progress, explain, user_path
 from paperlib.settings import SCALE
 
 MARK = "_x3"
@@ -34,11 +35,15 @@ MOST_AT_ONCE = 4_000_000
 def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
     """The upscaler with its output rounded to 8 bits: uint8 (h, w, 3) → uint8 (3h, 3w, 3).
 
-    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture.
+    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture. Where the output's grid is
+    0..255, as in every file of this kit, number and pixel differ in the highest bit alone: turning that takes a
+    twentieth of a look-up, which was an eighth of the interpreter's own time.
     """
     if isinstance(upscaler, TFLiteUpscaler) and upscaler.output["dtype"] != np.float32:
         codes = np.arange(256, dtype=np.uint8).view(upscaler.output["dtype"])
         table = np.rint(upscaler.dequantise(codes)).astype(np.uint8)
+        if np.array_equal(table, np.arange(256) ^ table[0]):
+            return lambda lr: np.bitwise_xor(upscaler.raw(lr).view(np.uint8), table[0])
         return lambda lr: table[upscaler.raw(lr).view(np.uint8)]
     return lambda lr: np.rint(upscaler(lr)).astype(np.uint8)
 
@@ -149,8 +154,8 @@ def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     files: dict[Path, None] = {}
     problems = []
     for given in map(str, inputs):
-        path = Path(given).expanduser()
         try:
+            path = user_path(given)
             if path.is_dir():
                 found = find_images(path)
                 results = {file.with_stem(file.stem + MARK) for file in found}
@@ -162,6 +167,9 @@ def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
                 found = [match for match in matches if match.is_file()]
         except UserError as error:
             problems.append(str(error))
+            continue
+        except OSError as error:
+            problems.append(str(explain(error, given, "read")))
             continue
         if not found:
             problems.append(f"no picture at {given}. Name a file, a folder or a pattern such as 'photos/*.jpg'.")
@@ -185,11 +193,13 @@ def upscale_files(
         The files written, and a message for each input that could not be enlarged.
     """
     files, failed = find_inputs(inputs)
-    sources, done = {file.resolve() for file in files}, []
+    sources, done = {Path(os.path.realpath(file)) for file in files}, []
     for index, path in enumerate(files):
         target = Path(out) / f"{path.stem}{MARK}{path.suffix}"
         try:
             clock = time.monotonic()
+            if target.is_symlink() and not target.exists():
+                raise UserError(f"cannot write {target}: a link that leads nowhere lies there. Remove it.")
             if target.resolve() in sources or target in done:
                 raise UserError(f"{path}: {target} is another input or its result. Choose another --out.")
             (height, width), remarks = upscale_file(upscaler, path, target)
@@ -199,6 +209,8 @@ def upscale_files(
                 log(f"{path} → {target} ({width}×{height}, {time.monotonic() - clock:.1f} s{notes})")
         except UserError as error:
             failed.append(str(error))
+        except (OSError, RuntimeError) as error:  # resolve() raises RuntimeError for a link that leads to itself
+            failed.append(f"cannot enlarge {path}: {error}. Rename or remove it.")
         if progress:
             progress(index + 1, len(files))
     return done, failed

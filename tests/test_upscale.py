@@ -101,6 +101,16 @@ def test_any_size(int8_file, shape):
         assert np.abs(sr - upscaler(lr)).max() <= 0.501
 
 
+@pytest.mark.parametrize(("scale", "zero_point"), [(1.0, -128), (0.7, -128), (1.0, -127)])
+def test_every_number_of_a_file_becomes_its_pixel(int8_file, monkeypatch, scale, zero_point):
+    """The short way for the grid 0..255 and the look-up for all others give what de-quantising and rounding gives."""
+    upscaler = TFLiteUpscaler(int8_file, threads=1)
+    monkeypatch.setitem(upscaler.output, "quantization", (scale, zero_point))
+    numbers = np.arange(-128, 128, dtype=np.int8).reshape(16, 16)
+    monkeypatch.setattr(upscaler, "raw", lambda lr: numbers)
+    np.testing.assert_array_equal(byte_runner(upscaler)(numbers), np.rint(upscaler.dequantise(numbers)))
+
+
 class Negative:
     """An upscaler of which nothing is known: repeats pixels, inverted."""
 

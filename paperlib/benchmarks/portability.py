@@ -256,7 +256,6 @@ def bench_portability(
         if browser:
             lines += _or_reason("LiteRT.js in Chromium", lambda: [_in_browser(images, references, rounds)])
         npu = _or_reason("Vela", lambda: _npu(height, width, Path(name)))
-    return {"what": "the shipped INT8 student, uint8 in and out, on a photograph, against LiteRT with XNNPACK; least "
-                    "ms of an inference",
+    return {"what": "the shipped INT8 student, uint8 in and out, on a photograph, against LiteRT with XNNPACK; least ms",
             "cpu": processor(), "sizes": {label: list(image.shape[:2]) for label, image in images.items()},
             "model": sha256_file(pretrained()), "rounds": rounds, "runtimes": lines, "npu": npu}

@@ -14,6 +14,7 @@ from paperlib.data.images import find_images, read_rgb
 from paperlib.data.resize import bicubic_downscale
 from paperlib.environment import data_dir
 from paperlib.errors import UserError
+from paperlib.files import user_path
 from paperlib.settings import SCALE
 
 
@@ -129,7 +130,7 @@ def named_folder(name: str) -> Path:
     Raises:
         UserError: it is not there; the message says where it was looked for.
     """
-    path, root = Path(name).expanduser(), data_dir()
+    path, root = user_path(name), data_dir()
     if not path.is_absolute():
         if root is None:
             raise UserError(f"image folder {name!r}: PAPERLIB_DATA is unset. Set it to the folder that holds {name!r}, "

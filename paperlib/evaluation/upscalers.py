@@ -12,6 +12,7 @@ import numpy as np
 from paperlib.data.resize import bicubic_upscale
 from paperlib.errors import UserError
 from paperlib.export.tflite import TFLiteUpscaler
+from paperlib.files import user_path
 from paperlib.settings import ExportSettings
 from paperlib.weights import FILES, pretrained
 
@@ -59,7 +60,7 @@ def load_upscaler(spec: str | Path, export: ExportSettings | None = None) -> Ups
         UserError: nothing of that name, or a file that holds something else.
     """
     export = export or ExportSettings()
-    path = pretrained(str(spec)) if str(spec) in FILES else Path(spec).expanduser()
+    path = pretrained(str(spec)) if str(spec) in FILES else user_path(spec)
     if str(spec) in ("bicubic", "bicubic-matlab"):
         return Bicubic("matlab" if str(spec).endswith("matlab") else "torch")
     if str(spec) == "teacher":

@@ -1,5 +1,6 @@
 """`summary.md`: a run in one page of Markdown, for readers who open nothing else (paper section 7)."""
 
+import html
 import json
 from collections import Counter
 from pathlib import Path
@@ -76,6 +77,11 @@ def _tolerances() -> str:
                      for (metric, limit, reason), rows in reasons.items())
 
 
+def _inert(text: str) -> str:
+    """Text of other people (names, settings) as Markdown that no reader takes for a tag or a link."""
+    return html.escape(" ".join(text.split()), quote=False).replace("](", "]\\(")
+
+
 def write_summary(run: Run) -> Path:
     """Write summary.md from whatever records there are; returns its path.
 
@@ -87,8 +93,9 @@ def write_summary(run: Run) -> Path:
     counts = verdict_counts([row for part in rows.values() for row in part])
     parts = [
         f"# Results, profile {run.settings.profile}",
-        f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {teacher_used(records)}.",
-        *([f"Settings that differ from the profile's: {changed}."] if (changed := settings_changed(run)) else []),
+        f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {_inert(teacher_used(records))}.",
+        *([f"Settings that differ from the profile's: {_inert(changed)}."]
+          if (changed := settings_changed(run)) else []),
         "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
         "Reported are the paper's numbers on DIV2K validation; measured are ours on this profile's validation "
         f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
@@ -102,7 +109,7 @@ def write_summary(run: Run) -> Path:
     for name, lines in rows.items():
         title = f"Table {name}" if len(name) == 1 else name.capitalize()
         body = markdown(by_row(lines).drop(columns="table")) if lines else "Not run."
-        parts.append(f"## {title}: {TABLES[name]}\n\n{body}")
+        parts.append(f"## {title}: {TABLES[name]}\n\n{html.escape(body, quote=False)}")
     if len(changed_one := changes(run)):
         parts.append(f"## Stage 3's choices, one changed at a time\n\n{markdown(changed_one)}")
     parts.append(f"## What it would take to win\n\n{challenge_text(run)}")

@@ -5,8 +5,10 @@ while it works, and its memory is watched. The notebooks follow the paper's sect
 """
 
 import ast
+import errno
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -19,6 +21,7 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
+import zmq
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -31,6 +34,10 @@ from paperlib.files import atomic_path
 PARAMETERS = ("profile", "out", "overrides")
 KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 """Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""
+
+
+KERNEL_FOLDER = "paperlib-kernel-"
+"""Temporary folders of kernel specifications; the owner's process id and random letters follow."""
 
 
 class NotebookError(Exception):
@@ -77,7 +84,11 @@ def kernel_environment() -> Iterator[None]:
 
     A kernel specification of the user or the machine may start another Python, with other packages or none.
     """
-    with tempfile.TemporaryDirectory(prefix="paperlib-kernel-") as folder:
+    for left in Path(tempfile.gettempdir()).glob(f"{KERNEL_FOLDER}*"):
+        owner = left.name.removeprefix(KERNEL_FOLDER).split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+    with tempfile.TemporaryDirectory(prefix=f"{KERNEL_FOLDER}{os.getpid()}-") as folder:
         write_kernel_spec(Path(folder) / "kernels" / "python3")  # ipykernel's own names sys.executable
         before = dict(os.environ)
         places = [folder, *filter(None, [before.get("JUPYTER_PATH")])]
@@ -188,8 +199,13 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
             raise NotebookError(kind + lines[-1]) from error
         except DeadKernelError as error:
             keep()
-            raise NotebookError(f"its kernel died at {peak.bytes / 1e9:.1f} GB, most likely for lack of memory; "
-                                f"its last words are in {log}") from error
+            raise NotebookError(f"its kernel died at {peak.bytes / 1e9:.1f} GB: crashed, or killed (for lack of "
+                                f"memory, say); its last words are in {log}") from error
+        except (RuntimeError, OSError, zmq.ZMQError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise  # `target` cannot be written
+            raise NotebookError(f"its kernel cannot be started or reached ({' '.join(str(error).split())[:200]}); "
+                                "notebooks need 127.0.0.1, processes and a writable temporary folder") from error
         except KeyboardInterrupt:
             keep()
             raise

@@ -13,11 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
 from paperlib.data.photographs import named_folder
 from paperlib.data.splits import split_sources
 from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
-from paperlib.files import file_lock, remove_stale, sha256_file, write_json
+from paperlib.files import file_lock, read_json, remove_stale, sha256_file, user_path, write_json
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.reference import reference_text
 from paperlib.reporting.report import export_notebooks, write_report
@@ -41,7 +43,7 @@ def input_files(run: Run) -> list[Path]:
     sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
     files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
     folders = [named_folder(name) for name in settings.tests] + [folder for folder in [assets_dir()] if folder]
-    files += [Path(start).expanduser()] if (start := run.settings.quant.start) else []
+    files += [user_path(start)] if (start := run.settings.quant.start) else []
     return files + sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
@@ -64,6 +66,8 @@ def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
 def _intact(run: Run, name: str) -> bool:
     """Whether the files of the run that a record names are there as they were."""
     inputs = [entry for entry in run.read_record(name).get("inputs", {}).values() if isinstance(entry, dict)]
+    if any(not {"file", "sha256"} <= entry.keys() for entry in inputs):
+        return False  # of another version
     files = [(located(entry["file"], run.out), entry["sha256"]) for entry in inputs]
     return all(path.is_file() and sha256_file(path) == expected for path, expected in files)
 
@@ -104,11 +108,25 @@ def command_line(run: Run, name: str, overrides: Mapping[str, Any] | None) -> st
     return shlex.join(words)
 
 
+class Finished(BaseModel):
+    """What `.state.json` remembers of a notebook."""
+
+    fingerprint: str
+    record: str
+    seconds: float
+    peak_bytes: int
+
+
 def _read_state(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    state = read_json(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Delete it; every notebook then runs again.") from error
+        TypeAdapter(dict[str, Finished]).validate_python(state)
+    except ValidationError as error:
+        raise UserError(f"{path} is no state of this version of the kit ({error.errors()[0]['msg']}). Delete it; every "
+                        "notebook then runs again.") from error
+    return state
 
 
 def _select(paths: list[Path], first: str, last: str) -> list[str]:

@@ -20,7 +20,7 @@ from paperlib.data.photographs import Pair
 from paperlib.environment import keep_freed_memory
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import mean_psnr
-from paperlib.files import atomic_path, sha256_file
+from paperlib.files import atomic_path, sha256_file, user_path
 from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, save_qat
 from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
@@ -222,7 +222,7 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
 
 def _start_path(run: Run, settings: Settings) -> Path:
     """The float student that stage 3 starts from: the file that the settings name, else this run's stage 2."""
-    return Path(settings.quant.start).expanduser() if settings.quant.start else (
+    return user_path(settings.quant.start) if settings.quant.start else (
         run.stage_folder("stage2") / "student.safetensors")
 
 

@@ -77,4 +77,5 @@ def test_the_peak_is_the_best_of_several_and_no_fraction_exceeds_1(monkeypatch):
 def test_upscaling_a_frame_is_measured_on_the_shipped_student():
     result = bench_upscale(24, 40, rounds=1)
     assert result["overhead"] > 0
+    assert result["cpu_overhead"] == result["cpu_s_upscale"] / result["cpu_s_interpreter"] > 0
     assert "40×24 frame made 120×72" in result["what"]

@@ -1,0 +1,49 @@
+"""Pages and summaries in which others chose the names: nothing of them is run or taken for a tag."""
+
+from html.parser import HTMLParser
+
+from skimage.data import coffee
+
+from paperlib.reporting import figures
+from paperlib.reporting.divider import save_comparison
+from paperlib.reporting.report import write_report
+from paperlib.reporting.summary import write_summary
+from paperlib.run import measured_row, open_run
+
+
+class _Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, [name for name, _ in attrs]))
+
+
+EVIL = "<script>alert(1)<img src=x onerror=alert(2)>"
+
+
+def page_of(run, photograph: str, words: str) -> tuple[_Tags, str, str]:
+    """The tags of a report with these words wherever others choose them, its text, and the summary's."""
+    image = coffee()[:30, :30]
+    save_comparison(run, photograph, {"bicubic": image, "original": image})
+    run.record("03_teacher", [measured_row("B", words, "fp32", "psnr", 30.0, words, note=words)], teacher=words)
+    run.figure(f"02_{photograph}", figures.curves([{"step": 1, "loss": 0.1, "psnr_rgb": 26.0},
+                                                   {"step": 2, "loss": 0.1, "psnr_rgb": 26.0}]))
+    tags, text = _Tags(), write_report(run).read_text(encoding="utf-8")
+    tags.feed(text)
+    return tags, text, write_summary(run).read_text(encoding="utf-8")
+
+
+def test_names_in_pages_are_inert(tmp_path):
+    evil = page_of(open_run("demo", tmp_path / "evil", {"data.train": [EVIL], "quant.start": EVIL}), EVIL, EVIL)
+    plain = page_of(open_run("demo", tmp_path / "plain", {"data.train": ["a"], "quant.start": "a"}), "a", "a")
+    active = [[(tag, names) for tag, names in page.tags if tag in ("script", "iframe", "object", "embed")
+               or any(name.startswith("on") for name in names)] for page, _, _ in (evil, plain)]
+    assert active[0] == active[1]
+    assert sum(tag == "script" for tag, _ in active[0]) == 1
+    assert evil[1].count("&lt;script&gt;alert(1)") >= 3
+    assert "&lt;script&gt;alert(1)" in evil[2]
+    for text in evil[1:]:
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text

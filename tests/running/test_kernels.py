@@ -1,0 +1,38 @@
+"""Kernels of killed processes, and machines on which none can be reached."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from paperlib.running.notebooks import KERNEL_FOLDER, kernel_environment
+
+
+def test_kernel_folders_of_killed_processes_are_swept():
+    place = Path(tempfile.gettempdir())
+    gone, living = place / f"{KERNEL_FOLDER}4194303-abc", place / f"{KERNEL_FOLDER}{os.getppid()}-abc"
+    gone.mkdir(exist_ok=True), living.mkdir(exist_ok=True)
+    try:
+        with kernel_environment():
+            assert not gone.exists()
+            assert living.exists()
+    finally:
+        living.rmdir()
+
+
+def test_without_loopback_the_reason_is_told(tmp_path):
+    probe = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("no network namespace can be made here")
+    script = ("import sys\nfrom pathlib import Path\nfrom paperlib.running.notebooks import *\n"
+              "out = Path(sys.argv[1])\nimport nbformat\n"
+              "nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1')]), out / 'a.ipynb')\n"
+              "with kernel_environment():\n"
+              "    try: execute(out / 'a.ipynb', out / 'b.ipynb', {}, out / 'log')\n"
+              "    except NotebookError as error: print('told:', error)\n")
+    done = subprocess.run(["unshare", "-n", sys.executable, "-c", script, str(tmp_path)], capture_output=True,
+                          text=True, timeout=200, check=False)
+    assert "told: its kernel" in done.stdout, done.stderr[-2000:]
