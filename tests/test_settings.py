@@ -110,7 +110,7 @@ def test_differences_from_the_paper_are_listed_whatever_the_profile_says():
         ("stage2.lr", 3e-5, 1.5e-5)]
     demo = {name: (value, paper) for name, value, paper in differences_from_paper(load_settings("demo"))}
     assert demo["data.source"] == ("embedded", "div2k")
-    assert demo["stage1.steps"] == (900, 30_000)
+    assert demo["stage1.steps"] == (500, 30_000)
     assert {name for name in demo if name in METHODS["paper"]} == {"student.init"}
     assert load_settings("demo", {"student.init": "default"}).student.init == "default"
     ours = {name for name, *_ in differences_from_paper(load_settings("paper", {"method": "ours"}))}
