@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paperlib.data.photographs import Pair
+from paperlib.data.overlap import Overlap, check_overlaps
+from paperlib.data.photographs import Pair, Pairs
 from paperlib.data.pixel_store import PixelStore, open_store
-from paperlib.data.splits import test_sets, validation_pairs
+from paperlib.data.splits import split_sources, test_sets, validation_pairs
 from paperlib.errors import UserError
 from paperlib.settings import SCALE, DataSettings, Settings, StageSettings
 
@@ -165,6 +166,8 @@ class Data:
     """Photographs for figures: embedded ones, which may be passed on with the results, whatever is measured."""
     settings: DataSettings
     """Where they came from: another process opens them again instead of being sent the pixels."""
+    overlaps: list[Overlap] = field(default_factory=list)
+    """Training photographs that show what a validation photograph or a test image shows."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.settings,)
@@ -204,7 +207,14 @@ def open_data(settings: DataSettings) -> Data:
     store = open_store(settings)
     for why in store.left_out.values():
         print(f"left out of the training photographs: {why}", flush=True)
-    return Data(store, valid, test_sets(settings), shown, settings)
+    tests = test_sets(settings)
+    # embedded photographs are known; DIV2K's own splits are disjoint
+    own = {"validation": Pairs(split_sources(settings, "valid"), settings.valid_crop)}
+    sets = (own if settings.source == "folders" else {}) | tests
+    found = check_overlaps(store, sets, list(tests)) if sets else []
+    for overlap in found:
+        print(f"trained on what is measured: {overlap}; leave it out of data.train, or say so", flush=True)
+    return Data(store, valid, tests, shown, settings, found)
 
 
 @lru_cache(maxsize=1)
