@@ -108,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         result = evaluate(upscaler, pairs, progress)
     if result["failed"] and len(pairs) == 1:
         raise UserError(result["failed"][0])
-    print(f"{result['model']} on {args.hr}\n{score_lines(result)}")
+    print(f"{result['model']} on {_line(args.hr)}\n{score_lines(result)}")
     _write_json(args.json, result)
     _list((*result["notes"], *result["failed"]))
     return 1 if result["failed"] else 0
