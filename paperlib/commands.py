@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> int:
         result = evaluate(upscaler, pairs, progress)
     if result["failed"] and len(pairs) == 1:
         raise UserError(result["failed"][0])
-    print(f"{result['model']} on {args.hr}\n{score_lines(result)}")
+    print(f"{result['model']} on {one_line(args.hr)}\n{score_lines(result)}")
     _write_json(args.json, result)
     listed((*result["notes"], *result["failed"]))
     return 1 if result["failed"] else 0

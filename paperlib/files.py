@@ -173,9 +173,9 @@ def building_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write `text` as UTF-8, atomically. Returns the path."""
+    """Write `text` as UTF-8, atomically; bytes of names that are no UTF-8 as JSON's `\\udcff`. Returns the path."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 

@@ -56,6 +56,13 @@ def test_names_of_any_bytes_on_any_terminal(tmp_path, locale):
     lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
     assert len(lines) == 5  # three pictures, how many, one failure
     assert not any(mark in line for line in lines for mark in "\x1b\x07")
+    done = shell("evaluate", "bicubic", "--hr", folder, "--json", tmp_path / "scores.json", **locale)
+    assert done.returncode == 1, done.stderr
+    lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
+    names = {image["name"] for image in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["images"]}
+    assert "a\udcff\udcfe" in names
+    assert len(lines) == 8  # which model, metrics, three pictures, mean, one remark, one failure
+    assert not any(mark in line for line in lines for mark in "\x1b\x07")
 
 
 def test_places_that_lead_nowhere_cost_one_line_and_the_rest_is_done(tmp_path, capsys):

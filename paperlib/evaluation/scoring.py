@@ -17,7 +17,7 @@ from paperlib.environment import provenance
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, mean_scores, psnr_rgb, scores
 from paperlib.evaluation.upscalers import Upscaler
-from paperlib.files import Progress
+from paperlib.files import Progress, shown
 
 if TYPE_CHECKING:  # loads torch, which scoring a TFLite file does not need
     from paperlib.data.dataset import Data
@@ -73,7 +73,7 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
         else:
             rows.append({"name": pair.name, **scores(upscaler(pair.lr), pair.hr)})
             for pixels in (pair.lr, pair.hr):
-                digest.update(f"{pair.name} {pixels.shape}".encode() + pixels.tobytes())
+                digest.update(f"{pair.name} {pixels.shape}".encode(errors="surrogateescape") + pixels.tobytes())
         if progress:
             progress(index + 1, len(pairs))
     return {
@@ -84,7 +84,7 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
 
 def score_lines(result: dict[str, Any]) -> str:
     """The result of `evaluate` as aligned text: one image a line, the mean last."""
-    rows = [*result["images"], {"name": "mean", **result["mean"]}]
+    rows = [row | {"name": shown(row["name"])} for row in (*result["images"], {"name": "mean", **result["mean"]})]
     width = max(len(row["name"]) for row in rows)
     lines = [" " * width + "".join(f"  {metric:>8}" for metric in METRICS)]
     for row in rows:
