@@ -147,7 +147,8 @@ def verify(args: argparse.Namespace) -> int:
     result = verify()
     _write_json(args.json, result)
     for title, part in (("From the authors' log and report", "recomputed"), ("Their files, measured here", "measured")):
-        print(f"{title}\n{pd.DataFrame(result[part]).to_string(index=False, na_rep='')}\n")
+        table = pd.DataFrame(result[part]).drop(columns="images", errors="ignore")
+        print(f"{title}\n{table.to_string(index=False, na_rep='')}\n")
     return 0
 
 

@@ -7,6 +7,7 @@ here; the files are found under PAPERLIB_ASSETS (`aio_mai/`).
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 
 from paperlib.data.photographs import Pair, named_folder, read_pairs
 from paperlib.data.splits import validation_pairs
-from paperlib.environment import assets_dir, data_dir
+from paperlib.environment import assets_dir, data_dir, provenance
 from paperlib.errors import UserError
 from paperlib.evaluation.networks import QuantisedUpscaler, TorchUpscaler
-from paperlib.evaluation.scoring import score_pairs
+from paperlib.evaluation.scoring import evaluate
 from paperlib.evaluation.upscalers import Upscaler
+from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
 from paperlib.quantisation.fx_qat import read_published_qat
@@ -105,23 +107,42 @@ def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
     return upscalers
 
 
+def re_exported(folder: Path, target: Path) -> TFLiteUpscaler:
+    """Their stage-3 weights as a TFLite file that keeps the learnt grids, written to `target`."""
+    return TFLiteUpscaler(export_tflite(read_published_qat(folder / FILES["stage3_fakequant"]), target))
+
+
 def measured_authors(sets: Mapping[str, Sequence[Pair]]) -> pd.DataFrame:
-    """The authors' files on image sets: one line a file and set, four scores; empty where they are not at hand."""
-    folder = authors_folder()
-    lines = []
-    for name, upscaler in (authors_upscalers(folder) if folder else {}).items():
-        for dataset, pairs in sets.items():
-            means = score_pairs(upscaler, pairs)
-            lines.append({"authors' file": FILES[name], "as": name, "dataset": dataset} | means)
+    """The authors' files on image sets, and their stage-3 weights exported with the grids that they learnt.
+
+    Returns:
+        One line a file and set, four scores, and the RGB PSNR of each image; empty where the files are not at hand.
+    """
+    folder, lines = authors_folder(), []
+    with tempfile.TemporaryDirectory() as place:
+        upscalers = authors_upscalers(folder) if folder else {}
+        if folder:
+            upscalers["re_exported_int8"] = re_exported(folder, Path(place) / "re_exported.tflite")
+        for name, upscaler in upscalers.items():
+            for dataset, pairs in sets.items():
+                found = evaluate(upscaler, pairs)
+                lines.append({"authors' file": FILES.get(name, FILES["stage3_fakequant"]), "as": name,
+                              "dataset": dataset} | found["mean"]
+                             | {"images": {image["name"]: image["psnr_rgb"] for image in found["images"]}})
     return pd.DataFrame(lines, columns=None if lines else ["authors' file", "as", "dataset"])
 
 
 def sets_at_hand() -> dict[str, Sequence[Pair]]:
-    """Image sets for the audit: Set5, Set14, B100 under PAPERLIB_DATA where it is set, else embedded photographs."""
+    """Image sets for the audit, those under PAPERLIB_DATA where it is set, else embedded photographs.
+
+    Set5, Set14 and B100, and `clic_val`, large photographs with bright skies, whose LR is made by MATLAB's bicubic.
+    """
     names = [name for name in ("Set5", "Set14", "B100") if data_dir() and (data_dir() / "benchmark" / name).is_dir()]
     if names:
         folders = {name: named_folder(f"benchmark/{name}") for name in names}
-        return {name: read_pairs(path / "HR", path / "LR_bicubic" / "X3") for name, path in folders.items()}
+        sets = {name: read_pairs(path / "HR", path / "LR_bicubic" / "X3") for name, path in folders.items()}
+        bright = data_dir() / "clic_val"
+        return sets | ({"clic_val": read_pairs(bright)} if bright.is_dir() else {})
     return {"embedded": validation_pairs(DataSettings(source="embedded"))}
 
 
@@ -135,6 +156,8 @@ def verify() -> dict[str, Any]:
     if folder is None:
         raise UserError("the audit needs the authors' artifacts: set PAPERLIB_ASSETS to a folder that holds aio_mai/ "
                         f"with {', '.join([*FILES.values(), REPORT, LOG])}.")
+    input_grid = read_published_qat(folder / FILES["stage3_fakequant"]).grid("input")
     return {"recomputed": authors_report(), "measured": measured_authors(sets_at_hand()).to_dict("records"),
-            "released_run": released_run(),
+            "released_run": released_run(), "input_grid": [input_grid.low, input_grid.high],
+            "provenance": provenance(),
             "sha256": {file: sha256_file(folder / file) for file in [*FILES.values(), REPORT, LOG]}}
