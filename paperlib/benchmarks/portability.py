@@ -4,16 +4,9 @@ LiteRT with XNNPACK, as on Android, is what all others are compared with. What i
 """
 
 import base64
-import os
-import platform
-import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,129 +16,15 @@ from PIL import Image
 from skimage.data import coffee
 
 from paperlib.benchmarks.browser import open_page
+from paperlib.benchmarks.runtimes import RUNTIMES, SATURATION, WITHOUT_VNNI, Run, package_version, processor
 from paperlib.errors import UserError
+from paperlib.evaluation.npu_forms import npu_forms, standing
 from paperlib.export.convert import export_tflite
 from paperlib.export.npu import ACCELERATORS, estimate_npu
 from paperlib.export.read_back import shipped_graph
-from paperlib.export.tflite import open_interpreter
 from paperlib.files import sha256_file
 from paperlib.reporting.page import build_page
 from paperlib.weights import pretrained
-
-Run = Callable[[np.ndarray], np.ndarray]
-"""uint8 (h, w, 3) → uint8 (3h, 3w, 3)."""
-INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
-"""Instruction sets that decide how fast, and in one runtime how exact, 8-bit products are."""
-WITHOUT_VNNI = "OpenVINO, as without VNNI"
-SATURATION = ("without VNNI oneDNN adds pairs of 8-bit products in 16 bits, which saturate (OpenVINO's documentation: "
-              "'Saturation (overflow) issue workaround'); here by ONEDNN_MAX_CPU_ISA=AVX512_CORE on the same machine")
-
-
-def processor() -> dict[str, Any]:
-    """CPU model, cores that this process may use, and which of `INSTRUCTIONS` it has (Linux; else what is known)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    name = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.M)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
-    has = set(flags[1].split()) if flags else set()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"model": name[1].strip() if name else platform.processor() or platform.machine(), "cores": cores,
-            "instructions": [kind for kind in INSTRUCTIONS if kind in has]}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown version"
-
-
-def _interpreter(interpreter: Any) -> Run:
-    interpreter.allocate_tensors()
-    entry, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-
-    def run(lr: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(entry, lr[None])
-        interpreter.invoke()
-        return interpreter.get_tensor(result)[0]
-
-    return run
-
-
-def _tensorflow(path: Path, threads: int) -> Run:
-    from paperlib.export.tf_graph import tensorflow
-
-    return _interpreter(tensorflow().lite.Interpreter(str(path), num_threads=threads))
-
-
-def _compiled_model(path: Path, threads: int) -> Run:
-    try:
-        from ai_edge_litert.compiled_model import CompiledModel
-        from ai_edge_litert.hardware_accelerator import HardwareAccelerator
-        from ai_edge_litert.options import CpuOptions, Options
-    except ImportError as error:
-        raise UserError(f"ai-edge-litert {_version('ai-edge-litert')} has no CompiledModel ({error}).") from error
-    model = CompiledModel.from_file(str(path), options=Options(
-        hardware_accelerators=HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=threads)))
-    inputs, outputs = model.create_input_buffers(0), model.create_output_buffers(0)
-
-    def run(lr: np.ndarray) -> np.ndarray:
-        inputs[0].write(np.ascontiguousarray(lr[None]))
-        model.run_by_index(0, inputs, outputs)
-        height, width = (3 * side for side in lr.shape[:2])
-        return outputs[0].read(height * width * 3, np.uint8).reshape(height, width, 3)
-
-    return run
-
-
-def _openvino(path: Path, threads: int) -> Run:
-    if find_spec("openvino") is None:
-        raise UserError("openvino is not installed: pip install openvino.")
-    import openvino
-
-    core = openvino.Core()
-    request = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_NUM_THREADS": threads}
-                                 ).create_infer_request()
-
-    def run(lr: np.ndarray) -> np.ndarray:
-        request.infer({0: lr[None]})
-        return request.get_output_tensor(0).data[0].copy()
-
-    return run
-
-
-def _openvino_without_vnni(path: Path, threads: int) -> Run:
-    """The same with oneDNN held back in a process of its own, which reads the switch once."""
-    if find_spec("openvino") is None:
-        raise UserError("openvino is not installed: pip install openvino.")
-    if "avx512_vnni" not in processor()["instructions"]:
-        raise UserError("this CPU has no AVX-512 with VNNI to hold back.")
-    code = ("import sys, numpy as np; from pathlib import Path; from paperlib.benchmarks.portability import _openvino\n"
-            "np.save(sys.argv[3], _openvino(Path(sys.argv[1]), int(sys.argv[4]))(np.load(sys.argv[2])))")
-
-    def run(lr: np.ndarray) -> np.ndarray:
-        with tempfile.TemporaryDirectory() as name:
-            source, target = Path(name, "lr.npy"), Path(name, "sr.npy")
-            np.save(source, lr)
-            subprocess.run([sys.executable, "-c", code, str(path), str(source), str(target), str(threads)], check=True,
-                           capture_output=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"})
-            return np.load(target)
-
-    return run
-
-
-RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Run]]] = {
-    "LiteRT, XNNPACK": ("ai-edge-litert", lambda path, threads: _interpreter(open_interpreter(path, threads))),
-    "LiteRT, built-in kernels": (
-        "ai-edge-litert", lambda path, threads: _interpreter(open_interpreter(path, threads, xnnpack=False))),
-    "LiteRT, CompiledModel": ("ai-edge-litert", _compiled_model),
-    "TensorFlow's interpreter": ("tensorflow", _tensorflow),
-    "OpenVINO": ("openvino", _openvino),
-    WITHOUT_VNNI: ("openvino", _openvino_without_vnni),
-}
-"""Name → package, and what opens a uint8 file of fixed size; the first is the one to compare with."""
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -217,17 +96,19 @@ def _or_reason(runtime: str, job: Callable[[], list[dict[str, Any]]]) -> list[di
 
 def bench_portability(
     tile: int = 256, height: int = 720, width: int = 1280, rounds: int = 5, threads: int = 2, browser: bool = True,
+    forms: bool = True,
 ) -> dict[str, Any]:
     """The shipped student in every runtime at hand.
 
     Args:
         tile, height, width: the two input sizes, LR pixels.
         rounds: timed runs; the least counts (what other processes disturb least).
+        browser, forms: the parts that take minutes.
 
     Returns:
         `runtimes`: per runtime and number of threads `share_equal`, `share_above_5`, `max_difference` against LiteRT
         with XNNPACK on both sizes, `ms_tile`, `ms_frame`; or `skipped` with the reason. `npu`: Vela's estimates.
-        `cpu`, `sizes`, `model` (hash), `what`.
+        `npu_forms` and `standing`: see `evaluation.npu_forms`. `cpu`, `sizes`, `model` (hash), `what`.
     """
     images = {"tile": photograph(tile, tile), "frame": photograph(height, width)}
     lines: list[dict[str, Any]] = []
@@ -246,7 +127,7 @@ def bench_portability(
                     lines.append(line | {"skipped": str(error)})
                     break
                 references = references or results
-                line |= {"version": _version(package), **compared(
+                line |= {"version": package_version(package), **compared(
                     *(np.concatenate([found[label].ravel() for label in images]) for found in (results, references)))}
                 if runtime == WITHOUT_VNNI:
                     line["note"] = SATURATION
@@ -256,6 +137,8 @@ def bench_portability(
         if browser:
             lines += _or_reason("LiteRT.js in Chromium", lambda: [_in_browser(images, references, rounds)])
         npu = _or_reason("Vela", lambda: _npu(height, width, Path(name)))
+        costs = _or_reason("Vela", lambda: npu_forms(height, width)) if forms else []
     return {"what": "the shipped INT8 student, uint8 in and out, on a photograph, beside LiteRT with XNNPACK; least ms",
             "cpu": processor(), "sizes": {label: list(image.shape[:2]) for label, image in images.items()},
-            "model": sha256_file(pretrained()), "rounds": rounds, "runtimes": lines, "npu": npu}
+            "model": sha256_file(pretrained()), "rounds": rounds, "runtimes": lines, "npu": npu,
+            "npu_forms": costs, "standing": standing([line for line in costs if "skipped" not in line])}

@@ -1,4 +1,4 @@
-"""What quality costs on devices, from a run's records: NPU cycles, CPU time, and the benchmarks' ratios (section 7)."""
+"""What quality costs on devices, from a run's records: NPU cycles, CPU time, and the benchmarks (section 7)."""
 
 import csv
 import json
@@ -120,6 +120,57 @@ def ratio_bars(bench: Mapping[str, Any]) -> Figure | None:
     axes.set(xlabel="times faster than the alternative, in the same run (log scale; right of 1 ours is faster)",
              title="Benchmarks: longer to the right is better")
     return figure
+
+
+def portability_table(bench: Mapping[str, Any]) -> list[dict[str, str]]:
+    """`paperlib bench --only portability` for the eye: a runtime a line; empty where it was not run."""
+    found = bench.get("portability") or {}
+    size = {label: " × ".join(map(str, reversed(sides))) for label, sides in found.get("sizes", {}).items()}
+    lines = []
+    for line in found.get("runtimes", []):
+        name = f"{line['runtime']} ({line.get('version', 'absent')})"
+        if "skipped" in line:
+            lines.append({"runtime": name, "threads": "", "equal": line["skipped"], "largest difference": "",
+                          **{f"ms, {size[label]}": "" for label in size}})
+            continue
+        lines.append({
+            "runtime": name, "threads": str(line["threads"]), "equal": f"{100 * line['share_equal']:.4g} %",
+            "largest difference": str(line["max_difference"]),
+            **{f"ms, {size[label]}": f"{line[f'ms_{label}']:.4g}" if f"ms_{label}" in line else "" for label in size}})
+    return lines
+
+
+def portability_notes(bench: Mapping[str, Any]) -> str:
+    """What the table was measured on, and remarks on single lines."""
+    found = bench.get("portability") or {}
+    if not found:
+        return ""
+    cpu = found["cpu"]
+    notes = {line["note"]: line["runtime"] for line in found["runtimes"] if "note" in line}
+    sets = ", ".join(cpu["instructions"]) or "instruction sets unknown"
+    return " ".join([f"{found['what'][0].upper()}{found['what'][1:]}. {cpu['model']}, {cpu['cores']} cores, {sets}; "
+                     f"least of {found['rounds']} runs.",
+                     *(f"{runtime}: {note}." for note, runtime in notes.items())])
+
+
+def npu_form_table(bench: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Vela's cycles by form of skip and PixelShuffle, each against the paper's skip with DEPTH_TO_SPACE."""
+    lines = [line for line in (bench.get("portability") or {}).get("npu_forms", []) if "skipped" not in line]
+    usual = {line["accelerator"]: line["cycles_per_lr_pixel"] for line in lines
+             if (line["skip"], line["upsample"]) == ("add", "depth_to_space")}
+    return [{"skip": line["skip"], "PixelShuffle": line["upsample"], "accelerator": line["accelerator"],
+             "MACs / LR pixel": f"{line['macs_per_lr_pixel']:,}", "cycles / LR pixel":
+             f"{line['cycles_per_lr_pixel']:.1f}",
+             "ratio": f"{line['cycles_per_lr_pixel'] / usual[line['accelerator']]:.2f}",
+             "left to the CPU, not counted": ", ".join(line["left_to_cpu"]) or "nothing"} for line in lines]
+
+
+def standing_table(bench: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Where the paper's student would have stood with such a file; the assumptions: `evaluation.npu_forms.standing`."""
+    return [{"skip": line["skip"], "PixelShuffle": line["upsample"], "assumed share of the transpose in 41.1 ms":
+             f"{100 * line['transpose_share']:.0f} %", "ms": f"{line['ms']:.1f}", "PSNR (dB)": f"{line['psnr']:.2f}",
+             "score": f"{line['score']:.1f}", "place of 5": str(line["place"])}
+            for line in (bench.get("portability") or {}).get("standing", [])]
 
 
 OURS = (("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8"))

@@ -19,7 +19,18 @@ from nbconvert import HTMLExporter
 from paperlib.environment import portable
 from paperlib.files import write_text
 from paperlib.reporting import challenge
-from paperlib.reporting.costs import latency_scatter, npu_scatter, our_points, peer_points, ratio_bars, read_bench
+from paperlib.reporting.costs import (
+    latency_scatter,
+    npu_form_table,
+    npu_scatter,
+    our_points,
+    peer_points,
+    portability_notes,
+    portability_table,
+    ratio_bars,
+    read_bench,
+    standing_table,
+)
 from paperlib.reporting.differences import changes
 from paperlib.reporting.divider import PICK, STYLESHEET, data_url, divider, saved_comparisons
 from paperlib.reporting.scatter import scatter
@@ -134,7 +145,7 @@ def write_report(run: Run) -> Path:
     Raises:
         UserError: a record is damaged, or the folder cannot be written.
     """
-    records, folder = run.records(), Path(__file__).parent
+    records, folder, bench = run.records(), Path(__file__).parent, read_bench(run)
     sheets = [STYLESHEET, folder / "report.css"]
     rows = table_rows(run, list(TABLES))
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -142,6 +153,8 @@ def write_report(run: Run) -> Path:
         run=run, records=records, teacher=teacher_used(records), tables=_tables(run), figures=_figures(run),
         counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), costs=_costs(run),
         dividers=[divider(name, pictures) for name, pictures in saved_comparisons(run).items()],
+        portability={"runtimes": portability_table(bench), "notes": portability_notes(bench),
+                     "forms": npu_form_table(bench), "standing": standing_table(bench)},
         measured=measured(run, run.rows()["table"].unique()),
         changes=changes(run).to_dict("records"), win=challenge,
         provenance=_provenance(run, records), settings=settings_used(run), changed=settings_changed(run),

@@ -8,7 +8,8 @@ import pytest
 
 from paperlib.benchmarks import portability
 from paperlib.benchmarks.browser import chromium
-from paperlib.benchmarks.portability import SATURATION, WITHOUT_VNNI, bench_portability, compared, processor
+from paperlib.benchmarks.portability import bench_portability, compared
+from paperlib.benchmarks.runtimes import SATURATION, WITHOUT_VNNI, processor
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.npu import vela_available
@@ -17,7 +18,7 @@ from paperlib.upscale import upscale_pixels
 
 @pytest.fixture(scope="module")
 def result():
-    return bench_portability(tile=24, height=32, width=40, rounds=1, browser=False)
+    return bench_portability(tile=24, height=32, width=40, rounds=1, browser=False, forms=False)
 
 
 def test_every_litert_gives_the_same_pixels(result):
