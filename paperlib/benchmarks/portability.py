@@ -138,7 +138,7 @@ def bench_portability(
             lines += _or_reason("LiteRT.js in Chromium", lambda: [_in_browser(images, references, rounds)])
         npu = _or_reason("Vela", lambda: _npu(height, width, Path(name)))
         costs = _or_reason("Vela", lambda: npu_forms(height, width)) if forms else []
-    return {"what": "the shipped INT8 student, uint8 in and out, on a photograph, against LiteRT with XNNPACK",
+    return {"what": "the shipped INT8 student, uint8 in and out, on a photograph, beside LiteRT with XNNPACK; least ms",
             "cpu": processor(), "sizes": {label: list(image.shape[:2]) for label, image in images.items()},
             "model": sha256_file(pretrained()), "rounds": rounds, "runtimes": lines, "npu": npu,
             "npu_forms": costs, "standing": standing([line for line in costs if "skipped" not in line])}
