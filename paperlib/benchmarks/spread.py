@@ -39,8 +39,9 @@ MACHINES: dict[str, dict[str, str]] = {
 SHORT: dict[str, Any] = {
     "teacher.kind": "small", "teacher.small_steps": 30, "stage1.steps": 120, "stage2.steps": 40, "stage3.steps": 60}
 """The demo's method, shorter; `--whole` trains the demo's own steps instead."""
-ALLOWANCE = 2
-"""Stated is this many times the largest difference that was seen, since few machines were tried."""
+ALLOWANCE = 3
+"""Stated is this many times the largest difference that was seen: three machines are few, and the same steps with other
+settings (patches drawn by area, TFLite's arithmetic) once spread 2.6 times as far, 0.044 dB against 0.017."""
 
 
 def trained_rows(out: Path, whole: bool = False) -> list[dict[str, Any]]:

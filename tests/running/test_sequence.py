@@ -53,6 +53,10 @@ def test_tables_have_every_reported_number_with_an_honest_verdict(results):
     assert "Table C" in shown
 
 
+def test_the_end_says_how_the_run_compares_with_the_committed_one(results):
+    assert "No reference for profile smoke" in results[1]
+
+
 def test_the_int8_file_is_what_was_trained(results):
     record = json.loads((results[0] / "records" / "06_tflite_eval.json").read_text())
     assert len(record["parity"]) == 2
