@@ -1,0 +1,113 @@
+"""The README's figures against the committed records that they come from; none stands there without one."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paperlib.evaluation.reported import reported
+from paperlib.profiles import load_settings
+from paperlib.reporting.claims import CLAIMS, judged_claims
+from paperlib.run import Run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = ROOT / "results" / "reference"
+STAGE3 = "stage3_from_published"
+
+
+def value(record: str, row: str, dataset: str, metric: str = "psnr", field: str = "value") -> float:
+    """A measured number of a committed record."""
+    rows = json.loads((REFERENCE / record).read_text(encoding="utf-8"))["rows"]
+    (found,) = [line[field] for line in rows if (line["row"], line["dataset"], line["metric"]) == (row, dataset, metric)
+                and line["table"] not in ("B", "abstract")]
+    return found
+
+
+def audited(name: str, dataset: str) -> float:
+    """PSNR RGB of one of the authors' files, as `paperlib verify` measured it."""
+    lines = json.loads((REFERENCE / "audit.json").read_text(encoding="utf-8"))["measured"]
+    (found,) = [line["psnr_rgb"] for line in lines if (line["as"], line["dataset"]) == (name, dataset)]
+    return found
+
+
+def table_line(start: str) -> list[str]:
+    """The cells of the README's table line that begins so."""
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip(" *") for cell in line.strip("|").split("|")]
+
+
+SETS = ("Set5", "Set14", "B100", "validation")
+BOX = {"float": "float_before_qat", "**INT8 TFLite": "tflite_dynamic",
+       "the same weights by post-training": "tflite_post_training"}
+
+
+@pytest.mark.parametrize("start", BOX)
+def test_scores_of_the_box_are_the_recorded_ones(start):
+    wanted = [f"{value('benchmark/records/06_tflite_eval.json', BOX[start], name):.3f}" for name in SETS]
+    assert table_line(start)[1:] == wanted
+
+
+def test_the_box_is_the_recorded_file():
+    scores = json.loads((ROOT / "paperlib" / "weights" / "weights.json").read_text(encoding="utf-8"))["scores"]
+    for line in scores:
+        if line["precision"] == "INT8 TFLite":
+            assert line["PSNR RGB (dB)"] == (
+                f"{value('benchmark/records/06_tflite_eval.json', 'tflite_dynamic', line['images']):.3f}")
+
+
+@pytest.mark.parametrize(("words", "number"), [
+    ("float {} dB on Set5", lambda: audited("stage2_fp32", "Set5")),
+    ("the paper's way {},", lambda: value(f"{STAGE3}/teacher/records/07_ablations.json", "qat_teacher", "Set5")),
+    ("arithmetic with an ADD {},",
+     lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "residual_add", "Set5")),
+    ("rounded to data {} ±", lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "as_set", "Set5")),
+    ("± {} dB (three seeds",
+     lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "as_set", "Set5", field="sd"))])
+def test_findings_have_a_record(words: str, number: Any):
+    text = " ".join(README.split())
+    assert words.format(f"{number():.3f}") in text
+
+
+@pytest.mark.parametrize(("claim", "folder", "words"), [
+    ("Table C: MobileOne beats RepDW, FP32", "benchmark", "Table C: MobileOne beats RepDW, FP32"),
+    ("Table C: INT8 costs MobileOne less than RepDW", "benchmark", "Table C: INT8 costs MobileOne less than RepDW"),
+    ("Table D: the Mamba teacher helps stage 3, INT8", f"{STAGE3}/teacher",
+     "Table D: the Mamba teacher helps stage 3")])
+def test_claims_say_what_the_records_say(claim, folder, words):
+    """Paper's difference, effect, interval, seeds and verdict, as the same code judges the committed records."""
+    run = Run(load_settings("benchmark"), REFERENCE / folder, every_record=True)
+    (found,) = [comparison for part, comparison in judged_claims(run) if part.text == claim]
+    cells = table_line(words)
+    assert cells[1] == f"{found.reported:+.3f} dB"
+    effect = found.effect
+    assert cells[2].replace("−", "-").startswith(
+        f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}] dB, {effect.seeds} seeds")
+    assert cells[3] == found.word.value
+
+
+def test_reported_differences_are_the_papers():
+    by_text = {claim.text: claim.reported for claim in CLAIMS}
+    assert table_line("Table B: the student beats")[1] == (
+        f"{by_text['Table B: the student beats bicubic, FP32']:+.2f}, "
+        f"{by_text['Table B: the student beats FSRCNN, FP32']:+.2f} dB")
+    assert table_line("Table C: MobileOne beats RepConv")[1] == (
+        f"{by_text['Table C: MobileOne beats RepConv, FP32']:+.3f} dB FP32, "
+        f"{by_text['Table C: MobileOne beats RepConv, INT8']:+.3f} INT8")
+    assert reported()["abstract", "student_dynamic_tflite", "int8", "psnr"] == 30.0003
+
+
+def test_the_authors_report_gives_the_recomputed_values():
+    lines = json.loads((REFERENCE / "audit.json").read_text(encoding="utf-8"))["recomputed"]
+    means = [line["reproduced"] for name in ("dynamic TFLite", "fixed TFLite") for line in lines
+             if line["row"].startswith(name) and line["metric"] == "psnr"]
+    assert "{:.4f} and {:.4f} dB".format(*means) in README
+
+
+def test_the_paper_profile_is_said_not_to_have_been_run():
+    run = any((folder / "paper").exists() for folder in (REFERENCE, ROOT / "results"))
+    assert ("has not been run" in README) is not run
+    assert len(README.splitlines()) <= 200
+    assert not re.search(r"reproduced`? \|$", README, re.MULTILINE)
