@@ -302,3 +302,11 @@ def test_claims_are_the_papers_differences_and_one_word(tmp_path):
     assert line["verdict"] == "trend holds"
     assert set(table["verdict"]) == {"trend holds", "not run"}
     assert {key for claim in CLAIMS for key in (*claim.plus, *claim.minus)} <= set(reported.reported())
+
+
+def test_no_claim_of_tables_c_and_d_is_left_out():
+    pairs = {(claim.plus, claim.minus) for claim in CLAIMS}
+    for precision in ("fp32", "int8"):
+        one, other = (("C", name, precision, "psnr") for name in ("mobileone", "repconv"))
+        assert ((one,), (other,)) in pairs
+    assert ((("D", "qat_teacher", "int8", "psnr"),), (("D", "qat_direct", "int8", "psnr"),)) in pairs
