@@ -9,7 +9,7 @@ from typing import Any
 from paperlib.environment import portable
 from paperlib.evaluation.reported import fitted_constant, reported
 from paperlib.files import write_text
-from paperlib.profiles import load_settings
+from paperlib.profiles import differences_from_paper, load_settings
 from paperlib.reporting.challenge import challenge_text
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.differences import changes
@@ -47,6 +47,17 @@ def settings_changed(run: Run) -> str:
     usual = flatten("", load_settings(run.settings.profile).model_dump(mode="json"))
     return ", ".join(f"{name} = {json.dumps(value)}" for name, value in settings_used(run).items()
                      if value != usual.get(name) and not name.endswith(".expect"))
+
+
+def method_line(run: Run) -> str:
+    """Which method made the numbers, and in what a run differs from the paper: data, schedule and method."""
+    found = differences_from_paper(run.settings)
+    if not found:
+        return "The paper's method, data and schedule, nothing changed."
+    listed = "; ".join(f"{name} = {json.dumps(value, ensure_ascii=False)} (the paper: "
+                       f"{json.dumps(paper, ensure_ascii=False)})" for name, value, paper in found)
+    whose = "The paper's method" if run.settings.method == "paper" else "Our method"
+    return f"{whose}, on other data or another schedule. Differences from the paper: {listed}."
 
 
 def verdict_counts(rows: list[Row]) -> dict[Verdict, int]:
@@ -94,6 +105,7 @@ def write_summary(run: Run) -> Path:
     parts = [
         f"# Results, profile {run.settings.profile}",
         f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {_inert(teacher_used(records))}.",
+        _inert(method_line(run)),
         *([f"Settings that differ from the profile's: {_inert(changed)}."]
           if (changed := settings_changed(run)) else []),
         "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
