@@ -202,7 +202,8 @@ def shipped(run: Run, rows: Rows, parity: pd.DataFrame) -> Markdown:
 def ablations(run: Run, rows: Rows) -> Markdown:
     """07: the order of the networks and the effect of stage 3's teacher, beside the paper's."""
     order = sorted((row for row in rows if (row["table"], row["precision"], row["metric"], row["dataset"]) == (
-        "C", "int8", "psnr", DATASET) and row["value"] is not None), key=lambda row: -row["value"])
+        "C", "int8", "psnr", DATASET) and row["value"] is not None
+        and ("C", row["row"], "int8", "psnr") in reported()), key=lambda row: -row["value"])  # not our variants
     names = [row["row"] for row in order]
     paper = sorted(names, key=lambda name: -reported()["C", name, "int8", "psnr"])
     taught, direct = _row(rows, "D", "qat_teacher"), _row(rows, "D", "qat_direct")

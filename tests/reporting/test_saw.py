@@ -119,7 +119,7 @@ def test_the_file_is_judged_against_both_ways_and_the_box(run):
 
 def test_ablations_name_the_order_and_whether_it_is_the_papers(run):
     rows = [row("C", name, value, "int8") for name, value in (("mobileone", 27.0), ("repdw", 27.5))]
-    text = saw.ablations(run, rows).data
+    text = saw.ablations(run, [*rows, row("C", "mobileone_learnt", 28.0, "int8")]).data
     assert "best first: repdw 27.50 dB, mobileone 27.00 dB" in text
     assert "another: mobileone, repdw" in text
     pair = [row("D", "qat_teacher", 27.0, "int8"), row("D", "qat_direct", 27.2, "int8")]

@@ -184,7 +184,7 @@ def test_a_damaged_last_state_costs_one_step_and_no_more(tmp_path):
     first(run)
     newest = max(run.stage_folder("stage1").glob("state-*"))
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="going back to the state before it"):
+    with pytest.warns(UserWarning, match="is damaged and removed; going back to step 29"):
         first(run)
     for key, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "cut")[key]), key

@@ -13,6 +13,7 @@ from paperlib.files import file_lock
 from paperlib.settings import DataSettings, TeacherSettings
 from paperlib.student.models import weights_hash
 from paperlib.teacher import distillation
+from paperlib.teacher import outputs as outputs_module
 from paperlib.teacher.distillation import (
     FILE,
     OnTheFlyTeacher,
@@ -189,7 +190,7 @@ def test_stopped_computation_continues_where_it_was(store, source, monkeypatch):
             calls.append(lr.shape)
             return super().__call__(lr)
 
-    monkeypatch.setattr(distillation, "TeacherUpscaler", Counting)
+    monkeypatch.setattr(outputs_module, "TeacherUpscaler", Counting)
 
     def stop(done, total):
         if done == 2:
@@ -215,8 +216,8 @@ def test_full_disk_and_second_process_are_said_in_a_sentence(store, source, monk
     lock = store.teacher_outputs_path(outputs_key(source)).with_suffix(".lock")
     with file_lock(lock), pytest.raises(UserError, match="in use by process"):
         teacher_outputs(store, source)
-    usage = distillation.shutil.disk_usage(store.folder)._replace(free=1000)
-    monkeypatch.setattr(distillation.shutil, "disk_usage", lambda path: usage)
+    usage = outputs_module.shutil.disk_usage(store.folder)._replace(free=1000)
+    monkeypatch.setattr(outputs_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="PAPERLIB_CACHE"):
         teacher_outputs(store, source)
 

@@ -186,7 +186,7 @@ def test_each_seed_draws_patches_of_its_own_and_conditions_share_them(tmp_path, 
     weights = [read_weights(run.stage_folder(f"ablation/kd_0-{seed}/stage3") / "qat.safetensors")[0] for seed in (1, 2)]
     assert not torch.equal(weights[0]["fx.stem.weight"], weights[1]["fx.stem.weight"])
     row = next(row for row in rows if row["row"] == "qat_direct")
-    assert row["seeds"] == [1, 2]
+    assert row["seed_ids"] == [1, 2]
     assert np.shape(row["images"]) == (2, 1)  # seeds × validation photographs
 
 

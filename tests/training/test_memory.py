@@ -17,7 +17,7 @@ RUN = """
     from paperlib.run import open_run
     from paperlib.student.network import Student
     from paperlib.teacher.distillation import TeacherSource
-from paperlib.teacher.outputs import teacher_outputs
+    from paperlib.teacher.outputs import teacher_outputs
     from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
     from paperlib.training.loop import fit
     from paperlib.training.stages import open_teacher
