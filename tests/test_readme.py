@@ -106,6 +106,12 @@ def test_the_authors_report_gives_the_recomputed_values():
     assert "{:.4f} and {:.4f} dB".format(*means) in README
 
 
+def test_minutes_and_memory_of_the_demo_are_those_of_its_record():
+    costs = json.loads((REFERENCE / "demo" / "records" / "00_reproduce.json").read_text(encoding="utf-8"))["notebooks"]
+    minutes, peak = sum(cost["seconds"] for cost in costs.values()) / 60, max(c["peak_bytes"] for c in costs.values())
+    assert f"{minutes:.0f} minutes, {peak / 1e9:.1f} GB" in README
+
+
 def test_the_paper_profile_is_said_not_to_have_been_run():
     run = any((folder / "paper").exists() for folder in (REFERENCE, ROOT / "results"))
     assert ("has not been run" in README) is not run
