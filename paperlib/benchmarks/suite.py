@@ -5,9 +5,7 @@ measured and on what.
 """
 
 import copy
-import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from paperlib.benchmarks.epoch import bench_epoch, photograph
+from paperlib.benchmarks.light import bench_light
 from paperlib.benchmarks.tflite import bench_int8, bench_upscale
 from paperlib.benchmarks.timing import fraction_of_peak, interleaved, peak_rate
 from paperlib.benchmarks.training import cost_table
@@ -87,31 +86,6 @@ def bench_step(rounds: int = 7, batch: int = 16, patch: int = 42) -> dict[str, A
             **fraction_of_peak(6 * macs / seconds["collapsed"], peak_rate(batch, patch, rounds=rounds))}
 
 
-def bench_compile(rounds: int = 5, batch: int = 16, patch: int = 42) -> dict[str, Any]:
-    """A training step through torch.compile against the same step without it, expanded and collapsed.
-
-    Raises:
-        UserError: no C++ compiler, which torch.compile needs on a CPU.
-    """
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        raise UserError("torch.compile needs a C++ compiler: install g++.")
-    torch.manual_seed(0)
-    expanded = build_model(StudentSettings()).train().to(memory_format=torch.channels_last)
-    lr = (torch.rand(batch, 3, patch, patch) * 255).contiguous(memory_format=torch.channels_last)
-    hr = torch.rand(batch, 3, SCALE * patch, SCALE * patch) * 255
-    steps, compiling = {}, {}
-    for name, model in (("expanded", expanded), ("collapsed", with_form(expanded, "collapsed"))):
-        steps |= {name: _step(model, lr, hr), f"{name}_compiled": _step(torch.compile(copy.deepcopy(model)), lr, hr)}
-        begin = time.perf_counter()
-        steps[f"{name}_compiled"]()
-        compiling[f"s_compiling_{name}"] = time.perf_counter() - begin
-    seconds = interleaved(steps, rounds)
-    return {"what": f"one training step, batch {batch}, {patch}² LR pixels, L1, Adam; compiled for this processor",
-            **{f"s_{name}": value for name, value in seconds.items()}, **compiling,
-            "ratio_expanded": seconds["expanded"] / seconds["expanded_compiled"],
-            "ratio_collapsed": seconds["collapsed"] / seconds["collapsed_compiled"]}
-
-
 def bench_metrics(rounds: int = 3) -> dict[str, Any]:
     """SSIM of a 2040×1356 image: in strips on all cores (ours) against one call of scikit-image."""
     hr = photograph(1356, 2040)
@@ -148,9 +122,9 @@ def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
     from paperlib.benchmarks.portability import bench_portability
     from paperlib.benchmarks.teacher import bench_scan, bench_teacher
 
-    return {"data": bench_data, "step": bench_step, "compile": bench_compile, "epoch": bench_epoch,
+    return {"data": bench_data, "step": bench_step, "epoch": bench_epoch,
             "metrics": bench_metrics, "scan": bench_scan, "teacher": bench_teacher, "int8": _int8,
-            "upscale": bench_upscale, "portability": bench_portability}
+            "upscale": bench_upscale, "light": bench_light, "portability": bench_portability}
 
 
 def run_benchmarks(only: str | None = None) -> dict[str, Any]:

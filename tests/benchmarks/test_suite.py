@@ -8,6 +8,7 @@ import torch
 
 from paperlib.benchmarks import suite, timing
 from paperlib.benchmarks.epoch import bench_epoch, decoded_batch, write_photographs
+from paperlib.benchmarks.light import bench_light
 from paperlib.benchmarks.tflite import bench_upscale
 from paperlib.benchmarks.timing import interleaved
 from paperlib.data.dataset import TrainSet
@@ -22,6 +23,15 @@ def test_both_sides_of_an_epoch_see_the_same_and_learn_the_same():
     epoch = 50 * (result["s_load_ours"] + result["s_step_ours"]) + 100 * result["s_validate_ours"]
     assert np.isclose(result["s_epoch_ours"], epoch)
     assert np.isclose(result["ratio_vs_naive"] * result["share_of_naive"], 1)
+    json.dumps(result)
+
+
+def test_the_command_line_is_measured_as_whole_processes_beside_the_least_script():
+    result = bench_light(rounds=1, size=48)
+    for side in ("upscale", "bare"):
+        assert result[side]["peak_bytes"] > 1e7
+        assert result[side]["processor_seconds"] > 0
+    assert np.isclose(result["ratio_memory"], result["upscale"]["peak_bytes"] / result["bare"]["peak_bytes"])
     json.dumps(result)
 
 
