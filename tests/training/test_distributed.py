@@ -115,7 +115,7 @@ def test_stage_2_and_its_small_teacher_train_on_two_processes(tmp_path):
     save_student(build_model(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
     words = ["-m", "paperlib", "train", "stage2", "--profile", "smoke", "--out", str(run.out), "--set",
              *(f"{name}={value}" for name, value in changes.items())]
-    done = torchrun(*words, PAPERLIB_CACHE=str(tmp_path / "cache"))
+    done = torchrun(*words, PAPERLIB_CACHE=str(tmp_path / "cache"), PAPERLIB_PROGRESS="plain")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained: ") == 2
     assert done.stdout.count("teacher: step 3/3") == done.stdout.count("stage2: step 3/3") == 1  # together, not twice
