@@ -35,7 +35,7 @@ def photograph(height: int, width: int) -> np.ndarray:
     image = coffee()
     missing = (max(0, height - image.shape[0]), max(0, width - image.shape[1]))
     image = np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
-    top, left = ((side - wanted) // 2 for side, wanted in zip(image.shape, (height, width), strict=False))
+    top, left = ((side - wanted) // 2 for side, wanted in zip(image.shape[:2], (height, width), strict=True))
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
