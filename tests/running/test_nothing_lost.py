@@ -1,18 +1,17 @@
 """Killed at any moment, a training continues to the same weights, bit for bit: real stages, real SIGKILL.
 
-Children are forked from this process, which has everything imported, so that a kill costs no start-up. States are
-written after every step, so that many kills fall into the writing of a file.
+Children are forked from a server that has everything imported, so that a kill costs no start-up. States are written
+after every step, so that many kills fall into the writing of a file.
 """
 
 import os
 import random
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forks
 
 from paperlib.data.dataset import open_data
 from paperlib.errors import UserError
@@ -53,39 +52,15 @@ def student(run: Run) -> Student:
     return Student(run.settings.student)
 
 
-CASES = {"stage1": (first, {}), "stage1, collapsed": (first, {"stage1.form": "collapsed"}), "stage2": (second, {}),
-         "stage3": (third, {})}
+CASES = {"stage1": ("first", {}), "stage1, collapsed": ("first", {"stage1.form": "collapsed"}),
+         "stage2": ("second", {}), "stage3": ("third", {})}
 
 
-def child(work: Callable[[Run], None], folder: Path, changes: dict, after: float | None = None,
-          file: str = "") -> bool:
-    """Do the work in a process of its own, killed `after` that many seconds, or once a `file` is there; whether it was.
-    """
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            torch.set_num_threads(1)
-            work(open_run("smoke", folder, TINY | changes))
-            code = 0
-        finally:
-            os._exit(code)
-    if after is not None:
-        time.sleep(after)
-        os.kill(pid, signal.SIGKILL)
-    if file:
-        while not any(folder.glob(file)):
-            time.sleep(0.002)
-            assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
+@pytest.fixture(scope="module")
+def child():
+    forks = Forks(Path(__file__))
+    yield lambda work, folder, changes, *how, **more: forks.child(work, folder, TINY | changes, *how, **more)
+    forks.close()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -94,9 +69,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return read_weights(path)[0]
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
-def test_twenty_kills_change_nothing(name, tmp_path):
+def test_twenty_kills_change_nothing(name, tmp_path, child):
     work, changes = CASES[name]
     began = time.monotonic()
     assert not child(work, tmp_path / "whole", changes)
@@ -125,15 +99,14 @@ def small_teacher(run: Run) -> None:
     open_teacher(run, open_data(run.settings.data))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_killed_small_teacher_goes_on_to_the_same_weights(tmp_path):
+def test_a_killed_small_teacher_goes_on_to_the_same_weights(tmp_path, child):
     """The real network with its routing noise, killed after its first state, between two states."""
     changes = {"teacher.kind": "small", "teacher.small_dim": 8, "teacher.small_layers": 1, "teacher.small_patch": 16,
                "teacher.small_batch": 1, "teacher.small_steps": 100}
-    assert not child(small_teacher, tmp_path / "whole", changes)
-    assert child(small_teacher, tmp_path / "killed", changes, file="checkpoints/teacher/state-000050-*.pt")
+    assert not child("small_teacher", tmp_path / "whole", changes)
+    assert child("small_teacher", tmp_path / "killed", changes, file="checkpoints/teacher/state-000050-*.pt")
     assert not any(tmp_path.glob("killed/checkpoints/teacher/state-000100-*"))
-    assert not child(small_teacher, tmp_path / "killed", changes)
+    assert not child("small_teacher", tmp_path / "killed", changes)
     whole, killed = (torch.load(tmp_path / name / "checkpoints/teacher/teacher.pth", weights_only=True)["params"]
                      for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[key]) for key, value in whole.items())
