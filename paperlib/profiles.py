@@ -194,3 +194,13 @@ def part_of(table: str, row: str) -> str:
     """What the number in a row of the paper's tables depends on, for `equals_paper`."""
     return {("B", "bicubic"): "data", ("B", "student_stage2"): "stage2", ("B", "student_deploy"): "stage3",
             ("B", "fsrcnn"): "C", ("B", "abpn"): "C"}.get((table, row), table)
+
+
+def note(settings: Settings) -> str:
+    """What must stand beside every figure of a run: whose data and schedule made it."""
+    if settings.profile != "paper":
+        return f"profile {settings.profile}: not the paper's numbers"
+    changed = [name for name, _, _ in differences_from_paper(settings)]
+    if not changed:
+        return "the paper's data and schedule"
+    return f"the paper's profile with other settings ({', '.join(changed)}): not the paper's numbers"

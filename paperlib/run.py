@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, sha256_file, user_path, write_json
-from paperlib.profiles import load_settings
+from paperlib.profiles import load_settings, note
 from paperlib.rows import tidy_rows
 from paperlib.settings import Settings, flatten, settings_hash
 
@@ -122,7 +122,7 @@ class Run:
             flat = flatten("", settings.model_dump(mode="json"))
             if sections:
                 return {key: value for key, value in flat.items() if key.split(".")[0] in sections}
-            about = {"profile": f"{settings.profile} ({settings.note})", "seed": settings.seed, "results": out}
+            about = {"profile": f"{settings.profile} ({note(settings)})", "seed": settings.seed, "results": out}
             return about | {key: value for key, value in flat.items() if key.startswith("data.")}
 
         mine, paper = chosen(self.settings, str(self.out)), chosen(load_settings("paper"), "")
@@ -187,7 +187,7 @@ class Run:
             UserError: an input file is missing, or the folder cannot be written.
         """
         content = provenance() | {
-            "name": name, "run": self.id, "profile": self.settings.profile, "note": self.settings.note,
+            "name": name, "run": self.id, "profile": self.settings.profile, "note": note(self.settings),
             "seed": self.settings.seed, "settings": self.settings.model_dump(mode="json"),
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 1),

@@ -229,13 +229,6 @@ class Settings(_Section):
     export: ExportSettings = ExportSettings()
     ablation: AblationSettings
 
-    @property
-    def note(self) -> str:
-        """What must stand beside every figure of this profile."""
-        if self.profile == "paper":
-            return "the paper's data and schedule"
-        return f"profile {self.profile}: not the paper's numbers"
-
 
 def settings_hash(*sections: BaseModel | str | int) -> str:
     """Short SHA-256 of settings sections (and plain values), equal for equal values in any Python process."""

@@ -11,6 +11,7 @@ from paperlib.profiles import (
     differences_from_paper,
     equals_paper,
     load_settings,
+    note,
     part_of,
 )
 from paperlib.settings import LossSettings, flatten, settings_hash
@@ -76,7 +77,10 @@ def test_profile_comes_from_the_environment_when_not_named(monkeypatch):
 
 
 def test_only_the_paper_profile_goes_without_a_warning_note():
-    assert [("not the paper's numbers" in load_settings(name).note) for name in PROFILES] == [True, True, True, False]
+    assert [("not the paper's numbers" in note(load_settings(name))) for name in PROFILES] == [True, True, True, False]
+    changed = note(load_settings("paper", {"stage1.steps": 3000}))
+    assert "not the paper's numbers" in changed
+    assert "stage1.steps" in changed
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from paperlib.errors import UserError
 from paperlib.export.tflite import tflite_values
 from paperlib.files import atomic_path, sha256_file, write_json, write_text
+from paperlib.profiles import note
 from paperlib.settings import Settings
 from paperlib.weights import FILES, FOLDER
 
@@ -95,7 +96,7 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]]) -> 
 
 Trained by this kit, profile `{settings.profile}`, commit `{facts['commit'][:12]}`, seed {settings.seed}, on {
     facts['device']}.
-**Data and schedule: {settings.note}**; the paper trains on DIV2K for 18 GPU hours.
+**Data and schedule: {note(settings)}**; the paper trains on DIV2K for 18 GPU hours.
 
 - `{FILES['pretrained-float']}`: fused float network, {values[1]:,} weights and biases, RGB 0..255 in and out, clamped.
 - `{FILES['pretrained']}`: the same after quantisation-aware training, {values[0]:,} weights and biases{

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "challenge": ["challenge_section", "leaderboard"],
         "claims": ["claims_table"],
         "differences": ["changes"],
+        "selection": ["selection_section"],
         "tables": ["audit_table", "measured", "reported_vs_measured"],
     },
 )

@@ -18,8 +18,8 @@ from paperlib.student.models import build_model, deployment_graph, fuse_model
 
 FORMS = {"add": ("D", "qat_teacher_learnt"), "exact": ("switches", "skip_exact")}
 """Forms of the skip (`paperlib.evaluation.shipped`) and the rows of 07 that were trained with them."""
-FILES = {"student_dynamic_int8.tflite": ("abstract", "student_dynamic_tflite"),
-         "student_fixed_int8.tflite": ("abstract", "student_fixed_tflite"),
+FILES = {"student_dynamic_int8.tflite": ("abstract", "student_dynamic_tflite_learnt"),
+         "student_fixed_int8.tflite": ("abstract", "student_fixed_tflite_learnt"),
          "student_ptq_int8.tflite": ("export", "tflite_post_training")}
 """Files that `paperlib bench` times and the rows that say what they score."""
 
@@ -36,7 +36,7 @@ def npu_points(run: Run) -> list[dict[str, Any]]:
     for record in run.records().values():
         for estimate in (record.get("export") or {}).get("npu") or []:
             left = ", ".join(dict.fromkeys(estimate["cpu_operators"]))
-            points.append({"name": estimate["accelerator"], "row": ("abstract", "student_fixed_tflite"),
+            points.append({"name": estimate["accelerator"], "row": ("abstract", "student_fixed_tflite_learnt"),
                            "group": f"shipped file{f' (without {left}, left to the CPU)' if left else ''}",
                            "cycles": estimate["cycles_total"] / 1e6})
         for form, cycles in (record.get("graph_forms") or {}).items():

@@ -1,9 +1,12 @@
 """The authors' stage 3 by epoch, with what choosing the best one is worth (paper section 7, Table D)."""
 
+from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from paperlib.evaluation.selection import LAST, SETTLED, SelectionNoise
+from paperlib.evaluation.reported import reported
+from paperlib.evaluation.selection import LAST, SETTLED, SelectionNoise, selection_noise
+from paperlib.run import Run
 
 
 def selection_figure(noise: SelectionNoise) -> Figure:
@@ -22,3 +25,14 @@ def selection_figure(noise: SelectionNoise) -> Figure:
     axes.legend(fontsize=8, loc="lower right")
     plt.close(figure)
     return figure
+
+
+def selection_section(run: Run) -> Markdown:
+    """The figure, displayed and saved, and two sentences; where the authors' log is not at hand, how to get it."""
+    noise = selection_noise()
+    if noise is None:
+        return Markdown("*The authors' log is not at hand: `paperlib verify` downloads their release, or "
+                        "`PAPERLIB_ASSETS` names the folder it lies in.*")
+    display(run.figure("07_selection", selection_figure(noise)))
+    teacher, direct = (reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
+    return Markdown(noise.sentences(teacher - direct))

@@ -9,7 +9,7 @@ from typing import Any
 from paperlib.environment import portable
 from paperlib.evaluation.reported import fitted_constant, reported
 from paperlib.files import write_text
-from paperlib.profiles import differences_from_paper, load_settings
+from paperlib.profiles import differences_from_paper, load_settings, note
 from paperlib.reporting.challenge import challenge_text
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.differences import changes
@@ -104,7 +104,7 @@ def write_summary(run: Run) -> Path:
     counts = verdict_counts([row for part in rows.values() for row in part])
     parts = [
         f"# Results, profile {run.settings.profile}",
-        f"**{run.settings.note[0].upper()}{run.settings.note[1:]}.** Teacher: {_inert(teacher_used(records))}.",
+        f"**{note(run.settings)[0].upper()}{note(run.settings)[1:]}.** Teacher: {_inert(teacher_used(records))}.",
         _inert(method_line(run)),
         *([f"Settings that differ from the profile's: {_inert(changed)}."]
           if (changed := settings_changed(run)) else []),

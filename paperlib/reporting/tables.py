@@ -240,8 +240,10 @@ STEPS = {
     ("stages", "rounded_before_qat"): "rounded to INT8 without training",
     ("export", "float_after_qat"): "stage 3, only the weights rounded",
     ("export", "fakequant"): "stage 3, fake-quantised",
-    ("export", "tflite_dynamic"): "INT8 TFLite, dynamic", ("abstract", "student_fixed_tflite"): "INT8 TFLite, fixed",
-    ("export", "tflite_post_training"): "INT8 TFLite by post-training quantisation (the authors' way)"}
+    ("export", "tflite_dynamic"): "INT8 TFLite, dynamic",
+    ("abstract", "student_fixed_tflite_learnt"): "INT8 TFLite, fixed",
+    ("export", "tflite_post_training"): "INT8 TFLite by post-training quantisation (the authors' way), dynamic",
+    ("abstract", "student_fixed_tflite"): "the same, fixed, with the authors' padding and tiles"}
 """(table, row) of a measured row → what it is, in the order of the method."""
 
 

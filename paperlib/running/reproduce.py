@@ -20,6 +20,7 @@ from paperlib.data.splits import split_sources
 from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
 from paperlib.files import file_lock, read_json, remove_stale, sha256_file, user_path, write_json
+from paperlib.profiles import note
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.reference import reference_text
 from paperlib.reporting.report import export_notebooks, write_report
@@ -222,5 +223,5 @@ def write_results(run: Run, state: Mapping[str, Any], overrides: Mapping[str, An
     summary = write_summary(run)
     export_notebooks(run)
     page = write_report(run)
-    print(f"\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n{run.settings.note}\n\n"
+    print(f"\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n{note(run.settings)}\n\n"
           f"{reference_text(run)}\n\nSummary: {summary}\nReport:  {page}", flush=True)

@@ -142,7 +142,7 @@ def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
     assert "not run Written by notebook 06_tflite_eval, with the extra npu" in empty
     psnr = lambda row, value: measured_row(*row, "int8", "psnr", value, "validation")
     estimate = {"accelerator": "ethos-u65-512", "cpu_operators": ["DEPTH_TO_SPACE"], "cycles_total": 3_000_000}
-    run.record("06_tflite_eval", [psnr(("abstract", "student_fixed_tflite"), 27.0)], export={"npu": [estimate]})
+    run.record("06_tflite_eval", [psnr(("abstract", "student_fixed_tflite_learnt"), 27.0)], export={"npu": [estimate]})
     forms = {"add": 4_000_000, "exact": 5_000_000}
     run.record("07_ablations", [psnr(("D", "qat_teacher_learnt"), 26.5)], graph_forms=forms)
     path = "/elsewhere/out/checkpoints/export/student_fixed_int8.tflite"
