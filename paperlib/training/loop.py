@@ -20,7 +20,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
@@ -31,7 +30,7 @@ from paperlib.errors import UserError
 from paperlib.files import file_lock, write_text
 from paperlib.settings import StageSettings, flatten
 from paperlib.training.losses import stage_loss
-from paperlib.training.state import load_state, save_state
+from paperlib.training.state import TrainingState, load_state, save_state
 
 Draw = Callable[[int, int, int], Batch]
 """(step, rank, world) → this process's part of the step's batch."""
@@ -141,6 +140,22 @@ class _Progress:
             print(f"{self.name}: step {step}/{self.total} loss {loss:.4f}{self.psnr}, {left:.0f} s left", flush=True)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `fit`."""
+
+    model: nn.Module
+    stage: StageSettings
+    draw: Draw
+    folder: Path
+    name: str
+    score: Score
+    teacher: Callable[[Tensor], Tensor] | None
+    events: Mapping[int, Callable[[nn.Module], None]]
+    identity: Mapping[str, Any]
+    quiet: bool
+
+
 def fit(
     model: nn.Module,
     stage: StageSettings,
@@ -175,89 +190,78 @@ def fit(
     keep_freed_memory()
     # under torchrun the first process holds the lock and writes; all of them read the state that they continue from
     with file_lock(folder / "lock") if os.environ.get("RANK", "0") == "0" else nullcontext():
-        return _fit(model, stage, draw, folder, name, score, teacher, dict(events or {}), dict(identity or {}), quiet)
+        return _train(_Job(model, stage, draw, folder, name, score, teacher, events or {}, identity or {}, quiet))
 
 
 def _flat(stage: StageSettings) -> dict[str, Any]:
     return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"}))
 
 
-def _fit(model, stage, draw, folder, name, score, teacher, events, identity, quiet) -> Fit:
+def _train(job: _Job) -> Fit:
+    """The loop itself; the folder is locked."""
     processes()
-    accelerator = Accelerator()
-    identity = _flat(stage) | identity
-    keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup, exclude_buffers=keep_buffers)
-    live = copy.deepcopy(model).train()
-    optimizer = torch.optim.Adam(live.parameters(), lr=stage.lr, fused=True)
-    state = load_state(folder, identity, _flat(StageSettings(steps=1, lr=1.0, loss={}))) or {
-        "step": 0, "history": [], "best": None, "best_step": 0, "best_psnr": -math.inf, "seconds": 0.0}
-    first = state["step"]
-    if first:
-        live.load_state_dict(state["live"])
-        ema.module.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+    accelerator, stage = Accelerator(), job.stage
+    identity = _flat(stage) | dict(job.identity)
+    state = TrainingState.begin(job.model, stage)
+    if saved := load_state(job.folder, identity, _flat(StageSettings(steps=1, lr=1.0, loss={}))):
+        state.restore(saved)
+    first, spent = state.step, state.seconds
     # channels_last is the faster layout on CPU and GPU alike; it must be set before DDP wraps the model.
-    live = live.to(accelerator.device, memory_format=torch.channels_last)
-    ema.to(accelerator.device)
-    trained, optimizer = accelerator.prepare(live, optimizer)
-    result = Fit(ema.module, state["best_step"], state["best_psnr"], state["history"], state["seconds"], first)
-    best = state["best"]
-    window: dict[str, list[float]] = dict(state.get("window", {}))  # sum and count of each term since the last row
-    progress = _Progress(name, first, stage.steps, quiet or not accelerator.is_main_process)
+    state.live = state.live.to(accelerator.device, memory_format=torch.channels_last)
+    state.ema.to(accelerator.device)
+    trained, state.optimizer = accelerator.prepare(state.live, state.optimizer)
+    progress = _Progress(job.name, first, stage.steps, job.quiet or not accelerator.is_main_process)
     began = time.monotonic()
 
     for step in range(first, stage.steps):
-        if step in events:
-            events[step](live)
-            events[step](ema.module)
-        if isinstance(live, Drawing):
-            live.before_step(step, accelerator.process_index)
-        for group in optimizer.param_groups:
+        if step in job.events:
+            job.events[step](state.live)
+            job.events[step](state.ema.module)
+        if isinstance(state.live, Drawing):
+            state.live.before_step(step, accelerator.process_index)
+        for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
-        terms = _step(trained, optimizer, stage, draw, step, teacher, accelerator)
-        clip_weights(live, stage)
-        ema.update(live, step=step + 1)
+        terms = _step(job, trained, state.optimizer, step, accelerator)
+        clip_weights(state.live, stage)
+        state.ema.update(state.live, step=step + 1)
         if not math.isfinite(terms["loss"]):
-            raise UserError(f"{name}: the loss is {terms['loss']} at step {step}. Lower {name}.lr; the last good state "
-                            f"is in {folder}.")
-        for key, value in terms.items():
-            total, count = window.get(key, (0.0, 0))
-            window[key] = [total + value, count + 1]
-        done, psnr = step + 1, None
-        if done % stage.validate_every == 0 or done == stage.steps:
-            scores = score(ema.module)
+            raise UserError(f"{job.name}: the loss is {terms['loss']} at step {step}. Lower {job.name}.lr; the last "
+                            f"good state is in {job.folder}.")
+        state.count(terms)
+        state.step, psnr = step + 1, None
+        last = state.step == stage.steps
+        if last or state.step % stage.validate_every == 0:
+            scores = job.score(state.ema.module)
             psnr = scores["psnr_rgb"]
-            result.history.append({"step": done, "lr": learning_rate(stage, step)}
-                                  | {key: total / count for key, (total, count) in window.items()} | scores
-                                  | {"seconds": result.seconds + time.monotonic() - began})
-            window = {}
-            if psnr > result.best_psnr:
-                result.best_psnr, result.best_step = psnr, done
-                best = {key: value.detach().cpu().clone() for key, value in ema.module.state_dict().items()}
-        if accelerator.is_main_process and (done % stage.checkpoint_every == 0 or done == stage.steps):
-            save_state(folder, done, {
-                "step": done, "identity": identity, "live": live.state_dict(), "ema": ema.module.state_dict(),
-                "optimizer": optimizer.state_dict(), "history": result.history, "window": window, "best": best,
-                "best_step": result.best_step, "best_psnr": result.best_psnr,
-                "seconds": result.seconds + time.monotonic() - began})
-            write_text(folder / "history.csv", history_csv(result.history))
-        progress.advance(done, terms["loss"], psnr)
+            state.validated(scores, learning_rate(stage, step), spent + time.monotonic() - began)
+        if accelerator.is_main_process and (last or state.step % stage.checkpoint_every == 0):
+            save_state(job.folder, state.step, state.saved(identity, spent + time.monotonic() - began))
+            write_text(job.folder / "history.csv", history_csv(state.history))
+        progress.advance(state.step, terms["loss"], psnr)
 
     progress.bar.close()
-    result.seconds += time.monotonic() - began
-    result.model, result.kept_step = ema.module.to("cpu"), stage.steps
+    model, kept = state.ema.module.to("cpu"), stage.steps
     if stage.keep == "best":
-        result.model.load_state_dict(best)
-        result.kept_step = result.best_step
-    result.model.eval()
-    return result
+        model.load_state_dict(state.best)
+        kept = state.best_step
+    return Fit(model.eval(), state.best_step, state.best_psnr, state.history, spent + time.monotonic() - began, first,
+               kept)
 
 
-def _step(trained, optimizer, stage, draw, step, teacher, accelerator) -> dict[str, float]:
+def _target(job: _Job, lr: Tensor, cached: Tensor | None) -> Tensor | None:
+    """The teacher's output in 0..1 for a part of the batch, from the cache or computed; None where none is needed."""
+    if job.stage.loss.kd == 0:
+        return None
+    if cached is not None:
+        return cached.to(lr.device).float() / 255
+    return job.teacher(lr) if job.teacher else None
+
+
+def _step(job: _Job, trained: nn.Module, optimizer: torch.optim.Optimizer, step: int,
+          accelerator: Accelerator) -> dict[str, float]:
     """One optimiser step on this process's share of the batch; returns the loss and its terms, averaged over all."""
-    batch = draw(step, accelerator.process_index, accelerator.num_processes)
-    device, parts = accelerator.device, stage.accumulate
+    stage, device = job.stage, accelerator.device
+    batch, parts = job.draw(step, accelerator.process_index, accelerator.num_processes), stage.accumulate
     cast = torch.autocast(device.type, torch.bfloat16) if stage.precision == "bf16" else nullcontext()
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
@@ -265,13 +269,10 @@ def _step(trained, optimizer, stage, draw, step, teacher, accelerator) -> dict[s
                  batch.teacher.chunk(parts) if batch.teacher is not None else [None] * parts, strict=True)
     for lr, hr, cached in chunks:
         lr = lr.to(device).float().contiguous(memory_format=torch.channels_last)
-        hr = hr.to(device).float()
-        target = None
-        if stage.loss.kd > 0:
-            target = cached.to(device).float() / 255 if cached is not None else teacher(lr) if teacher else None
+        target = _target(job, lr, cached)
         with cast:
             sr = trained(lr)
-        loss, terms = stage_loss(stage.loss, sr.float(), hr, target, step / stage.steps)
+        loss, terms = stage_loss(stage.loss, sr.float(), hr.to(device).float(), target, step / stage.steps)
         accelerator.backward(loss / parts)
         for key, value in (terms | {"loss": loss.detach()}).items():
             totals[key] = totals.get(key, 0.0) + value / parts

@@ -1,24 +1,92 @@
-"""Training state on disk: a run killed at any moment continues to the same weights (contract: checkpoints).
+"""Training state, in memory and on disk: a run killed at any moment continues to the same weights.
 
 One file holds everything a training needs (weights, EMA, optimiser, best weights, history, random state), is written
 atomically, and carries its own hash in its name: `state-000500-3f2a….pt`. The last two are kept, so a damaged newest
 one costs only the steps since the one before.
 """
 
+import copy
 import io
+import math
 import re
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
+from paperlib.settings import StageSettings
 
 _NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.pt")
 KEEP = 2
+
+
+@dataclass
+class TrainingState:
+    """All that a training is between two steps: weights, their average, the optimiser, the best weights, the log."""
+
+    live: nn.Module
+    ema: ModelEmaV3
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    window: dict[str, list[float]] = field(default_factory=dict)
+    """Sum and count of each loss term since the last row of the history."""
+    best: dict[str, Tensor] | None = None
+    best_step: int = 0
+    best_psnr: float = -math.inf
+    seconds: float = 0.0
+    """Time spent in training, over all resumed parts."""
+
+    @classmethod
+    def begin(cls, model: nn.Module, stage: StageSettings) -> Self:
+        """A training that has not begun, from a copy of `model`; BN statistics are averaged only where there are any.
+        """
+        keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup, exclude_buffers=keep_buffers)
+        live = copy.deepcopy(model).train()
+        return cls(live, ema, torch.optim.Adam(live.parameters(), lr=stage.lr, fused=True))
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `saved` wrote."""
+        self.live.load_state_dict(saved["live"])
+        self.ema.module.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in _PLAIN:
+            setattr(self, name, saved.get(name, getattr(self, name)))
+
+    def saved(self, identity: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """Everything as a dict for `save_state`; `seconds` is the time spent by now."""
+        return {"identity": dict(identity), "live": self.live.state_dict(), "ema": self.ema.module.state_dict(),
+                "optimizer": self.optimizer.state_dict()} | {
+                    name: getattr(self, name) for name in _PLAIN} | {"seconds": seconds}
+
+    def count(self, terms: Mapping[str, float]) -> None:
+        """Add a step's loss and its terms to the window."""
+        for key, value in terms.items():
+            total, count = self.window.get(key, (0.0, 0))
+            self.window[key] = [total + value, count + 1]
+
+    def validated(self, scores: Mapping[str, float], rate: float, seconds: float) -> None:
+        """A row of the history: means of the window, which ends here, and scores; keeps the weights if they are best.
+        """
+        means = {key: total / count for key, (total, count) in self.window.items()}
+        self.history.append({"step": self.step, "lr": rate} | means | dict(scores) | {"seconds": seconds})
+        self.window = {}
+        if scores["psnr_rgb"] > self.best_psnr:
+            self.best_psnr, self.best_step = scores["psnr_rgb"], self.step
+            self.best = {key: value.detach().cpu().clone() for key, value in self.ema.module.state_dict().items()}
+
+
+_PLAIN = ("step", "history", "window", "best", "best_step", "best_psnr", "seconds")
+"""Fields of a `TrainingState` that are saved as they are."""
 
 
 def _states(folder: Path) -> list[tuple[int, str, Path]]:
