@@ -3,8 +3,6 @@
 All ratios are medians of interleaved rounds in one process, so that a busy machine slows both sides alike.
 """
 
-import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,19 +34,6 @@ def _forward_and_back(inputs: list[Tensor], backend: str) -> None:
     selective_scan(*inputs, delta_softplus=True, backend=backend).sum().backward()
 
 
-def _mambapy(inputs: list[Tensor]) -> Callable[[], object]:
-    """The same scan by mambapy's parallel prefix sum, in expanded form."""
-    from mambapy.pscan import pscan
-
-    def run() -> Tensor:
-        u, delta, a, b, c, skip = inputs
-        step = torch.nn.functional.softplus(delta)[..., None]  # (B, L, D, 1)
-        states = pscan(torch.exp(step * a), step * b[:, :, None] * u[..., None])
-        return (states @ c[..., None])[..., 0] + skip * u
-
-    return run
-
-
 def bench_scan(
     tokens: int = 4096, rounds: int = 5, lengths: tuple[int, ...] = (16_384, 65_536, 262_144),
 ) -> dict[str, Any]:
@@ -56,15 +41,12 @@ def bench_scan(
 
     Returns:
         `ratio_vs_loop` (no gradient), `ratio_vs_loop_training` (forward and backward, 1024 tokens),
-        `ratio_vs_mambapy` (None where not installed), `ns_per_token` by length, `growth` (largest over smallest of
-        those), and what was measured.
+        `ns_per_token` by length, `growth` (largest over smallest of those), and what was measured.
     """
     keep_freed_memory()
     inputs, short = scan_inputs(tokens), scan_inputs(1024, grad=True)
     jobs = {"ours": lambda: selective_scan(*inputs, delta_softplus=True),
             "loop": lambda: selective_scan(*inputs, delta_softplus=True, backend="loop")}
-    if importlib.util.find_spec("mambapy"):
-        jobs["mambapy"] = _mambapy(inputs)
     with torch.no_grad():
         seconds = interleaved(jobs, rounds)
     training = interleaved({name: lambda backend=backend: _forward_and_back(short, backend)
@@ -79,7 +61,6 @@ def bench_scan(
         "backend": scan_backend("cpu"), "threads": torch.get_num_threads(), "rounds": rounds,
         "ratio_vs_loop": seconds["loop"] / seconds["ours"],
         "ratio_vs_loop_training": training["loop"] / training["ours"],
-        "ratio_vs_mambapy": seconds["mambapy"] / seconds["ours"] if "mambapy" in seconds else None,
         "ms": {name: 1e3 * value for name, value in seconds.items()},
         "ns_per_token": per_token, "growth": max(per_token.values()) / min(per_token.values())}
 

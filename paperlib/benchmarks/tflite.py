@@ -15,9 +15,9 @@ from paperlib.upscale import upscale_pixels
 from paperlib.weights import pretrained
 
 
-def _prepared(path: Path, threads: int, height: int, width: int, xnnpack: bool) -> Any:
+def _prepared(path: Path, threads: int, height: int, width: int) -> Any:
     """An interpreter with allocated tensors and one random image in its input."""
-    interpreter = open_interpreter(path, threads, xnnpack)
+    interpreter = open_interpreter(path, threads)
     entry = interpreter.get_input_details()[0]
     if -1 not in entry["shape_signature"]:
         height, width = (int(side) for side in entry["shape_signature"][1:3])
@@ -31,7 +31,7 @@ def _prepared(path: Path, threads: int, height: int, width: int, xnnpack: bool) 
 
 
 def bench_int8(
-    files: Sequence[str | Path], *, height: int = 720, width: int = 1280, rounds: int = 9, xnnpack: bool = True,
+    files: Sequence[str | Path], *, height: int = 720, width: int = 1280, rounds: int = 9,
 ) -> dict[str, Any]:
     """Least milliseconds of one inference for each file, with one and two threads.
 
@@ -49,7 +49,7 @@ def bench_int8(
     times: dict[tuple[Path, int], list[float]] = {(path, threads): [] for path in paths for threads in (1, 2)}
     sizes: dict[Path, list[int]] = {}
     for threads in (1, 2):
-        interpreters = {path: _prepared(path, threads, height, width, xnnpack) for path in paths}
+        interpreters = {path: _prepared(path, threads, height, width) for path in paths}
         for _ in range(rounds):
             for path, interpreter in interpreters.items():
                 begin = time.perf_counter()
@@ -59,7 +59,7 @@ def bench_int8(
                  for path, interpreter in interpreters.items()}
     return {
         "what": "least ms of one inference (what other processes disturb least), files interleaved in one process",
-        "kernels": "XNNPACK" if xnnpack else "built-in", "interpreter": interpreter_module()[1], "rounds": rounds,
+        "kernels": "XNNPACK", "interpreter": interpreter_module()[1], "rounds": rounds,
         "files": {portable(str(path)): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
                                         "input_size": sizes[path]} for path in paths}}
 
@@ -76,7 +76,7 @@ def bench_upscale(height: int = 720, width: int = 1280, rounds: int = 5) -> dict
         UserError: the shipped student is missing or damaged.
     """
     frame, path = photograph(height, width), pretrained()
-    model, interpreter = TFLiteUpscaler(path), _prepared(path, 2, height, width, True)
+    model, interpreter = TFLiteUpscaler(path), _prepared(path, 2, height, width)
     seconds: dict[str, list[float]] = {"upscale": [], "interpreter": []}
     processor: dict[str, list[float]] = {"upscale": [], "interpreter": []}
     for number in range(rounds + 1):

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from paperlib.data.photographs import Pair, named_folder, read_pairs
 from paperlib.data.splits import validation_pairs
@@ -28,7 +27,7 @@ from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
 from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.settings import DataSettings
-from paperlib.student.models import read_published
+from paperlib.student.models import load_pickle, read_published
 
 FILES = {
     "stage2_fp32": "ckpt_best_s2_deploy.pt", "stage3_weights_fp32": "ckpt_best_s3_qat_deploy.pt",
@@ -86,7 +85,7 @@ def released_run() -> dict[str, Any]:
     folder = authors_folder()
     if folder is None:
         return {}
-    state = torch.load(folder / FILES["stage3_fakequant"], map_location="cpu", weights_only=True)
+    state = load_pickle(folder / FILES["stage3_fakequant"])
     keys = ("epoch", "loss_mode", "dct_w", "kd_w", "kd_res_w", "wav_w", "ms_w", "kd_freq_w", "fqkd_w", "has_ema")
     return {key: state[key] for key in keys if key in state}
 

@@ -13,7 +13,6 @@ from paperlib.data.resize import bicubic_upscale
 from paperlib.errors import UserError
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import user_path
-from paperlib.settings import ExportSettings
 from paperlib.weights import FILES, pretrained
 
 
@@ -47,19 +46,17 @@ class Bicubic:
         return bicubic_upscale(lr, kernel=self.kernel)
 
 
-def load_upscaler(spec: str | Path, export: ExportSettings | None = None) -> Upscaler:
+def load_upscaler(spec: str | Path) -> Upscaler:
     """The upscaler that a user names.
 
     Args:
         spec: `pretrained` (the INT8 student in the box), `pretrained-float`, `bicubic` (PyTorch's kernel, as the
             authors' log), `bicubic-matlab`, `teacher` (the published weights), a .safetensors checkpoint of this kit,
             one of the authors' `*_deploy.pt`, or a .tflite file.
-        export: threads, and overlap of tiles, for a .tflite file.
 
     Raises:
         UserError: nothing of that name, or a file that holds something else.
     """
-    export = export or ExportSettings()
     path = pretrained(str(spec)) if str(spec) in FILES else user_path(spec)
     if str(spec) in ("bicubic", "bicubic-matlab"):
         return Bicubic("matlab" if str(spec).endswith("matlab") else "torch")
@@ -73,7 +70,7 @@ def load_upscaler(spec: str | Path, export: ExportSettings | None = None) -> Ups
     if not path.is_file():
         raise UserError(f"no model file at {path}. Name an existing file, or train one with `paperlib reproduce`.")
     if path.suffix == ".tflite":
-        return TFLiteUpscaler(path, threads=export.threads, overlap=export.overlap)
+        return TFLiteUpscaler(path)
     from paperlib.evaluation.networks import load_network
 
     return load_network(path)

@@ -147,7 +147,7 @@ def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
     run.record("07_ablations", [psnr(("D", "qat_teacher_learnt"), 26.5)], graph_forms=forms)
     path = "/elsewhere/out/checkpoints/export/student_fixed_int8.tflite"
     times = {"ms_1_thread": 4.0, "ms_2_threads": 2.0, "input_size": [100, 200]}
-    bench = {"data": {"ratio_cache_vs_decode": 150.0, "what": "x"}, "scan": {"ratio_vs_mambapy": None},
+    bench = {"data": {"ratio_cache_vs_decode": 150.0, "what": "x"}, "scan": {"ratio_vs_loop": None},
              "int8": {"files": {path: times, path.replace("/out/", "/other/"): times}}, "skipped": {"teacher": "no"}}
     (run.out / "bench.json").write_text(json.dumps(bench))
     assert [(point["name"], point["cycles"], point["psnr"]) for point in costs.npu_points(run)] == [

@@ -57,8 +57,9 @@ CASES = {"stage1": ("first", {}), "stage1, collapsed": ("first", {"stage1.form":
 
 
 @pytest.fixture(scope="module")
-def child():
+def child(tmp_path_factory):
     forks = Forks(Path(__file__))
+    forks.child("first", tmp_path_factory.mktemp("warm") / "run", TINY)  # fills the caches that a machine may keep
     yield lambda work, folder, changes, *how, **more: forks.child(work, folder, TINY | changes, *how, **more)
     forks.close()
 
