@@ -151,7 +151,8 @@ def write_report(run: Run) -> Path:
     rows = table_rows(run, list(TABLES))
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("report.html").render(
-        run=run, whose=note(run.settings), records=records, teacher=teacher_used(records), tables=_tables(run), figures=_figures(run),
+        run=run, whose=note(run.settings), records=records, teacher=teacher_used(records), tables=_tables(run),
+        figures=_figures(run),
         counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), costs=_costs(run),
         dividers=[divider(name, pictures) for name, pictures in saved_comparisons(run).items()],
         portability={"runtimes": portability_table(bench), "notes": portability_notes(bench),
