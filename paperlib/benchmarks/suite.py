@@ -45,7 +45,7 @@ def bench_data(rounds: int = 5, batch: int = 16, patch: int = 42) -> dict[str, A
         patches = TrainSet(open_store(settings), settings, 0, "bench", patch)
 
         def decode() -> None:
-            for _, top, left, _ in patches.batch(0, batch).samples:
+            for _, top, left, *_ in patches.batch(0, batch).samples:
                 with Image.open(folder / "0001.png") as large, Image.open(folder / "lr" / "0001x3.png") as small:
                     np.asarray(large.convert("RGB"))[SCALE * top :][: SCALE * patch, SCALE * left :][:, : SCALE * patch]
                     np.asarray(small.convert("RGB"))[top : top + patch, left : left + patch]
