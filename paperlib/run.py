@@ -21,6 +21,7 @@ from IPython.display import HTML, Image
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from paperlib.data.writing import small_png
 from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, sha256_file, user_path, write_json
@@ -163,8 +164,8 @@ class Run:
         """A figure for display, at half its pixel size; nothing is saved."""
         buffer = BytesIO()
         with style.context(STYLE):
-            figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
-        return Image(buffer.getvalue(), format="png", width=round(figure.get_figwidth() * 80), alt=alt)
+            figure.savefig(buffer, format="png")
+        return Image(small_png(buffer.getvalue()), format="png", width=round(figure.get_figwidth() * 80), alt=alt)
 
     def figure(self, name: str, figure: Figure) -> Image:
         """Save a figure as figures/<name>.png and give that very picture for display."""

@@ -117,3 +117,15 @@ def test_the_paper_profile_is_said_not_to_have_been_run():
     assert ("has not been run" in README) is not run
     assert len(README.splitlines()) <= 200
     assert not re.search(r"reproduced`? \|$", README, re.MULTILINE)
+
+
+def test_the_runtimes_table_is_the_recorded_one():
+    """Two threads: share of equal values, largest difference, least milliseconds for a 256² tile and for 720×1280."""
+    bench = json.loads((REFERENCE / "benchmark" / "bench.json").read_text(encoding="utf-8"))
+    about, lines = bench["portability"]["cpu"], bench["portability"]["runtimes"]
+    assert f"two threads of an {about['model']} with AVX-512 VNNI" in " ".join(README.split())
+    assert "avx512_vnni" in about["instructions"]
+    for found in (line for line in lines if line["threads"] == 2):
+        cells = table_line(f"{found['runtime']} |")
+        assert cells[1] == f"{100 * found['share_equal']:.2f} %, {found['max_difference']}"
+        assert cells[2:] == [f"{found[name]:,.0f}" if name in found else "" for name in ("ms_tile", "ms_frame")]

@@ -89,3 +89,8 @@ def test_upscaling_a_frame_is_measured_on_the_shipped_student():
     assert result["overhead"] > 0
     assert result["cpu_overhead"] == result["cpu_s_upscale"] / result["cpu_s_interpreter"] > 0
     assert "40×24 frame made 120×72" in result["what"]
+
+
+def test_a_batch_from_the_store_and_from_files_is_timed():
+    result = suite.bench_data(rounds=1, batch=2, patch=16)
+    assert np.isclose(result["ratio_cache_vs_decode"], result["ms_decode"] / result["ms_cache"])

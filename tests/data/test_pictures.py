@@ -13,7 +13,7 @@ from skimage.data import coffee
 
 from paperlib.data import images, writing
 from paperlib.data.images import Picture, open_image, read_picture, read_rgb
-from paperlib.data.writing import check_writable, write_bands, write_picture
+from paperlib.data.writing import check_writable, small_png, write_bands, write_picture
 from paperlib.errors import UserError
 
 RGB = coffee()[100:140, 200:260]
@@ -242,3 +242,23 @@ def test_bands_give_the_picture_that_is_written_whole(tmp_path, monkeypatch, suf
         np.testing.assert_array_equal(other.alpha, alpha)
     with open_image(banded) as image:
         assert image.size == (width, height)
+
+
+def test_drawings_are_saved_with_few_colours_and_photographs_with_all():
+    """A colour map has 256 colours and loses nothing; a photograph has too many and keeps them."""
+    def png(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    mapped = np.stack([noise, 255 - noise, noise // 2], -1)
+    small = small_png(png(mapped))
+    assert len(small) < len(png(mapped))
+    with Image.open(io.BytesIO(small)) as picture:
+        assert picture.mode == "P"
+        np.testing.assert_allclose(np.asarray(picture.convert("RGB"), int), mapped, atol=4)
+    photograph = coffee()[:128, :128]
+    with Image.open(io.BytesIO(small_png(png(photograph)))) as picture:
+        assert picture.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(picture), photograph)
