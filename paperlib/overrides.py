@@ -1,7 +1,9 @@
 """Single settings changed by name: `--set stage1.steps=500`, a notebook's `overrides`, an ablation's one change."""
 
+import ast
 import difflib
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,3 +93,25 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             overrides[field] = text
     return overrides
+
+
+PARAMETERS = ("profile", "out", "overrides")
+"""What every notebook takes."""
+
+
+def check_injected() -> None:
+    """Refuse parameters that papermill set in this notebook and no notebook takes; it only warns of them in its log.
+
+    Raises:
+        UserError: there is one; the nearest name is given.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    cells = shell.user_ns.get("In", []) if shell else []
+    for cell in cells:
+        if not cell.startswith("# Parameters\n"):  # as papermill begins the cell that it adds
+            continue
+        names = [ast.unparse(target) for node in ast.parse(cell).body if isinstance(node, ast.Assign)
+                 for target in node.targets]
+        if unknown := [name for name in names if name not in PARAMETERS]:
+            raise UserError(f"unknown parameter {unknown[0]!r}. Nearest: {nearest(unknown[0], list(PARAMETERS))}.")

@@ -25,6 +25,7 @@ from paperlib.data.writing import small_png
 from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, sha256_file, user_path, write_json
+from paperlib.overrides import check_injected
 from paperlib.profiles import load_settings, note
 from paperlib.rows import tidy_rows
 from paperlib.settings import Settings, flatten, settings_hash
@@ -279,9 +280,10 @@ def open_run(profile: str | None = None, out: str | Path | None = None, override
         overrides: single settings, a dict or a JSON object in a string.
 
     Raises:
-        UserError: unknown profile or setting, or a folder that cannot be written.
+        UserError: unknown profile, setting or parameter of papermill, or a folder that cannot be written.
     """
     settle_folders()
+    check_injected()
     if not isinstance(overrides, str | dict | None):
         raise UserError(f"overrides = {overrides!r} is no JSON object. Write for instance {{\"stage1.steps\": 500}}.")
     try:

@@ -30,11 +30,10 @@ from traitlets.config import Config
 from paperlib.environment import KERNEL_ENVIRONMENT, portable
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
+from paperlib.overrides import PARAMETERS
 
-PARAMETERS = ("profile", "out", "overrides")
 KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 """Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""
-
 
 KERNEL_FOLDER = "paperlib-kernel-"
 """Temporary folders of kernel specifications; the owner's process id and random letters follow."""

@@ -54,11 +54,22 @@ class TrainingState:
         live = copy.deepcopy(model).train()
         return cls(live, ema, torch.optim.Adam(live.parameters(), lr=stage.lr, fused=True))
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what `saved` wrote."""
-        self.live.load_state_dict(saved["live"])
-        self.ema.module.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+    def restore(self, saved: Mapping[str, Any], folder: Path) -> None:
+        """Go on from what `saved` wrote, read from a folder.
+
+        Raises:
+            UserError: its weights are those of another network, or not finite.
+        """
+        try:
+            self.live.load_state_dict(saved["live"])
+            self.ema.module.load_state_dict(saved["ema"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if not all(torch.isfinite(value).all() for value in self.ema.module.state_dict().values()):
+                raise ValueError("weights that are not finite")
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            words = " ".join(str(error).split())[:160]
+            raise UserError(f"the newest training state in {folder} is not one of this network ({words}). Delete the "
+                            "state-*.pt files there to train anew, or choose another --out.") from error
         for name in _PLAIN:
             setattr(self, name, saved.get(name, getattr(self, name)))
 

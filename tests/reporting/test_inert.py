@@ -2,8 +2,10 @@
 
 from html.parser import HTMLParser
 
+import pytest
 from skimage.data import coffee
 
+from paperlib.benchmarks.browser import chromium, open_page
 from paperlib.reporting import figures
 from paperlib.reporting.divider import save_comparison
 from paperlib.reporting.report import write_report
@@ -48,3 +50,26 @@ def test_names_in_pages_are_inert(tmp_path):
     for text in evil[1:]:
         assert "<script>alert" not in text
         assert "<img src=x" not in text
+
+
+LOUD = "<script>window.taken=1</script><img src=x onerror=window.taken=2>"
+
+
+def test_a_report_in_a_real_browser_runs_no_name_fits_a_phone_and_knows_the_dark(tmp_path):
+    if chromium() is None:
+        pytest.skip("no chromium on this machine (Debian: apt install chromium)")
+    pytest.importorskip("websocket")
+    run = open_run("demo", tmp_path / "out", {"data.train": [LOUD], "quant.start": LOUD})
+    page_of(run, LOUD, LOUD)
+    with open_page() as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
+        ink = {}
+        for scheme in ("light", "dark"):
+            page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            page.open(run.out / "report.html")
+            assert page.run("document.documentElement.scrollWidth") <= 390
+            ink[scheme] = page.run("getComputedStyle(document.body).color + getComputedStyle(document.body).background")
+        assert page.run("typeof window.taken") == "undefined"
+        assert "window.taken=1" in page.run("document.body.textContent")
+        assert ink["light"] != ink["dark"]
+        assert [address for address in page.requests if not address.startswith("file:")] == []

@@ -20,6 +20,7 @@ from paperlib.settings import LossSettings, StageSettings, StudentSettings
 from paperlib.student.network import Student, fuse, with_form
 from paperlib.training.loop import clip_weights, fit, learning_rate, recalibrate_bn
 from paperlib.training.losses import stage_loss
+from paperlib.training.state import save_state
 
 SMALL = StudentSettings(channels=4, blocks=1, branches=2)
 
@@ -207,3 +208,18 @@ def test_killed_training_ends_with_the_same_bits(tmp_path, form):
     assert done.returncode == 0, done.stderr
     whole, killed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("change", [lambda state: state["live"].popitem(), lambda state: state["optimizer"].clear(),
+                                    lambda state: next(iter(state["ema"].values())).fill_(math.nan),
+                                    lambda state: state.update(ema={"w": torch.zeros(2)})])
+def test_a_state_of_another_network_is_told(tmp_path, change):
+    fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
+    states = sorted(tmp_path.glob("state-*.pt"))
+    content = torch.load(states[-1], weights_only=True)
+    change(content)
+    for path in states:
+        path.unlink()
+    save_state(tmp_path, content["step"], content)
+    with pytest.raises(UserError, match="is not one of this network"):
+        fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
