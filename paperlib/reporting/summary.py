@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from paperlib.environment import portable
 from paperlib.evaluation.reported import fitted_constant, reported
 from paperlib.files import write_text
@@ -16,7 +18,7 @@ from paperlib.reporting.differences import changes
 from paperlib.reporting.tables import TABLES, by_row, markdown, parity_line, score_ladder, table_rows
 from paperlib.reporting.verdicts import Row, Verdict, tolerance
 from paperlib.run import NOTEBOOKS, Run
-from paperlib.settings import flatten
+from paperlib.settings import Settings, flatten
 
 MEANING = {
     Verdict.REPRODUCED: "measured with the paper's data and schedule, inside the tolerance",
@@ -50,13 +52,24 @@ def settings_changed(run: Run) -> str:
 
 
 def method_line(run: Run) -> str:
-    """Which method made the numbers, and in what a run differs from the paper: data, schedule and method."""
-    found = differences_from_paper(run.settings)
+    """Which method made the numbers, and in what a run differs from the paper: data, schedule and method.
+
+    By the settings of the last recorded notebook; older versions of the kit did not record the method.
+    """
+    recorded = [record["settings"] for name, record in run.records().items() if name in NOTEBOOKS]
+    try:
+        settings = Settings.model_validate(recorded[-1]) if recorded else run.settings
+    except ValidationError:
+        settings = None
+    if settings is None or (recorded and "method" not in recorded[-1]):
+        return ("Recorded by an older version of the kit, which had no word for the method: the settings in the records "
+                "say how the numbers were made.")
+    found = differences_from_paper(settings)
     if not found:
         return "The paper's method, data and schedule, nothing changed."
     listed = "; ".join(f"{name} = {json.dumps(value, ensure_ascii=False)} (the paper: "
                        f"{json.dumps(paper, ensure_ascii=False)})" for name, value, paper in found)
-    whose = "The paper's method" if run.settings.method == "paper" else "Our method"
+    whose = "The paper's method" if settings.method == "paper" else "Our method"
     return f"{whose}, on other data or another schedule. Differences from the paper: {listed}."
 
 

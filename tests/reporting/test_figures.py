@@ -172,7 +172,9 @@ def test_comparisons_are_saved_and_read_back_in_order(tmp_path):
 
 
 def test_the_divider_starts_with_the_baseline_left_and_the_last_model_right():
-    html = divider.divider("a<b", {"bicubic": b"0", "stage 1": b"1", "INT8": b"2", "original": b"3"})
+    buffer = BytesIO()
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(buffer, format="PNG")
+    html = divider.divider("a<b", dict.fromkeys(("bicubic", "stage 1", "INT8", "original"), buffer.getvalue()))
     roles = [part.split('"')[0] for part in html.split('<img class="')[1:]]
     assert roles == ["over", "", "under", ""]
     assert html.count(" selected") == 2

@@ -14,7 +14,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.reported import reported
 from paperlib.reporting import costs, divider, figures
 from paperlib.reporting.report import export_notebooks, write_report
-from paperlib.reporting.summary import write_summary
+from paperlib.reporting.summary import method_line, write_summary
 from paperlib.rows import measured_row
 from paperlib.run import open_run
 
@@ -166,3 +166,16 @@ def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
     (run.out / "bench.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         write_report(run)
+
+
+def test_the_method_line_follows_the_record_and_not_the_profile(run):
+    """A record of an older version does not say which method made it, and nothing is made up for it."""
+    path = run.record("05_fuse_qat", [])
+    assert method_line(run).startswith("The paper's method, on other data")
+    record = json.loads(path.read_text())
+    record["settings"]["method"] = "ours"
+    path.write_text(json.dumps(record))
+    assert method_line(run).startswith("Our method")
+    del record["settings"]["method"]
+    path.write_text(json.dumps(record))
+    assert method_line(run).startswith("Recorded by an older version")
