@@ -261,3 +261,12 @@ def test_train_says_what_it_waits_for_in_lines_where_stderr_is_a_file(tmp_path):
     for line in ("opening the store of training pixels", "2 calibration images: rounding the kernels to them, then "
                  "calibrating", "stage3: step 5/5 loss"):
         assert line in told
+
+
+def test_a_command_tells_its_progress_in_lines_where_stderr_is_no_terminal(photographs, capsys, monkeypatch):
+    monkeypatch.setattr("paperlib.commands.INTERVAL", -1.0)
+    monkeypatch.delenv("PAPERLIB_PROGRESS", raising=False)
+    assert main(["evaluate", "bicubic", "--hr", str(photographs)]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"^image 1 of \d+$", told, re.MULTILINE)
+    assert "\r" not in told
