@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from paperlib.overrides import parse_assignments
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
           ".tflite file")
+
+INTERVAL = 20.0
+"""Seconds between two plain lines of progress."""
 
 
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
@@ -44,13 +48,20 @@ def _write_json(path: Path | None, value: Any) -> None:
 
 @contextmanager
 def _progress(unit: str) -> Iterator[Any]:
-    """A bar on stderr, only in a terminal; gives the function to call with (done, total)."""
+    """A bar on stderr, elsewhere than in a terminal a line every 20 s; gives what to call with (done, total)."""
     from tqdm import tqdm
 
-    with tqdm(unit=unit, disable=None, leave=False) as bar:
+    from paperlib.environment import plain_lines
+
+    plain, spoke = plain_lines(), time.monotonic()
+    with tqdm(unit=unit, disable=plain is not None, leave=False) as bar:
         def update(done: int, total: int) -> None:
+            nonlocal spoke
             bar.total = total
             bar.update(done - bar.n)
+            if plain is not None and time.monotonic() - spoke > INTERVAL:
+                spoke = time.monotonic()
+                print(f"{unit} {done} of {total}", file=sys.stderr, flush=True)
 
         yield update
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from paperlib import __version__
 from paperlib.errors import UserError
@@ -211,6 +211,27 @@ def quiet_libraries() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def _in_notebook() -> bool:
+    return type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def plain_lines() -> TextIO | None:
+    """Where progress goes as plain lines, one at intervals; None where a bar can be drawn.
+
+    With PAPERLIB_PROGRESS=plain that is stdout, which a notebook's executed copy keeps. Else it is stderr where that is
+    no terminal, as a bar's carriage returns make one endless line of a file.
+    """
+    if os.environ.get("PAPERLIB_PROGRESS") == "plain":
+        return sys.stdout
+    return None if _in_notebook() or sys.stderr.isatty() else sys.stderr
+
+
+def tell(line: str) -> None:
+    """Say on stderr what takes a while now; nothing in a notebook, whose cells say it themselves."""
+    if not _in_notebook():
+        print(line, file=sys.stderr, flush=True)
 
 
 KERNEL_ENVIRONMENT = {

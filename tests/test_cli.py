@@ -241,3 +241,32 @@ def test_the_parser_knows_the_documented_syntax():
     args = parse(["train", "stage2", "--profile", "demo", "--set", "stage2.steps=3", "--out", "o"])
     assert (args.stage, args.profile, args.assignments) == ("stage2", "demo", ["stage2.steps=3"])
     assert parse(["table", "--format", "latex"]).format == "latex"
+
+
+def test_train_says_what_it_waits_for_in_lines_where_stderr_is_a_file(tmp_path):
+    start = Student(StudentSettings(channels=4, blocks=1, branches=2))
+    save_student(start, tmp_path / "start.safetensors")
+    words = ["train", "stage3", "--profile", "smoke", "--out", str(tmp_path / "out"), "--set",
+             f"quant.start={tmp_path / 'start.safetensors'}", "student.channels=4", "student.blocks=1",
+             "student.branches=2", "teacher.stage3=student", "quant.quantiser=tflite", "quant.rounding=data",
+             "stage3.loss.kd_mid=null"]
+    environment = {name: value for name, value in os.environ.items() if name != "PAPERLIB_PROGRESS"}
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run([sys.executable, "-m", "paperlib", *words], stdout=subprocess.PIPE, stderr=log, text=True,
+                              env=environment | {"PAPERLIB_CACHE": str(tmp_path / "cache")}, check=False)
+    told = (tmp_path / "log").read_bytes().decode()
+    assert done.returncode == 0, told
+    assert done.stdout.splitlines() == [f"trained: {tmp_path / 'out/checkpoints/stage3/qat.safetensors'}"]
+    assert "\r" not in told
+    for line in ("opening the store of training pixels", "2 calibration images: rounding the kernels to them, then "
+                 "calibrating", "stage3: step 5/5 loss"):
+        assert line in told
+
+
+def test_a_command_tells_its_progress_in_lines_where_stderr_is_no_terminal(photographs, capsys, monkeypatch):
+    monkeypatch.setattr("paperlib.commands.INTERVAL", -1.0)
+    monkeypatch.delenv("PAPERLIB_PROGRESS", raising=False)
+    assert main(["evaluate", "bicubic", "--hr", str(photographs)]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"^image 1 of \d+$", told, re.MULTILINE)
+    assert "\r" not in told

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from paperlib.data.dataset import Batch
-from paperlib.environment import keep_freed_memory
+from paperlib.environment import keep_freed_memory, plain_lines
 from paperlib.errors import UserError
 from paperlib.files import file_lock, write_text
 from paperlib.settings import StageSettings, flatten
@@ -119,13 +119,13 @@ def recalibrate_bn(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 class _Progress:
-    """A bar in a terminal or notebook; with PAPERLIB_PROGRESS=plain one line every 20 seconds."""
+    """A bar in a terminal or notebook; elsewhere (`plain_lines`) one line every 20 seconds."""
 
     def __init__(self, name: str, start: int, total: int, quiet: bool) -> None:
         self.name, self.start, self.total, self.quiet = name, start, total, quiet
-        self.plain = os.environ.get("PAPERLIB_PROGRESS") == "plain"
+        self.plain = plain_lines()
         self.began = self.spoke = time.monotonic()
-        self.bar = tqdm(total=total, initial=start, desc=name, disable=quiet or self.plain)
+        self.bar = tqdm(total=total, initial=start, desc=name, disable=quiet or self.plain is not None)
         self.psnr = ""
 
     def advance(self, step: int, loss: float, psnr: float | None) -> None:
@@ -134,10 +134,11 @@ class _Progress:
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {loss:.4f}{self.psnr}", refresh=False)
         now = time.monotonic()
-        if self.plain and not self.quiet and (now - self.spoke > 20 or step == self.total):
+        if self.plain is not None and not self.quiet and (now - self.spoke > 20 or step == self.total):
             self.spoke = now
             left = (now - self.began) / (step - self.start) * (self.total - step)
-            print(f"{self.name}: step {step}/{self.total} loss {loss:.4f}{self.psnr}, {left:.0f} s left", flush=True)
+            print(f"{self.name}: step {step}/{self.total} loss {loss:.4f}{self.psnr}, {left:.0f} s left",
+                  file=self.plain, flush=True)
 
 
 @dataclass(frozen=True)

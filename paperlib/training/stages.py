@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
 from paperlib.data.photographs import Pair
-from paperlib.environment import keep_freed_memory
+from paperlib.environment import keep_freed_memory, tell
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.files import atomic_path, sha256_file, user_path
@@ -150,7 +150,10 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     settings = settings or run.settings
     stage, folder = settings.stage3, run.stage_folder(name)
     start = save_student(fused, folder / "fused.safetensors", stage=name)
-    model = prepare_qat(fused, settings.quant, calibration(data, settings))
+    images, rounds = calibration(data, settings), settings.quant.rounding == "data"
+    rounding = "rounding the kernels to them, then " if rounds and settings.quant.quantiser == "tflite" else ""
+    tell(f"{name}: {len(images)} calibration images: {rounding}calibrating on them")
+    model = prepare_qat(fused, settings.quant, images)
     events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
     result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
                    start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
@@ -263,6 +266,8 @@ def train_stage(run: Run, name: str) -> Trained:
         UserError: the stage before it has not run, or see `fit`.
     """
     with processes().main_process_first():
+        if processes().is_main_process:
+            tell("opening the store of training pixels (built when it is used for the first time)")
         data = open_data(run.settings.data)
     if name == "stage1":
         return stage1(run, data)

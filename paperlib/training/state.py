@@ -64,7 +64,8 @@ class TrainingState:
             self.live.load_state_dict(saved["live"])
             self.ema.module.load_state_dict(saved["ema"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            if not all(torch.isfinite(value).all() for value in self.ema.module.state_dict().values()):
+            if not all(torch.isfinite(value).all() for model in (self.live, self.ema.module)
+                       for value in model.state_dict().values()):
                 raise ValueError("weights that are not finite")
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             words = " ".join(str(error).split())[:160]

@@ -212,6 +212,7 @@ def test_killed_training_ends_with_the_same_bits(tmp_path, form):
 
 @pytest.mark.parametrize("change", [lambda state: state["live"].popitem(), lambda state: state["optimizer"].clear(),
                                     lambda state: next(iter(state["ema"].values())).fill_(math.nan),
+                                    lambda state: next(iter(state["live"].values())).fill_(math.nan),
                                     lambda state: state.update(ema={"w": torch.zeros(2)})])
 def test_a_state_of_another_network_is_told(tmp_path, change):
     fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
