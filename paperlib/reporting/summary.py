@@ -62,7 +62,7 @@ def method_line(run: Run) -> str:
     except ValidationError:
         settings = None
     if settings is None or (recorded and "method" not in recorded[-1]):
-        return ("Recorded by an older version of the kit, which had no word for the method: the settings in the records "
+        return ("Recorded by an older version of the kit, which had no word for the method: the settings in records "
                 "say how the numbers were made.")
     found = differences_from_paper(settings)
     if not found:

@@ -22,7 +22,7 @@ from paperlib.reporting.tables import COLUMNS, TABLES
 from paperlib.reporting.verdicts import Verdict
 from paperlib.run import NOTEBOOKS
 
-KILLS = int(os.environ.get("PAPERLIB_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("PAPERLIB_TEST_KILLS", "2"))
 """How often the sequence is killed; 20 are for a run by hand."""
 MOMENTARY = {"seconds", "started", "peak_memory_bytes", "load_average", "notebooks"}
 """Fields of records that say when, how long and with how much memory."""
