@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from paperlib.evaluation.selection import SelectionNoise, selection_noise
-from paperlib.reporting.selection import selection_figure
+from paperlib.reporting.selection import selection_figure, selection_section
+from paperlib.run import open_run
 
 
 def test_best_of_many_equal_epochs_is_luck(tmp_path, monkeypatch):
@@ -24,13 +25,20 @@ def test_best_of_many_equal_epochs_is_luck(tmp_path, monkeypatch):
     assert noise.scatter == pytest.approx(psnr[30:].std(ddof=1))
     words = noise.sentences(0.0889)
     assert f"{psnr.max() - psnr[90:].mean():.3f} dB above the mean of the last 60" in words
+    run = open_run("smoke", tmp_path / "run")
+    teacher, direct = 30.0003, 29.9114  # Table D
+    assert selection_section(run).data == noise.sentences(teacher - direct)
+    assert (run.out / "figures" / "07_selection.png").is_file()
     (axes,) = selection_figure(noise).axes
     assert f"{psnr.max():.3f}" in axes.get_legend().get_texts()[1].get_text()
 
 
-def test_nothing_at_hand_is_nothing(monkeypatch):
+def test_nothing_at_hand_is_nothing(monkeypatch, tmp_path):
     monkeypatch.delenv("PAPERLIB_ASSETS", raising=False)
     assert selection_noise() is None
+    run = open_run("smoke", tmp_path)
+    assert "set `PAPERLIB_ASSETS`" in selection_section(run).data
+    assert not (tmp_path / "figures" / "07_selection.png").exists()
 
 
 def test_the_published_log_scatters_as_known(assets):

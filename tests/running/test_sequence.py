@@ -87,6 +87,10 @@ def test_the_int8_file_is_what_was_trained(results):
     values = {(row["table"], row["row"]): row["value"] for row in record["rows"]
               if row["metric"] == "psnr" and row["dataset"] == "validation"}
     assert values["export", "tflite_dynamic"] == pytest.approx(values["export", "fakequant"], abs=0.01)
+    # the abstract's rows are the authors' way, the files with the learnt grids beside them
+    assert values["abstract", "student_dynamic_tflite"] == values["export", "tflite_post_training"]
+    assert values["abstract", "student_dynamic_tflite_learnt"] == values["export", "tflite_dynamic"]
+    assert values["abstract", "student_fixed_tflite"] != values["abstract", "student_fixed_tflite_learnt"]
 
 
 def test_the_report_is_one_page_without_network(results):
