@@ -139,7 +139,13 @@ def load_settings(profile: str | None = None, overrides: str | dict[str, Any] | 
     profile = profile or os.environ.get("PAPERLIB_PROFILE") or "smoke"
     if profile not in PROFILES:
         raise UserError(f"unknown profile {profile!r}. Nearest: {nearest(profile, list(PROFILES))}.")
-    changes = parse_overrides(overrides)
+    try:
+        return _with(profile, parse_overrides(overrides))
+    except RecursionError as error:
+        raise UserError("overrides is nested deeper than any setting. Shorten it.") from error
+
+
+def _with(profile: str, changes: dict[str, Any]) -> Settings:
     method = str(changes.pop("method", PROFILE_VALUES[profile]["method"]))
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}. There are: {', '.join(METHODS)}.")

@@ -21,7 +21,7 @@ from IPython.display import HTML, Image
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from paperlib.data.writing import small_png
+from paperlib.data.writing import small_picture
 from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, sha256_file, user_path, write_json
@@ -163,17 +163,15 @@ class Run:
 
     def show(self, figure: Figure, alt: str = "") -> Image:
         """A figure for display, at half its pixel size; nothing is saved."""
-        buffer = BytesIO()
-        with style.context(STYLE):
-            figure.savefig(buffer, format="png")
-        return Image(small_png(buffer.getvalue()), format="png", width=round(figure.get_figwidth() * 80), alt=alt)
+        return _shown(_drawn(figure), alt)
 
     def figure(self, name: str, figure: Figure) -> Image:
-        """Save a figure as figures/<name>.png and give that very picture for display."""
-        shown = self.show(figure, name.replace("_", " "))
-        with atomic_path(self.folder("figures") / f"{name}.png") as temporary:
-            temporary.write_bytes(shown.data)
-        return shown
+        """Save a figure as figures/<name>.png, or .webp if it holds photographs, and give it for display."""
+        kind, content = small_picture(drawn := _drawn(figure), "WEBP")
+        with atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
+            temporary.write_bytes(content)
+        (self.folder("figures") / f"{name}.{'webp' if kind == 'png' else 'png'}").unlink(missing_ok=True)
+        return _shown(drawn, name.replace("_", " "))
 
     def record(self, name: str, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any] | None = None,
                **extra: Any) -> Path:
@@ -242,13 +240,24 @@ class Run:
         return tidy_rows((name, row) for name, record in self.records().items() for row in record["rows"])
 
 
+def _drawn(figure: Figure) -> bytes:
+    with style.context(STYLE):
+        figure.savefig(buffer := BytesIO(), format="png")
+    return buffer.getvalue()
+
+
+def _shown(png: bytes, alt: str) -> Image:
+    kind, content = small_picture(png, "JPEG")
+    return Image(content, format=kind, width=int.from_bytes(png[16:20]) // 2, alt=alt)
+
+
 def _words(value: Any) -> str:
     """A setting's value for the eye."""
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
 def _settings_html(lines: Sequence[Any]) -> str:
-    """An HTML table of settings; values that are not the paper's are bold."""
+    """An HTML table of settings; bold where they are not the paper's."""
     rows = "".join(
         f"<tr><td>{line.setting}</td><td>{'<b>' * differs}{html.escape(line.value)}{'</b>' * differs}</td>"
         f"<td>{html.escape(line.paper)}</td></tr>" for line in lines for differs in [line.value != line.paper])
@@ -286,10 +295,6 @@ def open_run(profile: str | None = None, out: str | Path | None = None, override
     check_injected()
     if not isinstance(overrides, str | dict | None):
         raise UserError(f"overrides = {overrides!r} is no JSON object. Write for instance {{\"stage1.steps\": 500}}.")
-    try:
-        settings = load_settings(None if profile is None else str(profile), overrides)
-    except RecursionError as error:
-        raise UserError("overrides is nested deeper than any setting. Shorten it.") from error
-    run = Run(settings, user_path(out).absolute() if out else root() / "results" / settings.profile)
-    run.check_writable()
+    settings = load_settings(None if profile is None else str(profile), overrides)
+    (run := Run(settings, user_path(out).absolute() if out else root() / "results" / settings.profile)).check_writable()
     return run

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -11,9 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from paperlib import environment
 from paperlib import run as run_module
+from paperlib.data.images import read_rgb
+from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.rows import ROW_COLUMNS, measured_row
@@ -237,6 +241,19 @@ def test_the_figure_shown_is_the_figure_saved(run):
     assert shown.data == saved
     assert int.from_bytes(saved[16:20]) == 2 * shown.width
     assert shown.alt == "01 pair"
+
+
+def test_a_figure_with_a_photograph_is_saved_as_webp_in_place_of_an_earlier_png(run):
+    figure = Figure(figsize=(3, 2))
+    figure.subplots().imshow(read_rgb(embedded_path("astronaut.png")), interpolation="bilinear")
+    (run.folder("figures") / "01_pair.png").write_bytes(b"of an earlier run")
+    shown = run.figure("01_pair", figure)
+    assert [path.name for path in (run.out / "figures").iterdir()] == ["01_pair.webp"]
+    with Image.open(run.out / "figures" / "01_pair.webp") as saved, Image.open(io.BytesIO(shown.data)) as displayed:
+        assert displayed.format in ("PNG", "JPEG")  # what every viewer of notebooks can show
+        assert saved.size == displayed.size == (2 * shown.width, saved.height)
+        change = np.asarray(saved.convert("RGB"), float) - np.asarray(displayed.convert("RGB"), float)
+    assert np.abs(change).mean() < 8
 
 
 def test_a_notebook_sees_the_records_of_its_run_up_to_itself(tmp_path):

@@ -189,17 +189,29 @@ def _parts(data: bytes) -> tuple[bytes, int, bytes]:
             return data[:place], size, data[place:-2]
 
 
-def small_png(png: bytes, error: float = 1.5) -> bytes:
-    """The same picture as a smaller PNG file: of 256 colours where they are enough, as in drawings and colour maps.
+def small_picture(png: bytes, lossy: str, error: float = 1.5) -> tuple[str, bytes]:
+    """A figure in a smaller file for the eye: (suffix without the dot, content).
+
+    A drawing or a colour map stays PNG, of 256 colours where they are enough; a photograph becomes what is smaller, PNG
+    with all its colours or `lossy`.
 
     Args:
         png: a PNG file.
-        error: root mean square of the change in steps of 8 bits up to which they are enough; 0 keeps every value.
+        lossy: "WEBP", or "JPEG" where the reader may not know that, as viewers of notebooks.
+        error: root mean square of the change in steps of 8 bits up to which 256 colours are enough.
     """
-    buffer = io.BytesIO()
     with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
         picture = opened.convert("RGB")
     few = picture.quantize(256, dither=Image.Dither.NONE)
     change = np.asarray(few.convert("RGB"), np.float32) - np.asarray(picture, np.float32)
-    (few if np.sqrt(np.mean(change**2)) <= error else picture).save(buffer, format="PNG", optimize=True)
+    if np.sqrt(np.mean(change**2)) <= error:
+        return "png", _encoded(few, "PNG", optimize=True)
+    whole = _encoded(picture, "PNG", optimize=True)
+    packed = _encoded(picture, lossy, quality=90, **({"subsampling": 0} if lossy == "JPEG" else {"method": 6}))
+    return min(("png", whole), (lossy.lower(), packed), key=lambda found: len(found[1]))
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
     return buffer.getvalue()

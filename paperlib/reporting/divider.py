@@ -40,36 +40,43 @@ def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray],
     size = min(size, *original.shape[:2]) // SCALE * SCALE
     top, left = busiest(original, size)
     folder = run.folder("figures")
-    for old in folder.glob(f"compare__{photograph}__*.png"):
+    for old in _saved(folder, photograph):
         old.unlink()
     pictures = {}
     for index, (label, image) in enumerate(images.items()):
         part = np.clip(np.round(image[top : top + size, left : left + size]), 0, 255).astype(np.uint8)
         buffer = BytesIO()
-        Image.fromarray(part).save(buffer, format="PNG", optimize=True)
-        with atomic_path(folder / f"compare__{photograph}__{index}__{label.replace(' ', '-')}.png") as temporary:
+        Image.fromarray(part).save(buffer, format="WEBP", lossless=True, method=6)
+        with atomic_path(folder / f"compare__{photograph}__{index}__{label.replace(' ', '-')}.webp") as temporary:
             temporary.write_bytes(buffer.getvalue())
         pictures[label] = buffer.getvalue()
     style = f"<style>{STYLESHEET.read_text(encoding='utf-8')}</style><script>{PICK}</script>"
     return HTML(style + divider(photograph, pictures))
 
 
+def _saved(folder: Path, photograph: str = "*") -> list[Path]:
+    """Saved comparisons in their order; older versions of the kit wrote PNG."""
+    return sorted(path for path in folder.glob(f"compare__{photograph}__*__*") if path.suffix in (".webp", ".png"))
+
+
 def saved_comparisons(run: Run) -> dict[str, dict[str, bytes]]:
-    """What `save_comparison` left in a run: photograph → label → PNG bytes, labels in their order."""
+    """What `save_comparison` left in a run: photograph → label → bytes of WebP (lossless), labels in their order."""
     found: dict[str, dict[str, bytes]] = {}
-    for path in sorted((run.out / "figures").glob("compare__*__*__*.png")):
+    for path in _saved(run.out / "figures"):
         _, photograph, _, label = path.stem.split("__")
         found.setdefault(photograph, {})[label.replace("-", " ")] = path.read_bytes()
     return found
 
 
-def data_url(png: bytes) -> str:
-    """The picture of a PNG file as a URL that needs no network: as WebP where that is smaller; pages are for the eye.
+def data_url(picture: bytes) -> str:
+    """The picture of a PNG or WebP file as a URL that needs no network: packed anew as WebP, for the eye, where that is
+    smaller.
     """
     buffer = BytesIO()
-    with Image.open(BytesIO(png), formats=["PNG"]) as picture:
-        picture.convert("RGB").save(buffer, format="WEBP", quality=85, method=6)
-    kind, data = min(("png", png), ("webp", buffer.getvalue()), key=lambda found: len(found[1]))
+    with Image.open(BytesIO(picture), formats=["PNG", "WEBP"]) as opened:
+        kind = opened.format.lower()
+        opened.convert("RGB").save(buffer, format="WEBP", quality=85, method=6)
+    kind, data = min((kind, picture), ("webp", buffer.getvalue()), key=lambda found: len(found[1]))
     return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 

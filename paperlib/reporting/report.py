@@ -15,11 +15,13 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib import style
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
+from PIL import Image
 
 from paperlib.environment import portable
 from paperlib.files import write_text
 from paperlib.profiles import note
 from paperlib.reporting import challenge
+from paperlib.reporting.captions import caption, saved_figures
 from paperlib.reporting.costs import (
     latency_scatter,
     npu_form_table,
@@ -44,35 +46,21 @@ FIGURES = {
     "layers": ("05_*",), "distillation": ("03_*",), "ablations": ("07_*",),
 }
 """Which figures belong to which section; each goes to the first that takes it, the others to the end of the page."""
-CAPTIONS = {
-    "pair": "One pair: LR, the baseline, HR. PSNR is over the whole photograph.",
-    "batch": "Patches of one training step: LR above, HR below.",
-    "curves": "Loss and its terms (left, means since the last point), validation PSNR of the averaged weights (right).",
-    "crops": "The most detailed part of a validation photograph; PSNR is over the whole photograph.",
-    "confidence": "Where the teacher is trusted: its weight in the distillation loss.",
-    "error": "INT8 file minus float network. Noise is harmless; edges would be seen.",
-    "ranges": "What each layer's grid has to span.",
-    "sqnr": "How much of the signal survives the rounding up to each layer.",
-    "backbones": "Trained on one short, equal schedule; bars compare with each other alone.",
-}
 
-
-def _caption(name: str) -> str:
-    return next((text for key, text in CAPTIONS.items() if key in name), "")
-
-
-def _picture(png: bytes, name: str, caption: str) -> dict[str, Any]:
-    """A figure for the template, shown at half its pixel size."""
-    return {"url": data_url(png), "width": int.from_bytes(png[16:20]) // 2, "name": name, "caption": caption}
+def _picture(picture: bytes, name: str, words: str) -> dict[str, Any]:
+    """A figure (PNG or WebP) for the template, shown at half its pixel size."""
+    with Image.open(BytesIO(picture), formats=["PNG", "WEBP"]) as opened:
+        width = opened.width // 2
+    return {"url": data_url(picture), "width": width, "name": name, "caption": words}
 
 
 def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
     """The run's figures by section."""
     sections: dict[str, list[dict[str, Any]]] = {name: [] for name in [*FIGURES, "other"]}
-    for path in sorted((run.out / "figures").glob("[0-9]*.png")):
+    for path in saved_figures(run):
         section = next((name for name, patterns in FIGURES.items()
                         if any(fnmatch(path.stem, pattern) for pattern in patterns)), "other")
-        sections[section].append(_picture(path.read_bytes(), path.stem, _caption(path.stem)))
+        sections[section].append(_picture(path.read_bytes(), path.stem, caption(path.stem)))
     return sections
 
 
@@ -105,22 +93,22 @@ def _glance(run: Run) -> list[dict[str, str]]:
             for label, value, other, what in cards]
 
 
-def _drawn(figure: Figure, name: str, caption: str) -> dict[str, Any]:
+def _drawn(figure: Figure, name: str, words: str) -> dict[str, Any]:
     """A figure drawn for this page."""
     buffer = BytesIO()
     with style.context(STYLE):
         figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
-    return _picture(buffer.getvalue(), name, caption)
+    return _picture(buffer.getvalue(), name, words)
 
 
 def _costs(run: Run) -> dict[str, dict[str, Any] | None]:
     """Quality against operations, NPU cycles and CPU time, and the benchmarks; None where nothing was measured."""
     ours = our_points(run)
-    caption = "" if ours else "This run measured nothing on Set5, so it is not in the figure. "
+    remark = "" if ours else "This run measured nothing on Set5, so it is not in the figure. "
     drawn = {
         "macs": (scatter(peer_points() + ours, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
                          "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images"),
-                 caption + "Peers were trained for longer, on DIV2K and some on more."),
+                 remark + "Peers were trained for longer, on DIV2K and some on more."),
         "npu": (npu_scatter(run), "Cycles are estimated by Arm's Vela for Ethos-U NPUs: they rank forms of the "
                 "graph and say nothing of the challenge's phone."),
         "latency": (latency_scatter(run), "Least time of an inference with XNNPACK, per pixel, since the files "

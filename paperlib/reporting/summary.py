@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -12,6 +13,7 @@ from paperlib.environment import portable
 from paperlib.evaluation.reported import fitted_constant, reported
 from paperlib.files import write_text
 from paperlib.profiles import differences_from_paper, load_settings, note
+from paperlib.reporting.captions import caption, saved_figures
 from paperlib.reporting.challenge import challenge_text
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.differences import changes
@@ -123,7 +125,7 @@ def write_summary(run: Run) -> Path:
           if (changed := settings_changed(run)) else []),
         "\n".join(f"- {count} × {verdict.value}: {MEANING[verdict]}" for verdict, count in counts.items()),
         "Reported are the paper's numbers on DIV2K validation; measured are ours on this profile's validation "
-        f"photographs. The pictures are in [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
+        f"photographs. With dividers to drag: [report.html](report.html). Score = 2^(2·PSNR)/(C·t) with one "
         f"C = {fitted_constant():.4g} for all five rows.",
     ]
     parts.append(f"## The paper's claims\n\n{markdown(claims_table(run))}\n\nPSNR RGB on the validation "
@@ -138,6 +140,10 @@ def write_summary(run: Run) -> Path:
     if len(changed_one := changes(run)):
         parts.append(f"## Stage 3's choices, one changed at a time\n\n{markdown(changed_one)}")
     parts.append(f"## What it would take to win\n\n{challenge_text(run)}")
+    if pictures := saved_figures(run):
+        parts.append("## Figures\n\n" + "\n\n".join(
+            f"![{_inert(path.stem.replace('_', ' '))}](figures/{quote(path.name)})\n\n{caption(path.stem)}".strip()
+            for path in pictures))
     parts.append("## Tolerances\n\nWhat `reproduced` allows in the paper profile, and why.\n\n" + _tolerances())
     parts.append("## Records\n\n" + "\n".join(_provenance(run, records)))
     return write_text(run.out / "summary.md", portable("\n\n".join(parts) + "\n", run.out))

@@ -13,7 +13,7 @@ from skimage.data import coffee
 
 from paperlib.data import images, writing
 from paperlib.data.images import Picture, open_image, read_picture, read_rgb
-from paperlib.data.writing import check_writable, small_png, write_bands, write_picture
+from paperlib.data.writing import check_writable, small_picture, write_bands, write_picture
 from paperlib.errors import UserError
 
 RGB = coffee()[100:140, 200:260]
@@ -253,12 +253,22 @@ def test_drawings_are_saved_with_few_colours_and_photographs_with_all():
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     mapped = np.stack([noise, 255 - noise, noise // 2], -1)
-    small = small_png(png(mapped))
+    kind, small = small_picture(png(mapped), "WEBP")
+    assert kind == "png"
     assert len(small) < len(png(mapped))
     with Image.open(io.BytesIO(small)) as picture:
         assert picture.mode == "P"
         np.testing.assert_allclose(np.asarray(picture.convert("RGB"), int), mapped, atol=4)
     photograph = coffee()[:128, :128]
-    with Image.open(io.BytesIO(small_png(png(photograph)))) as picture:
-        assert picture.mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(picture), photograph)
+    for lossy in ("WEBP", "JPEG"):
+        kind, small = small_picture(png(photograph), lossy)
+        assert kind == lossy.lower()
+        assert len(small) < 0.6 * len(png(photograph))
+        with Image.open(io.BytesIO(small)) as picture:
+            assert picture.format == lossy
+            assert np.abs(np.asarray(picture, float) - photograph).mean() < 4
+    colours = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    kind, small = small_picture(png(colours), "JPEG")
+    assert kind == "png"  # flat areas: nothing to gain, so nothing is lost
+    with Image.open(io.BytesIO(small)) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colours)

@@ -165,7 +165,7 @@ def test_comparisons_are_saved_and_read_back_in_order(tmp_path):
     found = divider.saved_comparisons(run)
     assert list(found) == ["noise"]
     assert list(found["noise"]) == ["bicubic", "INT8 student", "original"]
-    paths = sorted((tmp_path / "figures").glob("compare__noise__*.png"))
+    paths = sorted((tmp_path / "figures").glob("compare__noise__*.webp"))
     bicubic, student, original = (np.asarray(Image.open(path)) for path in paths)
     assert np.array_equal(bicubic, original)
     assert student.shape == (60, 60, 3)

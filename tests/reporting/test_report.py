@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import paperlib
+from paperlib.data.images import read_rgb
+from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
 from paperlib.evaluation.reported import reported
 from paperlib.reporting import costs, divider, figures
@@ -78,6 +80,18 @@ def test_the_page_needs_nothing_from_anywhere(run):
             assert link[1:] in page.ids
         elif not link.startswith("data:"):
             assert (run.out / link).exists(), link
+
+
+def test_every_figure_is_on_both_pages_photographs_and_drawings(run):
+    fill(run)
+    hr = read_rgb(embedded_path("astronaut.png"))[:240, :240]
+    run.figure("06_crops", figures.crops(hr[::3, ::3], {"one": hr}, hr, 240))
+    summary = write_summary(run).read_text()
+    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", summary)
+    assert links == ["figures/02_curves.png", "figures/06_crops.webp", "figures/09_surprise.png"]
+    assert all((run.out / link).is_file() for link in links)
+    text = write_report(run).read_text()
+    assert all(f'alt="{name}' in text for name in ("02 curves", "06 crops", "09 surprise"))
 
 
 def test_the_page_shows_verdicts_numbers_teacher_and_what_rounding_costs(run):
