@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "ablations": ["backbones", "sizes", "stage3_variants"],
+        "ablations": ["backbones", "sizes", "stage3_variants", "teacher_shares"],
         "losses": ["confidence_map", "kd_weight"],
         "shares": ["loss_shares"],
         "stages": ["open_teacher", "recalibrated", "stage1", "stage2", "stage3", "stage3_targets", "teacher_targets"],

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from paperlib.data.dataset import Data, calibration
+from paperlib.data.dataset import Data, calibration, patches_of
 from paperlib.errors import UserError
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
@@ -32,6 +32,7 @@ from paperlib.student.graph import image_batch, macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model, weights_hash
 from paperlib.teacher.distillation import Targets
 from paperlib.training.jobs import run_jobs
+from paperlib.training.shares import loss_shares
 from paperlib.training.stages import (
     open_teacher,
     recalibrated,
@@ -193,6 +194,28 @@ def _condition(run: Run, data: Data, condition: str, seed: int) -> list[dict[str
     model = stage3(run, data, fused, targets, name, settings).model
     steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
     return _both_files(run, data, model, name, "D", row, steps, settings)
+
+
+def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
+    """What the teacher has to say in Table D's conditions before any of their trainings: shares of the gradient.
+
+    On one batch of stage 3, by the float network that it starts from, at the first, largest λ(t).
+
+    Returns:
+        One line a condition: `condition`, then for each term (`charbonnier`, `dct`, `kd`) its share of the summed loss
+        (`<term> value`) and of the sum of the terms' gradient norms (`<term> gradient`), 0..1.
+    """
+    lines, model = [], fuse_model(recalibrated(run, data), clamp=True)
+    targets = stage3_targets(run, data, override(run.settings, PUBLISHED))
+    for condition in run.settings.ablation.conditions:
+        settings = _short(run.settings, run.settings.seed, PUBLISHED | CONDITIONS[condition])
+        stage = settings.stage3
+        batch = patches_of(data, settings, "stage3", stage).batch(0, stage.batch, teacher=targets.key)
+        found = loss_shares(model, batch, stage.loss, targets.compute).set_index("term")
+        shares = {f"{term} {what}": found[f"{what} share"].get(term, 0.0)
+                  for term in ("charbonnier", "dct", "kd") for what in ("value", "gradient")}
+        lines.append({"condition": REPORTED.get(condition, condition)} | shares)
+    return pd.DataFrame(lines)
 
 
 def _changes(switch: str) -> dict[str, Any]:

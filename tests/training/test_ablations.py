@@ -20,8 +20,9 @@ from paperlib.quantisation.qat import freeze_observers, load_qat, quantised_grap
 from paperlib.run import open_run
 from paperlib.settings import StudentSettings
 from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
+from paperlib.teacher.distillation import Targets
 from paperlib.training import ablations
-from paperlib.training.ablations import CONDITIONS, SWITCHES, backbones, stage3_variants
+from paperlib.training.ablations import CONDITIONS, SWITCHES, backbones, stage3_variants, teacher_shares
 from paperlib.training.loop import recalibrate_bn
 from paperlib.training.losses import kd_weight
 
@@ -165,6 +166,25 @@ def test_conditions_are_the_papers_stage_3_with_another_teacher_or_dct(tmp_path)
     assert settings.ablation.conditions[:2] == ("kd_1", "kd_0")
     assert set(settings.ablation.conditions) == set(CONDITIONS)
     assert len(settings.ablation.seeds) == 5
+
+
+def test_the_teachers_share_is_that_of_its_weight_and_of_the_dct_beside_it(tmp_path, monkeypatch):
+    run, data = open_after_stage2(tmp_path, [], **{"ablation.conditions": list(CONDITIONS)})
+    teacher = lambda lr: torch.nn.functional.interpolate(lr, scale_factor=3) / 255
+    monkeypatch.setattr(ablations, "stage3_targets", lambda *_: Targets("nearest", compute=teacher))
+    table = teacher_shares(run, data).set_index("condition")
+    assert list(table.index) == ["qat_teacher", "qat_direct", "kd_10", "kd_100", "ortho_kd_1", "ortho_kd_0"]
+    for what in ("value", "gradient"):
+        shares = table[[f"{term} {what}" for term in ("charbonnier", "dct", "kd")]]
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+        kd = table[f"kd {what}"]
+        assert kd["qat_direct"] == kd["ortho_kd_0"] == 0
+        odds = kd / (1 - kd)  # the others pull as before
+        assert odds["kd_10"] == pytest.approx(10 * odds["qat_teacher"], rel=1e-3)
+        assert odds["kd_100"] == pytest.approx(100 * odds["qat_teacher"], rel=1e-3)
+        dct = table[f"dct {what}"] / table[f"charbonnier {what}"]
+        side = 3 * run.settings.stage3.patch
+        assert dct["qat_teacher"] == pytest.approx(2 * side * dct["ortho_kd_1"], rel=0.2)
 
 
 def test_each_seed_draws_patches_of_its_own_and_conditions_share_them(tmp_path, monkeypatch):
