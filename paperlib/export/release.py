@@ -39,7 +39,7 @@ def _scores(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 SOURCES = {
-    "bsds400": "BSDS500 (400 photographs, none of them in B100; for research and education)",
+    "bsds400": "BSDS500 (its photographs outside B100; for research and education)",
     "t91": "T91 (for research)", "cid22": "CID22 (CC BY-SA 4.0)", "embedded": "those in scikit-image and scikit-learn",
     "div2k": "DIV2K (for academic research)"}
 """Training photographs by the name of their folder, or the setting `data.source`, and what they may be used for."""
@@ -67,13 +67,16 @@ def _facts(run: Any) -> dict[str, Any]:
         *((name, "device (cpu model or GPU)", device) for name, device in trained.items()),
         ("04_stage2", "teacher", second.get("teacher")), ("05_fuse_qat", "targets of stage 3", third.get("targets")))
         if not found]
+    if "overlaps" not in last:
+        missing.append("06_tflite_eval: whether a training photograph shows what a reported image shows")
     missing += [f"SOURCES in paperlib/export/release.py: the data set {name}" for name in photographs
                 if name not in SOURCES]
     if missing:
         raise UserError(f"the model card of {run.out} would lack facts: {'; '.join(missing)}. Run those notebooks "
                         "again, or write down what is missing.")
     return {"settings": settings, "commit": last["commit"], "device": ", ".join(dict.fromkeys(trained.values())),
-            "teacher": second["teacher"], "targets": third["targets"], "photographs": photographs}
+            "teacher": second["teacher"], "targets": third["targets"], "photographs": photographs,
+            "overlaps": last["overlaps"]}
 
 
 def _float_values(path: Path) -> int:
@@ -106,6 +109,7 @@ Trained by this kit, profile `{settings.profile}`, commit `{facts['commit'][:12]
 ## Training
 
 - photographs: {', '.join(photographs)}; validation: {', '.join(settings.data.valid or photographs)}
+- pictures shared with reported images: {'; '.join(facts['overlaps']) or 'none (searched by the kit, at all scales)'}
 {stages}
 - teacher of stage 2: {facts['teacher']}; of stage 3: {facts['targets']}
 - quantiser `{settings.quant.quantiser}`, skip `{settings.quant.skip}`, equalised: {settings.quant.equalise}

@@ -98,11 +98,13 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     rows = [measured_row("export", "tflite_dynamic", "int8", metric, value, "Set5")
             for metric, value in (("psnr", 31.4), ("psnr_y", 33.4), ("ssim", 0.9))]
     run.record("06_tflite_eval", rows, inputs={"dynamic": int8})
-    with pytest.raises(UserError, match=r"04_stage2: the teacher; 05_fuse_qat: the targets of stage 3"):
+    with pytest.raises(UserError, match=r"04_stage2: the teacher; 05_fuse_qat: the targets of stage 3; 06.*reported"):
         ship_pretrained(run, tmp_path / "box")
     assert not (tmp_path / "box").exists()
     run.record("04_stage2", [], teacher="a teacher of this test")
     run.record("05_fuse_qat", [], targets="the float student itself")
+    shared = ["bsds400/302003.jpg shows what Set5/woman shows (correlation 0.998)"]
+    run.record("06_tflite_eval", rows, inputs={"dynamic": int8}, overlaps=shared)
     folder = ship_pretrained(run, tmp_path / "box")
     assert pretrained(folder=folder).read_bytes() == int8.read_bytes()
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -112,7 +114,8 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     assert "82,683 weights and biases" in card
     assert "teacher of stage 2: a teacher of this test; of stage 3: the float student itself" in card
     assert f"seed {run.settings.seed}, on {environment.processor()['model']}." in card
-    assert "BSDS500 (400 photographs" in card
+    assert "BSDS500 (its photographs" in card
+    assert f"- pictures shared with reported images: {shared[0]}\n" in card
     other = open_run("benchmark", run.out, {"data.train": ["my_photographs"]})
     other.record("06_tflite_eval", rows, inputs={"dynamic": int8})
     with pytest.raises(UserError, match="the data set my_photographs"):
