@@ -10,6 +10,7 @@ import pytest
 from paperlib.evaluation.reported import reported
 from paperlib.profiles import load_settings
 from paperlib.reporting.claims import CLAIMS, judged_claims
+from paperlib.reporting.peers import peers_sentence
 from paperlib.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,11 @@ BOX = {"float": "float_before_qat", "**INT8 TFLite": "tflite_dynamic",
 def test_scores_of_the_box_are_the_recorded_ones(start):
     wanted = [f"{value('benchmark/records/06_tflite_eval.json', BOX[start], name):.3f}" for name in SETS]
     assert table_line(start)[1:] == wanted
+
+
+def test_who_leads_is_said_as_the_list_says_it():
+    ours = {name: value("benchmark/records/06_tflite_eval.json", "tflite_dynamic", name) for name in SETS[:3]}
+    assert peers_sentence(ours).rstrip(".") in " ".join(README.split())
 
 
 def test_the_box_is_the_recorded_file():

@@ -1,6 +1,5 @@
 """What quality costs on devices, from a run's records: NPU cycles, CPU time, and the benchmarks (section 7)."""
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -174,14 +173,6 @@ def standing_table(bench: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 OURS = (("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8"))
-
-
-def peer_points(dataset: str = "Set5") -> list[dict[str, Any]]:
-    """Points for `paperlib.figures.scatter`: name, group, macs (thousands per LR pixel), psnr (dB, RGB, no crop)."""
-    with Path(__file__).with_name("peers.csv").open(encoding="utf-8", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["set"] == dataset]
-    return [{"name": line["model"], "group": f"{line['group']}, {line['precision'].upper()}",
-             "macs": float(line["macs_per_lr_pixel"]) / 1e3, "psnr": float(line["psnr_rgb"])} for line in lines]
 
 
 def our_points(run: Run, dataset: str = "Set5") -> list[dict[str, Any]]:
