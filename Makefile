@@ -5,6 +5,7 @@ PROFILE ?= demo
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) >/dev/null 2>&1 && python$(v) -c '' 2>/dev/null && echo python$(v))) python3)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+comma := ,
 
 .PHONY: help reproduce test lab lint
 .DEFAULT_GOAL := help
@@ -30,8 +31,11 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests
 	PAPERLIB_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
 
+# Before the first run of one's own, on the committed one, whose pictures are there at once.
+SEEN = $(if $(wildcard results/$(PROFILE)),,$(wildcard results/reference/$(PROFILE)/notebooks/01_data.ipynb))
 lab: $(STAMP)
-	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab notebooks/01_data.ipynb
+	@echo "$(if $(SEEN),These are the notebooks of the committed run; notebooks/ has them without results$(comma) to run them yourself.)"
+	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab $(firstword $(SEEN) notebooks/01_data.ipynb)
 
 lint: $(STAMP)
 	$(BIN)/ruff check paperlib tests notebooks

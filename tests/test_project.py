@@ -1,6 +1,7 @@
 """The repository itself: the two environments agree, and the top level is the design's."""
 
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -117,3 +118,18 @@ def test_make_lab_opens_the_demo_profile_unless_another_is_chosen():
     recipe = (ROOT / "Makefile").read_text().partition("\nlab:")[2].partition("\n\n")[0]
     assert "PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)}" in recipe
     assert re.search(r"^PROFILE \?= demo$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("ran", "opened"), [(False, "results/reference/demo/notebooks/01_data.ipynb"),
+                                             (True, "notebooks/01_data.ipynb")])
+def test_make_lab_shows_the_committed_pictures_until_there_is_a_run_of_ones_own(ran, opened, tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "results" / "reference" / "demo" / "notebooks").mkdir(parents=True)
+    (tmp_path / "results" / "reference" / "demo" / "notebooks" / "01_data.ipynb").touch()
+    if ran:
+        (tmp_path / "results" / "demo").mkdir()
+    done = subprocess.run(["make", "--dry-run", "lab"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shown = done.stdout
+    assert shown.rstrip().endswith(f"/jupyter lab {opened}")
+    assert ("committed run" in shown) is not ran

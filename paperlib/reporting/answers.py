@@ -145,9 +145,27 @@ def answers_text(folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def run_page(folder: Path, name: str) -> str:
+    """The page inside a committed run with executed notebooks, which link to it as to the project's README."""
+    question = _json(folder / "questions.json")[name]
+    up = "../" * (name.count("/") + 3)
+    notebooks = ", ".join(f"[{path.stem}](notebooks/{path.name})"
+                          for path in sorted((folder / name / "notebooks").glob("*.ipynb")))
+    return "\n\n".join([
+        f"# The committed run {name}", question, f"Its notebooks as executed, with every picture: {notebooks}.",
+        "In short: [summary.md](summary.md); on one page, with dividers to drag: [report.html](report.html). Records, "
+        f"commands and minutes of all runs: [results]({up[3:]}README.md). To run the notebooks yourself, open "
+        f"those in [notebooks/]({up}notebooks); what the project is: [README]({up}README.md).\n"])
+
+
 def write_answers(results: Path) -> Path:
-    """Write README.md into the folder `results`, from what lies in its `reference/`; returns its path."""
-    return write_text(results / "README.md", answers_text(results / "reference"))
+    """Write README.md into the folder `results`, and into each run with notebooks below it; returns the first."""
+    folder = results / "reference"
+    path = write_text(results / "README.md", answers_text(folder))
+    for name in _json(folder / "questions.json"):
+        if (folder / name / "notebooks").is_dir():
+            write_text(folder / name / "README.md", run_page(folder, name))
+    return path
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paperlib.errors import UserError
-from paperlib.reporting.answers import answers_text, command, write_answers
+from paperlib.reporting.answers import answers_text, command, run_page, write_answers
 from paperlib.reporting.tables import write_tables
 from paperlib.rows import measured_row
 from paperlib.run import open_run
@@ -34,6 +34,17 @@ def folder(tmp_path):
 def test_the_committed_page_is_what_the_function_makes_of_the_committed_files():
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == answers_text(RESULTS / "reference"), (
         "run python -m paperlib.reporting.answers")
+
+
+def test_the_page_inside_a_run_is_the_committed_one_and_its_links_lead_somewhere():
+    pages = sorted((RESULTS / "reference").rglob("README.md"))
+    assert pages
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert text == run_page(RESULTS / "reference", page.parent.relative_to(RESULTS / "reference").as_posix())
+        links = re.findall(r"\]\(([^)]+)\)", text)
+        assert len(links) == 5 + len(list((page.parent / "notebooks").glob("*.ipynb")))
+        assert not [link for link in links if not (page.parent / link).exists()]
 
 
 def test_its_links_lead_somewhere_and_no_folder_of_a_machine_is_in_it():
