@@ -10,11 +10,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from jinja2 import Environment, FileSystemLoader
 from matplotlib import style
 from matplotlib.figure import Figure
-from nbconvert import HTMLExporter
 from PIL import Image
 
 from paperlib.environment import portable
@@ -150,19 +148,3 @@ def write_report(run: Run) -> Path:
         provenance=_provenance(run, records), settings=settings_used(run), changed=settings_changed(run),
         script=PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))
     return write_text(run.out / "report.html", portable(text, run.out))
-
-
-def export_notebooks(run: Run) -> list[Path]:
-    """The executed notebooks as HTML beside them, readable offline (formulas and widgets as plain text).
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    nowhere = {name: "" for name in ("require_js_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url",
-                                     "jquery_url", "jupyter_widgets_base_url")}
-    exporter = HTMLExporter(template_name="lab", **nowhere)
-    pages = []
-    for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
-        text, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4), {"metadata": {"name": path.stem}})
-        pages.append(write_text(path.with_suffix(".html"), portable(text, run.out)))
-    return pages

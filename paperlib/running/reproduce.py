@@ -22,8 +22,9 @@ from paperlib.errors import UserError
 from paperlib.files import file_lock, read_json, remove_stale, sha256_file, user_path, write_json
 from paperlib.profiles import note
 from paperlib.reporting.claims import claims_table
+from paperlib.reporting.exported import export_notebooks
 from paperlib.reporting.reference import reference_text
-from paperlib.reporting.report import export_notebooks, write_report
+from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import write_summary
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run

@@ -15,7 +15,8 @@ from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
 from paperlib.evaluation.reported import reported
 from paperlib.reporting import costs, divider, figures
-from paperlib.reporting.report import export_notebooks, write_report
+from paperlib.reporting.exported import export_notebooks
+from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import method_line, write_summary
 from paperlib.rows import measured_row
 from paperlib.run import open_run
@@ -136,6 +137,22 @@ def test_notebook_pages_load_nothing(run):
     assert "two" in text
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?https?:", text)
     assert "cdnjs" not in text
+
+
+def test_formulas_of_notebook_pages_are_typeset_without_a_script(run):
+    text = "\n".join([r"The fold is $w' = \frac{\gamma}{\sigma} w$:", "", "$$",
+                      r"\lambda(t) = \begin{cases} a & t < p \\ b & t \ge p \end{cases}", "$$"])
+    run.folder("notebooks")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(notebook, run.out / "notebooks" / "05_fuse_qat.ipynb")
+    page = export_notebooks(run)[0].read_text()
+    body = page[page.index("<body"):]
+    assert body.count("<math") == 2
+    assert "<mfrac>" in body
+    assert "<mtable" in body
+    assert 'display="block"' in body
+    assert "\\frac" not in body
+    assert "$" not in re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
 
 
 def test_the_package_ships_what_the_page_is_made_of():

@@ -1,0 +1,49 @@
+"""Executed notebooks as HTML pages that load nothing: formulas as MathML, which browsers draw by themselves."""
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from paperlib.environment import portable
+from paperlib.files import write_text
+from paperlib.run import Run
+
+
+class _Renderer(IPythonRenderer):
+    """nbconvert's Markdown, with formulas typeset here and now instead of by a script from the network."""
+
+    def block_math(self, body: str) -> str:
+        return convert(body.strip(), display="block")
+
+    def inline_math(self, body: str) -> str:
+        return convert(body.strip())
+
+
+class _Exporter(HTMLExporter):
+    def default_filters(self) -> Any:
+        yield from super().default_filters()
+        yield "markdown2html", _markdown
+
+
+def _markdown(source: str) -> str:
+    return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
+
+
+def export_notebooks(run: Run) -> list[Path]:
+    """The executed notebooks as HTML beside them, readable offline (widgets as plain text).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    nowhere = {name: "" for name in ("require_js_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url",
+                                     "jquery_url", "jupyter_widgets_base_url")}
+    exporter = _Exporter(template_name="lab", **nowhere)
+    pages = []
+    for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
+        text, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4), {"metadata": {"name": path.stem}})
+        pages.append(write_text(path.with_suffix(".html"), portable(text, run.out)))
+    return pages
