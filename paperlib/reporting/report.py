@@ -20,6 +20,7 @@ from paperlib.files import write_text
 from paperlib.profiles import note
 from paperlib.reporting import challenge
 from paperlib.reporting.captions import caption, saved_figures
+from paperlib.reporting.claims import claims_table
 from paperlib.reporting.costs import (
     latency_scatter,
     npu_form_table,
@@ -138,7 +139,8 @@ def write_report(run: Run) -> Path:
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("report.html").render(
         run=run, whose=note(run.settings), records=records, teacher=teacher_used(records), tables=_tables(run),
-        figures=_figures(run),
+        claims=claims_table(run).to_dict("records"), figures=_figures(run),
+        page="upscale.html" if (run.out / "upscale.html").is_file() else "",
         counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), costs=_costs(run),
         dividers=[divider(name, pictures) for name, pictures in saved_comparisons(run).items()],
         portability={"runtimes": portability_table(bench), "notes": portability_notes(bench),

@@ -15,6 +15,7 @@ from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
 from paperlib.evaluation.reported import reported
 from paperlib.reporting import costs, divider, figures
+from paperlib.reporting.claims import CLAIMS
 from paperlib.reporting.exported import export_notebooks
 from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import method_line, write_summary
@@ -81,6 +82,17 @@ def test_the_page_needs_nothing_from_anywhere(run):
             assert link[1:] in page.ids
         elif not link.startswith("data:"):
             assert (run.out / link).exists(), link
+
+
+def test_claims_come_first_and_a_page_for_ones_own_pictures_is_linked_where_it_is(run):
+    fill(run)
+    text = write_report(run).read_text()
+    words = " ".join(" ".join(_Page(text).text).split())
+    assert words.index("Table B: the student beats bicubic, FP32") < words.index("Reported and measured")
+    assert len(re.findall(r'<td class="what">Table [BCD]: ', text)) == len(CLAIMS)
+    assert "paperlib page --out out/upscale.html in results/" in words
+    (run.out / "upscale.html").touch()
+    assert '<a href="upscale.html">' in write_report(run).read_text()
 
 
 def test_every_figure_is_on_both_pages_photographs_and_drawings(run):
