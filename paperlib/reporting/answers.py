@@ -26,6 +26,8 @@ your own writes `results/<profile>/`, which git ignores, and ends with a compari
 Commands are as they were given at the commit beside them. Minutes are those of the notebooks that a table needs, on the
 machine of the record, with the trainings that they continued. Verdicts are explained at the top of each summary."""
 
+AUTHORS = "authors' file"
+
 
 def _json(path: Path) -> dict[str, Any]:
     try:
@@ -128,6 +130,29 @@ def _spread_text(path: Path) -> str:
         "\n".join(["| rows | metric | median | largest | stated |", "| --- | --- | --- | --- | --- |", *lines])])
 
 
+def _audit_text(path: Path) -> str:
+    """The authors' files on public sets, and where the learnt grids lose against the file of post-training."""
+    audit = _json(path)
+    found = {(line["as"], line["dataset"]): line for line in audit["measured"]}
+    names, sets = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
+    table = [f"| authors' file | as | {' | '.join(sets)} |", "| --- " * (len(sets) + 2) + "|"]
+    for name in names:
+        cells = " | ".join(f"{found[name, image_set]['psnr_rgb']:.3f}" for image_set in sets)
+        table.append(f"| {found[name, sets[0]][AUTHORS]} | {name.replace('_', ' ')} | {cells} |")
+    loss, where, image_set = max((value - found["re_exported_int8", image_set]["images"][image], image, image_set)
+                                 for image_set in sets
+                                 for image, value in found["dynamic_int8", image_set]["images"].items())
+    return "\n\n".join([
+        "## The authors' files, measured again",
+        "What do the published checkpoints and TFLite files score on public sets, and what do the learnt grids give?",
+        "```\npaperlib verify --json results/reference/audit.json\n```",
+        f"Commit {audit['provenance']['commit'][:8]}; hashes of their files and PSNR of every image in "
+        "[audit.json](reference/audit.json). PSNR RGB in dB:", "\n".join(table),
+        f"The file with the learnt grids (re exported int8) is ahead on average and {loss:.2f} dB behind their dynamic "
+        f"one on one photograph, {where} of {image_set}: its input grid ends at {audit['input_grid'][1]:.0f}, where the "
+        "observers of stage 3 left it, so it cannot tell brighter pixels apart."])
+
+
 def answers_text(folder: Path) -> str:
     """The page for the committed runs below `folder` (results/reference), in the order of `questions.json`.
 
@@ -140,6 +165,8 @@ def answers_text(folder: Path) -> str:
         raise UserError(f"{folder / 'questions.json'} and the runs beside it differ in "
                         f"{', '.join(sorted(runs ^ questions.keys()))}. Say there what each run answers.")
     parts = [HEADING, *(_run_text(folder / name, f"reference/{name}", text) for name, text in questions.items())]
+    if (folder / "audit.json").is_file():
+        parts.append(_audit_text(folder / "audit.json"))
     if (folder / "spread.json").is_file():
         parts.append(_spread_text(folder / "spread.json"))
     return "\n\n".join(parts) + "\n"

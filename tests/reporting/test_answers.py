@@ -92,3 +92,14 @@ def test_damaged_files_are_named(folder):
     (folder / "demo" / "records" / "01_data.json").write_text("{")
     with pytest.raises(UserError, match=r"01_data\.json"):
         answers_text(folder)
+
+
+def test_the_audit_stands_on_the_page_with_its_worst_photograph(folder):
+    lines = [{"authors' file": "a.tflite", "as": name, "dataset": "Set", "psnr_rgb": sum(values) / 2,
+              "images": dict(zip(("one", "two"), values, strict=True))}
+             for name, values in (("dynamic_int8", (30.0, 31.5)), ("re_exported_int8", (31.0, 30.25)))]
+    (folder / "audit.json").write_text(json.dumps(
+        {"measured": lines, "input_grid": [0.0, 249.99], "provenance": {"commit": "0123456789"}}))
+    text = answers_text(folder)
+    assert "| a.tflite | dynamic int8 | 30.750 |" in text
+    assert "1.25 dB behind their dynamic one on one photograph, two of Set: its input grid ends at 250" in text
