@@ -149,8 +149,8 @@ def _audit_text(path: Path) -> str:
         f"Commit {audit['provenance']['commit'][:8]}; hashes of their files and PSNR of every image in "
         "[audit.json](reference/audit.json). PSNR RGB in dB:", "\n".join(table),
         f"The file with the learnt grids (re exported int8) is ahead on average and {loss:.2f} dB behind their dynamic "
-        f"one on one photograph, {where} of {image_set}: its input grid ends at {audit['input_grid'][1]:.0f}, where the "
-        "observers of stage 3 left it, so it cannot tell brighter pixels apart."])
+        f"one on one photograph, {where} of {image_set}: its input grid ends at {audit['input_grid'][1]:.0f}, where "
+        "stage 3's observers left it, so it cannot tell brighter pixels apart."])
 
 
 def answers_text(folder: Path) -> str:
