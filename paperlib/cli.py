@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
 
     command = add("verify", commands.verify,
-                  "Measure the authors' published files again: reported, their own report, ours.")
+                  "Measure the authors' files again (downloads them): reported, their own report, ours.")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
 
     command = add("bench", commands.bench, "Benchmarks, each a ratio inside one run.")

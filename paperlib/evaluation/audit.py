@@ -2,7 +2,7 @@
 
 Two kinds of evidence. Recomputed: means of the per-image values in their published report, and the best epochs of their
 log. Measured: their checkpoints and TFLite files run by this kit on image sets at hand. Nothing of theirs is shipped
-here; the files are found under PAPERLIB_ASSETS (`aio_mai/`).
+here; see `paperlib.evaluation.authors` for where the files come from.
 """
 
 import csv
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from paperlib.data.div2k import ARCHIVES, div2k_folder, find_folder
 from paperlib.data.photographs import Pair, named_folder, read_pairs
 from paperlib.data.splits import validation_pairs
-from paperlib.environment import assets_dir, data_dir, provenance
+from paperlib.environment import data_dir, provenance
 from paperlib.errors import UserError
+from paperlib.evaluation.authors import FILES, LOG, REPORT, authors_folder, fetch_authors
 from paperlib.evaluation.networks import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.scoring import evaluate
 from paperlib.evaluation.upscalers import Upscaler
@@ -28,18 +30,6 @@ from paperlib.files import sha256_file
 from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.settings import DataSettings
 from paperlib.student.models import load_pickle, read_published
-
-FILES = {
-    "stage2_fp32": "ckpt_best_s2_deploy.pt", "stage3_weights_fp32": "ckpt_best_s3_qat_deploy.pt",
-    "stage3_fakequant": "ckpt_best_s3_qat.pt", "dynamic_int8": "model_none.tflite", "fixed_int8": "model.tflite",
-}
-REPORT, LOG = "eval_div2k_full_report.json", "metrics.csv"
-
-
-def authors_folder() -> Path | None:
-    """The authors' published artifacts under PAPERLIB_ASSETS, or None where they are not at hand."""
-    folder = assets_dir()
-    return folder / "aio_mai" if folder and (folder / "aio_mai").is_dir() else None
 
 
 def _best(log: list[dict[str, str]], stage: str) -> tuple[float, float, int]:
@@ -134,27 +124,34 @@ def measured_authors(sets: Mapping[str, Sequence[Pair]]) -> pd.DataFrame:
 def sets_at_hand() -> dict[str, Sequence[Pair]]:
     """Image sets for the audit, those under PAPERLIB_DATA where it is set, else embedded photographs.
 
-    Set5, Set14 and B100, and `clic_val`, large photographs with bright skies, whose LR is made by MATLAB's bicubic.
+    Set5, Set14 and B100, and `clic_val`, large photographs with bright skies, whose LR is made by MATLAB's bicubic;
+    and DIV2K's validation images with their own LR where `data prepare --profile paper` or a user has put them.
     """
     names = [name for name in ("Set5", "Set14", "B100") if data_dir() and (data_dir() / "benchmark" / name).is_dir()]
     if names:
         folders = {name: named_folder(f"benchmark/{name}") for name in names}
         sets = {name: read_pairs(path / "HR", path / "LR_bicubic" / "X3") for name, path in folders.items()}
         bright = data_dir() / "clic_val"
-        return sets | ({"clic_val": read_pairs(bright)} if bright.is_dir() else {})
-    return {"embedded": validation_pairs(DataSettings(source="embedded"))}
+        sets |= {"clic_val": read_pairs(bright)} if bright.is_dir() else {}
+    else:
+        sets = {"embedded": validation_pairs(DataSettings(source="embedded"))}
+    div2k = DataSettings(source="div2k")
+    if all(find_folder(div2k_folder(div2k), archive) for archive in ARCHIVES if archive.split == "valid"):
+        sets["DIV2K validation"] = validation_pairs(div2k)  # what the paper reports on
+    return sets
 
 
 def verify() -> dict[str, Any]:
     """The whole audit for `paperlib verify`: recomputed rows, measured rows, the released run's loss, hashes.
 
     Raises:
-        UserError: the authors' files are not at hand.
+        UserError: the authors' files are neither at hand nor can be downloaded.
     """
-    folder = authors_folder()
-    if folder is None:
-        raise UserError("the audit needs the authors' artifacts: set PAPERLIB_ASSETS to a folder that holds aio_mai/ "
-                        f"with {', '.join([*FILES.values(), REPORT, LOG])}.")
+    try:
+        folder = fetch_authors()
+    except UserError as error:
+        raise UserError(f"the audit needs the authors' files: set PAPERLIB_ASSETS to a folder that holds aio_mai/ with "
+                        f"{', '.join([*FILES.values(), REPORT, LOG])}. They are not at hand, and {error}") from error
     input_grid = read_published_qat(folder / FILES["stage3_fakequant"]).grid("input")
     return {"recomputed": authors_report(), "measured": measured_authors(sets_at_hand()).to_dict("records"),
             "released_run": released_run(), "input_grid": [input_grid.low, input_grid.high],

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from paperlib.evaluation.audit import FILES, authors_folder
+from paperlib.evaluation.authors import FILES, authors_folder
 from paperlib.evaluation.reported import OURS, entries, score
 from paperlib.export.convert import export_tflite, parity_images
 from paperlib.export.npu import estimate_npu

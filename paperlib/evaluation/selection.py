@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paperlib.evaluation.audit import LOG, authors_folder
+from paperlib.evaluation.authors import LOG, authors_folder
 
 SETTLED, LAST = 30, 60
 """Epoch from which stage 3's grids are frozen; and how many of the last epochs stand for where it ended."""

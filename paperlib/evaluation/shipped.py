@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from paperlib.data.dataset import Data, calibration
-from paperlib.evaluation.audit import FILES, authors_folder
+from paperlib.evaluation.authors import FILES, authors_folder
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity, parity_images

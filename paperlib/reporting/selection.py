@@ -31,8 +31,8 @@ def selection_section(run: Run) -> Markdown:
     """The figure, displayed and saved, and two sentences; where the authors' log is not at hand, how to get it."""
     noise = selection_noise()
     if noise is None:
-        return Markdown("*The authors' log is not at hand: set `PAPERLIB_ASSETS` to a folder that holds their release "
-                        "as `aio_mai/`.*")
+        return Markdown("*The authors' log is not at hand: `paperlib verify` downloads it (3 MB), or set "
+                        "`PAPERLIB_ASSETS` to a folder that holds their release as `aio_mai/`.*")
     display(run.figure("07_selection", selection_figure(noise)))
     teacher, direct = (reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
     return Markdown(noise.sentences(teacher - direct))

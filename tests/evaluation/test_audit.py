@@ -3,12 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from paperlib.data.div2k import div2k_folder
+from paperlib.data.images import read_rgb
 from paperlib.data.photographs import read_pairs
+from paperlib.data.resize import bicubic_downscale
+from paperlib.data.splits import embedded_path
 from paperlib.evaluation import audit
-from paperlib.evaluation.audit import FILES, REPORT, authors_report, authors_upscalers, released_run
+from paperlib.evaluation.audit import authors_report, authors_upscalers, released_run
+from paperlib.evaluation.authors import FILES, REPORT
 from paperlib.evaluation.scoring import evaluate, score_pairs
 from paperlib.settings import DataSettings
 
@@ -84,8 +90,25 @@ def test_div2k_agrees_with_their_report_image_by_image(upscalers, assets, name):
 
 def test_without_the_authors_files_there_is_no_audit(monkeypatch, tmp_path):
     monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("paperlib.evaluation.authors.URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("paperlib.data.div2k.RETRIES", 1)
     assert authors_report() == []
     assert released_run() == {}
     assert audit.measured_authors({}).empty
-    with pytest.raises(audit.UserError, match=FILES["fixed_int8"]):
+    with pytest.raises(audit.UserError, match=rf"{FILES['fixed_int8']}.*not at hand.*refused"):
         audit.verify()
+
+
+def test_div2k_is_measured_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("PAPERLIB_DATA", raising=False)
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    assert list(audit.sets_at_hand()) == ["embedded"]
+    hr = read_rgb(embedded_path("coffee.png"))[:60, :90]
+    for folder, name, image in (("DIV2K_valid_HR", "0801.png", hr),
+                                ("DIV2K_valid_LR_bicubic/X3", "0801x3.png", bicubic_downscale(hr))):
+        (tmp_path / "div2k" / folder).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "div2k" / folder / name)
+    sets = audit.sets_at_hand()
+    assert list(sets) == ["embedded", "DIV2K validation"]
+    assert np.array_equal(sets["DIV2K validation"][0].hr, hr)
