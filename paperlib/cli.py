@@ -106,7 +106,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("data", commands.data,
                   "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
-    command.add_argument("action", choices=("status", "prepare"))
+    command.add_argument("action", choices=("status", "prepare", "fetch"),
+                         help="what is there; decode it; or `fetch open`: openly licensed photographs for training")
+    command.add_argument("what", nargs="?", choices=("open",), help="for fetch: open, 51 photographs, 43 MB")
+    command.add_argument("--to", type=Path, metavar="DIR", help="for fetch: the folder (default: $PAPERLIB_DATA/open)")
     choose(command, "set")
 
     command = add("table", commands.table, "Print the tables of a run.")

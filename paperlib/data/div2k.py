@@ -4,19 +4,15 @@ The host is slow and often down, so partial downloads continue where they stoppe
 user already has are as good.
 """
 
-import errno
-import http.client
 import os
 import shutil
-import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paperlib.data.download import download
 from paperlib.data.images import open_image
 from paperlib.data.photographs import Source, match_folders
 from paperlib.environment import cache_dir
@@ -26,8 +22,6 @@ from paperlib.settings import SCALE, DataSettings
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 COUNTS = {"train": 800, "valid": 100}
-RETRIES, TIMEOUT = 4, 30.0
-"""Attempts at one file, and seconds without data after which an attempt ends; each continues the one before."""
 
 
 @dataclass(frozen=True)
@@ -93,79 +87,6 @@ def div2k_sources(settings: DataSettings, split: str, archives: tuple[Archive, .
     return match_folders(folders[False], folders[True])
 
 
-def download(url: str, path: Path, size: int, sha256: str, progress: Callable[[int, int], None] | None = None) -> None:
-    """Fetch a file, continuing a partial download (`<name>.part`), and check it.
-
-    Raises:
-        UserError: the host cannot be reached or refuses, the disk is too small, or the bytes are wrong (they are
-            deleted); the message names URL, bytes and destination.
-    """
-    part, problem = path.with_name(path.name + ".part"), ""
-    by_hand = (f"Or fetch it by hand: wget -c {url} -O {path}; {size} bytes, SHA-256 {sha256}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain(error, path.parent, place="PAPERLIB_CACHE or data.div2k") from error
-    have = part.stat().st_size if part.exists() else 0
-    if shutil.disk_usage(path.parent).free < size - have:
-        raise UserError(f"{url} needs {size - have} bytes in {path.parent}, and fewer are free. Free some, or set "
-                        "PAPERLIB_CACHE or data.div2k to a larger disk.")
-    for attempt in range(RETRIES):
-        try:
-            _continue(url, part, size, progress)
-            break
-        except urllib.error.HTTPError as error:
-            problem = f"the host answered {error.code} {error.reason}"
-            if error.code < 500:
-                break
-        except (ValueError, http.client.InvalidURL) as error:
-            raise UserError(f"{url!r} is no address ({error}). Correct PAPERLIB_DIV2K_URL.") from error
-        except http.client.HTTPException as error:
-            problem = f"{type(error).__name__} {error}"
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS) and not isinstance(
-                    error, urllib.error.URLError):
-                raise explain(error, part, place="PAPERLIB_CACHE or data.div2k") from error
-            problem = str(getattr(error, "reason", error))
-        time.sleep(min(2**attempt, 5) if attempt < RETRIES - 1 else 0)
-    have = part.stat().st_size if part.exists() else 0
-    if have < size:
-        raise UserError(f"cannot download {url} ({size} bytes) to {path}: {problem or 'it ended early'}; {have} bytes "
-                        f"are kept, so try again later. {by_hand}")
-    if (digest := sha256_file(part)) != sha256:
-        part.unlink()
-        raise UserError(f"{url} gave wrong bytes: SHA-256 {digest}, expected {sha256}; they are deleted. {by_hand}")
-    part.replace(path)
-
-
-def _continue(url: str, part: Path, size: int, progress: Callable[[int, int], None] | None) -> None:
-    """One attempt: append what is missing to `part`; starts over where the host cannot continue."""
-    have = part.stat().st_size if part.exists() else 0
-    if have > size:
-        part.unlink()
-        have = 0
-    if have == size:
-        return
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        if have and answer.status != 206:
-            have = 0
-        with part.open("ab" if have else "wb") as file:
-            while block := answer.read(1 << 20):
-                file.write(block[: size - have])
-                have += len(block)
-                if have > size:  # whatever comes, it is not that file
-                    break
-                if progress:
-                    progress(have, size)
-    if have > size:
-        part.unlink()
-        raise UserError(f"{url} gave more than the {size} bytes of this file; cut off there and deleted. Set "
-                        "PAPERLIB_DIV2K_URL to the data set's own host or to a true mirror.")
-    if have < size:
-        raise OSError(f"the connection ended after {have} of {size} bytes")
-
-
 def unpack(archive: Archive, path: Path, root: Path) -> Path:
     """Unpack a zip file's PNG images into `root`, whole or not at all; returns their folder.
 
@@ -222,7 +143,8 @@ def prepare(settings: DataSettings, archives: tuple[Archive, ...] = ARCHIVES, co
         path = root / archive.name
         if not path.is_file():
             report = (lambda have, size, name=archive.name: progress(name, have, size)) if progress else None
-            download(f"{base_url()}/{archive.name}", path, archive.bytes, archive.sha256, report)
+            download(f"{base_url()}/{archive.name}", path, archive.bytes, archive.sha256, report,
+                     host="PAPERLIB_DIV2K_URL", place="PAPERLIB_CACHE or data.div2k")
         elif sha256_file(path) != archive.sha256:
             raise UserError(f"{path} has a wrong SHA-256, expected {archive.sha256}. Delete it and try again.")
         unpack(archive, path, root)

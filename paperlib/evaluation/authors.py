@@ -7,7 +7,7 @@ fetched from the authors' repository at one commit, each checked against its pin
 from dataclasses import dataclass
 from pathlib import Path
 
-from paperlib.data.div2k import download
+from paperlib.data.download import download
 from paperlib.environment import assets_dir, cache_dir
 
 URL = ("https://raw.githubusercontent.com/NguyenPhamPhuongNam/AIO_MAI/"

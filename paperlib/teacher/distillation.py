@@ -4,11 +4,9 @@ A teacher is always named: published weights (found or downloaded, hash checked)
 Nothing takes another teacher's place without saying so.
 """
 
-import hashlib
-import http.client
 import json
 import os
-import urllib.request
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from paperlib.data.download import fetch
 from paperlib.environment import assets_dir, cache_dir, keep_freed_memory
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, write_json
+from paperlib.files import write_json
 from paperlib.settings import TeacherSettings
 from paperlib.student.models import weights_hash
 from paperlib.teacher.network import PUBLISHED_SHA256, MambaIRv2Light, TeacherShape, TeacherUpscaler, load_teacher
@@ -27,8 +26,8 @@ from paperlib.teacher.scan import scan_backend
 FILE = "mambairv2_lightSR_x3.pth"
 URLS = (f"https://github.com/NguyenPhamPhuongNam/AIO_MAI/raw/main/{FILE}",
         f"https://github.com/csguoh/MambaIR/releases/download/v1.0/{FILE}")
-LARGEST = 8_000_000
-"""Bytes after which a download is cut off; the published file has 4,061,111."""
+BYTES = 4_061_111
+"""Of the published file."""
 TIMEOUT = 10.0
 """Seconds without an answer after which a host counts as out of reach."""
 
@@ -49,30 +48,19 @@ class TeacherSource:
         return f"{self.name} ({count:,} parameters; {self.reason}; scan: {scan_backend(device)})"
 
 
-def download(path: Path, urls: tuple[str, ...], expected: str = PUBLISHED_SHA256) -> str:
-    """Fetch the published weights to `path`, checked and atomically; returns "" or why it could not be done.
+def download_weights(path: Path, urls: tuple[str, ...], expected: str = PUBLISHED_SHA256, size: int = BYTES) -> str:
+    """Fetch the published weights to `path`, checked; gives "" or in a few words why it could not be done.
 
     Raises:
         UserError: the file cannot be written.
     """
     failures = []
     for url in urls:
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-                content = answer.read(LARGEST + 1)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            failures.append(f"{url}: {error}")
-            continue
-        if len(content) > LARGEST:
-            failures.append(f"{url}: more than {LARGEST / 1e6:.0f} MB, which is not this file")
-            continue
-        if (digest := hashlib.sha256(content).hexdigest()) != expected:
-            failures.append(f"{url}: a file with SHA-256 {digest}, not {expected}")
-            continue
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-        return ""
-    return "; ".join(failures)
+        problem = fetch(url, path, size, expected, retries=1, timeout=TIMEOUT)
+        if not problem:
+            return ""
+        failures.append(f"{urllib.parse.urlsplit(url).hostname or url}: {problem}")
+    return "; ".join(dict.fromkeys(failures))
 
 
 def published_weights(allow_download: bool = True) -> tuple[Path | None, str]:
@@ -83,7 +71,7 @@ def published_weights(allow_download: bool = True) -> tuple[Path | None, str]:
             return path, f"found at {path}"
     if not allow_download or os.environ.get("PAPERLIB_OFFLINE"):
         return None, f"not at {' or '.join(map(str, places))}, and downloads are off"
-    problem = download(places[-1], URLS)
+    problem = download_weights(places[-1], URLS)
     return (None, f"not at {' or '.join(map(str, places))}, and not downloadable ({problem})") if problem else (
         places[-1], "downloaded")
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from paperlib.data import div2k
-from paperlib.data.div2k import Archive, div2k_sources, download, prepare
+from paperlib.data.div2k import Archive, div2k_sources, prepare
+from paperlib.data.download import download
 from paperlib.data.photographs import Pairs
 from paperlib.data.resize import bicubic_downscale
 from paperlib.data.splits import split_sources, status
@@ -69,7 +70,7 @@ def server(dataset, monkeypatch):
     httpd.behave, httpd.asked = None, []
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setenv("PAPERLIB_DIV2K_URL", f"http://127.0.0.1:{httpd.server_port}")
-    monkeypatch.setattr(div2k.time, "sleep", lambda _: None)
+    monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
     yield httpd
     httpd.shutdown()
     httpd.server_close()

@@ -92,7 +92,7 @@ def test_without_the_authors_files_there_is_no_audit(monkeypatch, tmp_path):
     monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("paperlib.evaluation.authors.URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("paperlib.data.div2k.RETRIES", 1)
+    monkeypatch.setattr("paperlib.data.download.RETRIES", 1)
     assert authors_report() == []
     assert released_run() == {}
     assert audit.measured_authors({}).empty

@@ -55,7 +55,7 @@ def test_they_are_fetched_once_into_the_cache(server, tmp_path):
 @pytest.mark.parametrize("lie", [b"<!doctype html><title>Sign in</title>" * 4, b"weightz" * 99])
 def test_other_bytes_are_refused_and_half_a_set_is_none(server, tmp_path, lie):
     server.lies["b.csv"] = lie[:4]
-    with pytest.raises(UserError, match=r"b\.csv gave wrong bytes"):
+    with pytest.raises(UserError, match=r"b\.csv.* gave wrong bytes"):
         fetch_authors()
     assert authors_folder() is None  # a.pt alone is not the set
     server.lies = {"a.pt": lie}

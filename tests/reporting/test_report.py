@@ -170,7 +170,7 @@ def test_formulas_of_notebook_pages_are_typeset_without_a_script(run):
 def test_the_package_ships_what_the_page_is_made_of():
     folder = Path(paperlib.__file__).parent
     patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for place, names in {"evaluation": ["reported.csv"],
+    for place, names in {"data": ["open.csv"], "evaluation": ["reported.csv"],
                          "reporting": ["report.html", "report.css", "compare.css", "peers.csv",
                                        "paper.mplstyle"]}.items():
         package = f"paperlib.{place}".rstrip(".")

@@ -1,6 +1,8 @@
 """Which teacher is taken and why, and that its targets lie where the patches lie, cached or not."""
 
 import hashlib
+import socket
+import threading
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from paperlib.teacher.distillation import (
     OnTheFlyTeacher,
     TeacherSource,
     decide_teacher,
-    download,
+    download_weights,
     find_teacher,
     pin_teacher,
     published_weights,
@@ -59,16 +61,43 @@ def store(empty):
 
 def test_download_accepts_the_pinned_file_only(tmp_path):
     (tmp_path / "right").write_bytes(b"weights")
-    (tmp_path / "wrong").write_bytes(b"a login page")
+    (tmp_path / "wrong").write_bytes(b"<html>a")
     pinned = hashlib.sha256(b"weights").hexdigest()
     urls = [(tmp_path / name).as_uri() for name in ("absent", "wrong", "right")]
     target = tmp_path / "cache" / FILE
-    problem = download(target, tuple(urls[:2]), pinned)
+    problem = download_weights(target, tuple(urls[:2]), pinned, 7)
     assert "absent" in problem
-    assert hashlib.sha256(b"a login page").hexdigest() in problem
+    assert "No such file" in problem
+    assert "wrong bytes (a web page)" in problem
+    assert hashlib.sha256(b"<html>a").hexdigest() in problem
     assert not target.exists()
-    assert download(target, tuple(urls), pinned) == ""
+    assert download_weights(target, tuple(urls), pinned, 7) == ""
     assert target.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(("answer", "words"), [
+    (b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\nwei", "connection ended after 3 of 7 bytes; 3 bytes of it are kept"),
+    (b"HTTP/1.0 200 OK\r\n\r\nweights and more", "it gave more than the 7 bytes of this file"),
+    (b"HTTP/1.0 503 Busy\r\n\r\n", "the host answered 503 Busy"),
+    (b"nonsense\r\n", "BadStatusLine nonsense"),
+    (b"", "closed connection without response"),
+])
+def test_a_lying_host_is_told_in_a_few_words(tmp_path, answer, words):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/{FILE}"
+        problem = download_weights(tmp_path / FILE, (url,), hashlib.sha256(b"weights").hexdigest(), 7)
+        thread.join(10)
+    assert problem.startswith("127.0.0.1: ")
+    assert words in problem
+    assert not (tmp_path / FILE).exists()
 
 
 def test_weights_are_looked_for_in_assets_then_cache(empty, monkeypatch):
@@ -76,7 +105,7 @@ def test_weights_are_looked_for_in_assets_then_cache(empty, monkeypatch):
     assert path is None
     assert "nowhere.pth" in reason
     cached = empty / "cache" / "weights" / FILE
-    cached.parent.mkdir(parents=True)
+    cached.parent.mkdir(parents=True, exist_ok=True)
     cached.touch()
     assert published_weights()[0] == cached
     (empty / FILE).touch()
@@ -85,7 +114,7 @@ def test_weights_are_looked_for_in_assets_then_cache(empty, monkeypatch):
 
 
 def test_offline_is_respected(empty, monkeypatch):
-    monkeypatch.setattr(distillation, "download", lambda *args: pytest.fail("downloaded"))
+    monkeypatch.setattr(distillation, "download_weights", lambda *args: pytest.fail("downloaded"))
     monkeypatch.setenv("PAPERLIB_OFFLINE", "1")
     assert "downloads are off" in published_weights()[1]
 
@@ -267,11 +296,3 @@ def test_half_finished_outputs_that_were_damaged_are_computed_again(store, sourc
     part.write_bytes(bytes(2000) + part.read_bytes()[2000:])
     for index, output in enumerate(teacher_outputs(store, source)):
         assert np.array_equal(output, np.round(TeacherUpscaler(source.model)(store.lr(index))))
-
-
-def test_a_download_is_cut_off_at_a_sensible_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(distillation, "LARGEST", 1000)
-    (tmp_path / "endless").write_bytes(bytes(5000))
-    problem = download(tmp_path / "x.pth", ((tmp_path / "endless").as_uri(), "no address"))
-    assert "more than" in problem
-    assert "unknown url type" in problem

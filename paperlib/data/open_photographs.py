@@ -1,0 +1,122 @@
+"""Openly licensed photographs for training (`open.csv`), from their public repositories (paper section 4 has DIV2K).
+
+Fifty-one pictures in 4K of four wallpaper collections, reduced to at most 2,040 pixels so that neither their noise nor
+their JPEG blocks are learnt: turned by EXIF, RGB, Lanczos by min(1/1.5, 2040 / longer side), JPEG of quality 95 with
+full colour. An original is believed when its SHA-256 is the listed one. The reduced file has the listed SHA-256 where
+Pillow and its JPEG library give the same bytes as where the list was made; elsewhere it is kept and said to differ.
+"""
+
+import csv
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from paperlib.data.download import fetch
+from paperlib.data.images import open_image
+from paperlib.errors import UserError
+from paperlib.files import atomic_path, check_folder, read_json, sha256_file, write_json
+
+RAW = "https://raw.githubusercontent.com"
+LIST = Path(__file__).with_name("open.csv")
+LONGEST, REDUCED = 2040, 1 / 1.5
+"""Pixels of the longer side, and the factor, that a photograph is reduced to at least."""
+QUALITY = 95
+MADE = "made_here.json"
+"""In the folder: reduced files whose bytes are not the listed ones → their SHA-256."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A line of the list: `size` is that of the reduced file, "width × height" with an x."""
+
+    file: str
+    repository: str
+    path: str
+    licence: str
+    size: str
+    original_sha256: str
+    reduced_sha256: str
+
+    @property
+    def url(self) -> str:
+        """Where the original is: the default branch; its hash says whether it is still that file."""
+        return f"{RAW}/{self.repository}/HEAD/{urllib.parse.quote(self.path)}"
+
+
+def listed() -> list[Photograph]:
+    """The photographs of `open.csv`.
+
+    Raises:
+        UserError: a name in it is none for a file in one folder.
+    """
+    with LIST.open(encoding="utf-8", newline="") as file:
+        photographs = [Photograph(**line) for line in csv.DictReader(file)]
+    for photograph in photographs:
+        if Path(photograph.file).name != photograph.file or ".." in photograph.path.split("/"):
+            raise UserError(f"{LIST} names {photograph.file!r}, which is no plain name. Restore the list with git.")
+    return photographs
+
+
+def reduce_photograph(original: Path, target: Path) -> None:
+    """Write the reduced JPEG file of a photograph, atomically.
+
+    Raises:
+        UserError: the original cannot be read, or the target not be written.
+    """
+    with open_image(original) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    factor = min(REDUCED, LONGEST / max(image.size))
+    size = tuple(round(length * factor) for length in image.size)
+    with atomic_path(target) as temporary:
+        image.resize(size, Image.Resampling.LANCZOS).save(temporary, format="JPEG", quality=QUALITY, subsampling=0)
+
+
+def fetch_open(folder: Path, photographs: Sequence[Photograph] | None = None,
+               tell: Callable[[str], None] = print) -> list[str]:
+    """Bring the photographs into a folder; what is there is kept, and one that cannot be had never ends the others.
+
+    Originals lie there one at a time and are deleted once they are reduced; all reduced files together have 43 MB.
+
+    Returns:
+        One line for each photograph that could not be had.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    check_folder(folder)
+    photographs = listed() if photographs is None else photographs
+    licences = ", ".join(f"{count} × {name}" for name, count in Counter(one.licence for one in photographs).items())
+    tell(f"{len(photographs)} photographs into {folder}: {licences}")
+    made = read_json(folder / MADE) if (folder / MADE).is_file() else {}
+    failed, there = [], 0
+    for number, photograph in enumerate(photographs, 1):
+        target = folder / photograph.file
+        if target.is_file():
+            found = sha256_file(target)
+            if found in (photograph.reduced_sha256, made.get(photograph.file)):
+                there += 1
+            else:
+                failed.append(f"{target} is another file than the listed one. Delete it and fetch again.")
+            continue
+        original = folder / f".{photograph.file}.original"
+        if problem := fetch(photograph.url, original, None, photograph.original_sha256, place="--to"):
+            failed.append(f"cannot download {photograph.url}: {problem}")
+            continue
+        try:
+            reduce_photograph(original, target)
+        except UserError as error:
+            failed.append(str(error))
+            continue
+        finally:
+            original.unlink(missing_ok=True)
+        if (digest := sha256_file(target)) != photograph.reduced_sha256:
+            made[photograph.file] = digest
+            write_json(folder / MADE, made)
+        tell(f"{number}/{len(photographs)} {photograph.file}, {photograph.size}")
+    tell(f"{len(photographs) - len(failed)} of {len(photographs)} are in {folder}, {there} were there before"
+         + (f"; {len(made)} of the same originals in other bytes than the list's (another Pillow)" if made else ""))
+    return failed

@@ -1,0 +1,195 @@
+"""Openly licensed photographs from a local host that breaks off or lies: what is wrong is told."""
+
+import csv
+import io
+import threading
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paperlib.cli import main
+from paperlib.data import open_photographs
+from paperlib.data.download import fetch
+from paperlib.data.open_photographs import MADE, Photograph, fetch_open, listed, reduce_photograph
+from paperlib.errors import UserError
+
+
+def original(seed: int, size: tuple[int, int] = (300, 200), **options) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 20, size[0] // 20, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+CONTENTS = {f"sets/some where/{name}.jpg": original(number) for number, name in enumerate("abc")}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Three lines of a list whose reduced files are those of this machine."""
+    found = []
+    for path, content in CONTENTS.items():
+        (tmp_path / "x.jpg").write_bytes(content)
+        reduce_photograph(tmp_path / "x.jpg", tmp_path / "y.jpg")
+        found.append(Photograph(f"of_{Path(path).name}", "owner/name", path, "CC0-1.0", "200x133",
+                                sha256(content).hexdigest(), sha256((tmp_path / "y.jpg").read_bytes()).hexdigest()))
+    return found
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A host; `server.behave` maps a path's end to a function (handler, data) that answers in its own way."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.replace("%20", " ").removeprefix("/owner/name/HEAD/")
+            self.server.asked.append((path, self.headers.get("Range")))
+            behave = self.server.behave.get(path[-5:])
+            if behave and behave(self, CONTENTS[path]):
+                return
+            if path not in CONTENTS:
+                self.send_error(404, "Not Found")
+                return
+            first = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(CONTENTS[path]) - first))
+            self.end_headers()
+            self.wfile.write(CONTENTS[path][first:])
+
+        def log_message(self, *_):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.behave, httpd.asked = {}, []
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setattr(open_photographs, "RAW", f"http://127.0.0.1:{httpd.server_port}")
+    monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def page(handler, _):
+    body = b"<!DOCTYPE html><title>Sign in</title>"
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+    return True
+
+
+def break_off(handler, data):
+    if handler.headers.get("Range"):
+        return False
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data[:100])
+    handler.wfile.flush()
+    handler.close_connection = True
+    return True
+
+
+def test_they_are_fetched_reduced_and_kept(server, photographs, tmp_path):
+    told, folder = [], tmp_path / "open"
+    assert fetch_open(folder, photographs, told.append) == []
+    assert told[0] == f"3 photographs into {folder}: 3 × CC0-1.0"
+    assert sorted(path.name for path in folder.iterdir()) == ["of_a.jpg", "of_b.jpg", "of_c.jpg"]
+    with Image.open(folder / "of_a.jpg") as image:
+        assert image.size == (200, 133)
+    assert server.asked[0] == ("sets/some where/a.jpg", None)
+    server.asked.clear()
+    assert fetch_open(folder, photographs, told.append) == []
+    assert server.asked == []
+    assert told[-1].startswith("3 of 3 are in")
+
+
+def test_a_page_wrong_bytes_or_nothing_costs_only_itself(server, photographs, tmp_path):
+    server.behave = {"a.jpg": page, "c.jpg": break_off}
+    photographs.append(Photograph("of_d.jpg", "owner/name", "sets/d.jpg", "CC0-1.0", "1x1", "0" * 64, "0" * 64))
+    folder = tmp_path / "open"
+    first, second = fetch_open(folder, photographs, lambda _: None)
+    assert "a.jpg: it gave wrong bytes (a web page)" in first
+    assert second.endswith("sets/d.jpg: the host answered 404 Not Found")
+    assert sorted(path.name for path in folder.iterdir()) == ["of_b.jpg", "of_c.jpg"]
+    assert [ask[1] for ask in server.asked if ask[0].endswith("c.jpg")] == [None, "bytes=100-"]
+    server.behave = {}
+    (again,) = fetch_open(folder, photographs, lambda _: None)
+    assert "sets/d.jpg" in again
+    assert (folder / "of_a.jpg").is_file()
+
+
+def test_a_file_of_unknown_size_is_cut_off_where_no_photograph_ends(server, photographs, tmp_path):
+    target = tmp_path / "z"
+    problem = fetch(photographs[0].url, target, None, photographs[0].original_sha256, largest=1000)
+    assert "more than the 1000 bytes" in problem
+    assert list(tmp_path.glob("z*")) == []
+    with pytest.raises(UserError, match="no address"):
+        fetch("nonsense", target, None, "0" * 64)
+
+
+def test_other_bytes_of_the_same_original_are_kept_and_told(server, photographs, tmp_path):
+    other = Photograph(**vars(photographs[0]) | {"reduced_sha256": "0" * 64})
+    told, folder = [], tmp_path / "open"
+    assert fetch_open(folder, [other], told.append) == []
+    assert "another Pillow" in told[-1]
+    assert (folder / MADE).is_file()
+    assert fetch_open(folder, [other], told.append) == []
+    assert len(server.asked) == 1
+    (folder / other.file).write_bytes(b"something else")
+    (failure,) = fetch_open(folder, [other], told.append)
+    assert "another file than the listed one" in failure
+    assert (folder / other.file).read_bytes() == b"something else"
+
+
+def test_a_photograph_is_turned_and_reduced_as_the_list_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "a.jpg").write_bytes(original(3, (3200, 2000), exif=exif))
+    reduce_photograph(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert image.size == (round(2000 * 2040 / 3200), 2040)
+        assert image.mode == "RGB"
+        assert not image.getexif()
+    (tmp_path / "c.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"c\.jpg"):
+        reduce_photograph(tmp_path / "c.jpg", tmp_path / "d.jpg")
+    assert not (tmp_path / "d.jpg").exists()
+
+
+def test_the_list_is_the_one_of_the_photographs_at_hand(data_root, monkeypatch, tmp_path):
+    photographs = listed()
+    assert len(photographs) == 51
+    for photograph in photographs:
+        path = data_root / "open" / photograph.file
+        assert sha256(path.read_bytes()).hexdigest() == photograph.reduced_sha256
+        with Image.open(path) as image:
+            assert "x".join(map(str, image.size)) == photograph.size
+    with open_photographs.LIST.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    values = ["../x.jpg", *list(lines[0].values())[1:]]
+    (tmp_path / "open.csv").write_text(f"{','.join(lines[0])}\n{','.join(values)}\n")
+    monkeypatch.setattr(open_photographs, "LIST", tmp_path / "open.csv")
+    with pytest.raises(UserError, match="no plain name"):
+        listed()
+
+
+def test_the_command_needs_a_folder_and_gives_1_where_some_are_missing(server, photographs, monkeypatch, tmp_path,
+                                                                        capsys):
+    monkeypatch.delenv("PAPERLIB_DATA", raising=False)
+    assert main(["data", "fetch", "open"]) == 2
+    assert "PAPERLIB_DATA" in capsys.readouterr().err
+    assert main(["data", "fetch"]) == 2
+    assert main(["data", "status", "open"]) == 2
+    monkeypatch.setattr(open_photographs, "listed", lambda: photographs)
+    server.behave = {"b.jpg": page}
+    capsys.readouterr()
+    assert main(["data", "fetch", "open", "--to", str(tmp_path / "mine")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    server.behave = {}
+    assert main(["data", "fetch", "open"]) == 0
+    assert len(list((tmp_path / "open").glob("*.jpg"))) == 3
