@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from paperlib import __version__, commands
 from paperlib.environment import escape_unprintable, settle_folders
 from paperlib.errors import UserError
-from paperlib.profiles import PROFILES
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
           ".tflite file")
@@ -35,6 +34,15 @@ def _count(text: str) -> int:
     return value
 
 
+def _profile(text: str) -> str:
+    """The name of a profile, for argparse; pydantic is loaded only where one is given."""
+    from paperlib.profiles import PROFILES
+
+    if text not in PROFILES:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(PROFILES)})")
+    return text
+
+
 _count.__name__ = "whole number from 1 up"  # argparse: "invalid whole number from 1 up value: '0'"
 
 
@@ -50,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def choose(command: argparse.ArgumentParser, *what: str) -> None:
-        command.add_argument("--profile", choices=PROFILES, help="default: PAPERLIB_PROFILE, else demo")
+        command.add_argument("--profile", type=_profile, metavar="{smoke,demo,benchmark,paper}",
+                             help="default: PAPERLIB_PROFILE, else demo")
         if "out" in what:
             command.add_argument("--out", type=Path, metavar="DIR", help="results; default: results/<profile>")
         if "set" in what:

@@ -15,7 +15,6 @@ from typing import Any
 
 from paperlib.errors import UserError
 from paperlib.files import check_folder, shown, user_path, write_json
-from paperlib.overrides import parse_assignments
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
           ".tflite file")
@@ -25,6 +24,8 @@ INTERVAL = 20.0
 
 
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    from paperlib.overrides import parse_assignments  # with pydantic, which is half of what --help would take
+
     try:
         return parse_assignments(assignments)
     except (RecursionError, ValueError) as error:  # JSON nested very deep, numbers of thousands of digits

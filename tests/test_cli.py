@@ -17,6 +17,7 @@ from skimage.data import chelsea, coffee
 from paperlib.cli import build_parser, main
 from paperlib.errors import UserError
 from paperlib.overrides import parse_assignments
+from paperlib.profiles import PROFILES
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import save_student
@@ -270,3 +271,9 @@ def test_a_command_tells_its_progress_in_lines_where_stderr_is_no_terminal(photo
     told = capsys.readouterr().err
     assert re.search(r"^image 1 of \d+$", told, re.MULTILINE)
     assert "\r" not in told
+
+
+def test_help_names_every_profile(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["reproduce", "--help"])
+    assert f"{{{','.join(PROFILES)}}}" in capsys.readouterr().out
