@@ -49,14 +49,13 @@ class TeacherSource:
 
 
 def download_weights(path: Path, urls: tuple[str, ...], expected: str = PUBLISHED_SHA256, size: int = BYTES) -> str:
-    """Fetch the published weights to `path`, checked; gives "" or in a few words why it could not be done.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Fetch the published weights to `path`, checked; gives "" or in a few words why it could not be done."""
     failures = []
     for url in urls:
-        problem = fetch(url, path, size, expected, retries=1, timeout=TIMEOUT)
+        try:
+            problem = fetch(url, path, size, expected, retries=1, timeout=TIMEOUT)
+        except UserError as error:  # a cache that cannot be written: a run with a small teacher needs none
+            return str(error)
         if not problem:
             return ""
         failures.append(f"{urllib.parse.urlsplit(url).hostname or url}: {problem}")

@@ -75,6 +75,14 @@ def test_download_accepts_the_pinned_file_only(tmp_path):
     assert target.read_bytes() == b"weights"
 
 
+def test_a_cache_that_takes_no_file_is_a_reason_and_no_end(empty):
+    (empty / "cache").mkdir()
+    (empty / "cache" / "weights").touch()
+    path, reason = published_weights()
+    assert path is None
+    assert "cannot write" in reason
+
+
 @pytest.mark.parametrize(("answer", "words"), [
     (b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\nwei", "connection ended after 3 of 7 bytes; 3 bytes of it are kept"),
     (b"HTTP/1.0 200 OK\r\n\r\nweights and more", "it gave more than the 7 bytes of this file"),
