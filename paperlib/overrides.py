@@ -5,11 +5,14 @@ import difflib
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from paperlib.environment import root
 from paperlib.errors import UserError
+from paperlib.files import user_path
 from paperlib.settings import Settings
 
 
@@ -115,3 +118,16 @@ def check_injected() -> None:
                  for target in node.targets]
         if unknown := [name for name in names if name not in PARAMETERS]:
             raise UserError(f"unknown parameter {unknown[0]!r}. Nearest: {nearest(unknown[0], list(PARAMETERS))}.")
+
+
+def run_folder(out: str | Path | None, profile: str) -> Path:
+    """Where a run's results go: the folder named, else `results/<profile>` in the clone.
+
+    `$OUT` stands in executed notebooks for the run that they lie in; opened again, they go on there, but a committed
+    run is left as it is.
+    """
+    if str(out) == "$OUT":
+        around = Path.cwd().parent
+        committed = around.is_relative_to(root() / "results" / "reference")
+        out = around if (around / "records").is_dir() and not committed else None
+    return user_path(out).absolute() if out else root() / "results" / profile

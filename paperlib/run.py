@@ -22,10 +22,10 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from paperlib.data.writing import small_picture
-from paperlib.environment import portable, provenance, root, settle_folders
+from paperlib.environment import portable, provenance, settle_folders
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, explain, sha256_file, user_path, write_json
-from paperlib.overrides import check_injected
+from paperlib.files import atomic_path, explain, sha256_file, write_json
+from paperlib.overrides import check_injected, run_folder
 from paperlib.profiles import load_settings, note
 from paperlib.rows import tidy_rows
 from paperlib.settings import Settings, flatten, settings_hash
@@ -296,5 +296,5 @@ def open_run(profile: str | None = None, out: str | Path | None = None, override
     if not isinstance(overrides, str | dict | None):
         raise UserError(f"overrides = {overrides!r} is no JSON object. Write for instance {{\"stage1.steps\": 500}}.")
     settings = load_settings(None if profile is None else str(profile), overrides)
-    (run := Run(settings, user_path(out).absolute() if out else root() / "results" / settings.profile)).check_writable()
+    (run := Run(settings, run_folder(out, settings.profile))).check_writable()
     return run

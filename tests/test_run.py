@@ -233,6 +233,19 @@ def test_a_notebook_opened_too_early_names_those_before_it(run, tmp_path):
     open_run("smoke", tmp_path / "other", {"quant.start": "mine.pt"}).require("stage2")
 
 
+def test_an_executed_notebook_goes_on_in_its_run_and_a_committed_one_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr("paperlib.overrides.root", lambda: tmp_path)
+    for folder in ("mine", "results/reference/demo", "no run"):
+        (tmp_path / folder / "notebooks").mkdir(parents=True)
+        if folder != "no run":
+            (tmp_path / folder / "records").mkdir()
+    for folder, expected in (("mine", "mine"), ("results/reference/demo", "results/demo"), ("no run", "results/demo")):
+        monkeypatch.chdir(tmp_path / folder / "notebooks")
+        assert open_run("demo", "$OUT").out == tmp_path / expected
+    assert list((tmp_path / "results" / "reference" / "demo" / "records").iterdir()) == []
+    assert open_run("demo", tmp_path / "other").out == tmp_path / "other"
+
+
 def test_the_figure_shown_is_the_figure_saved(run):
     figure = Figure(figsize=(3, 2))
     figure.subplots().plot([0, 1])
