@@ -25,6 +25,8 @@ LIST = Path(__file__).with_name("open.csv")
 LONGEST, REDUCED = 2040, 1 / 1.5
 """Pixels of the longer side, and the factor, that a photograph is reduced to at least."""
 QUALITY = 95
+SAME = 3
+"""Equal failures at the start after which the host counts as out of reach."""
 MADE = "made_here.json"
 """In the folder: reduced files whose bytes are not the listed ones → their SHA-256."""
 
@@ -92,7 +94,7 @@ def fetch_open(folder: Path, photographs: Sequence[Photograph] | None = None,
     licences = ", ".join(f"{count} × {name}" for name, count in Counter(one.licence for one in photographs).items())
     tell(f"{len(photographs)} photographs into {folder}: {licences}")
     made = read_json(folder / MADE) if (folder / MADE).is_file() else {}
-    failed, there = [], 0
+    failed, there, problems = [], 0, []
     for number, photograph in enumerate(photographs, 1):
         target = folder / photograph.file
         if target.is_file():
@@ -103,8 +105,13 @@ def fetch_open(folder: Path, photographs: Sequence[Photograph] | None = None,
                 failed.append(f"{target} is another file than the listed one. Delete it and fetch again.")
             continue
         original = folder / f".{photograph.file}.original"
-        if problem := fetch(photograph.url, original, None, photograph.original_sha256, place="--to"):
+        problem = fetch(photograph.url, original, None, photograph.original_sha256, place="--to")
+        problems.append(problem)
+        if problem:
             failed.append(f"cannot download {photograph.url}: {problem}")
+            if len(problems) == SAME and len(set(problems)) == 1:
+                failed.append(f"the first {SAME} failed alike, so {len(photographs) - number} more were not tried.")
+                break
             continue
         try:
             reduce_photograph(original, target)
@@ -117,6 +124,7 @@ def fetch_open(folder: Path, photographs: Sequence[Photograph] | None = None,
             made[photograph.file] = digest
             write_json(folder / MADE, made)
         tell(f"{number}/{len(photographs)} {photograph.file}, {photograph.size}")
-    tell(f"{len(photographs) - len(failed)} of {len(photographs)} are in {folder}, {there} were there before"
+    present = sum((folder / photograph.file).is_file() for photograph in photographs)
+    tell(f"{present} of {len(photographs)} are in {folder}, {there} were there before"
          + (f"; {len(made)} of the same originals in other bytes than the list's (another Pillow)" if made else ""))
     return failed

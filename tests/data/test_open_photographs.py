@@ -122,6 +122,17 @@ def test_a_page_wrong_bytes_or_nothing_costs_only_itself(server, photographs, tm
     assert (folder / "of_a.jpg").is_file()
 
 
+def test_a_host_out_of_reach_is_not_asked_for_every_photograph(photographs, monkeypatch, tmp_path):
+    monkeypatch.setattr(open_photographs, "RAW", "http://127.0.0.1:9")
+    monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
+    told = []
+    failed = fetch_open(tmp_path / "open", photographs * 2, told.append)
+    assert len(failed) == 4
+    assert all("Connection refused" in line for line in failed[:3])
+    assert "3 more were not tried" in failed[3]
+    assert told[-1].startswith("0 of 6 are in")
+
+
 def test_a_file_of_unknown_size_is_cut_off_where_no_photograph_ends(server, photographs, tmp_path):
     target = tmp_path / "z"
     problem = fetch(photographs[0].url, target, None, photographs[0].original_sha256, largest=1000)
