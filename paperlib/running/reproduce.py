@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
 from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
 
+STATE = ".state.json"
+"""In the run's folder: what is remembered of its notebooks."""
 SHARES = {"01": 3, "02": 22, "03": 11, "04": 11, "05": 10, "06": 7, "07": 36}
 """Rough shares of the time in %, for the first estimate; later runs go by what they took before."""
 
@@ -165,45 +168,70 @@ def reproduce(
             or in which another run is going on.
     """
     run = open_run(profile, out, overrides)
-    paths = {path.stem: path for path in find_notebooks(folder or root() / "notebooks")}
-    chosen = _select(list(paths.values()), first, last)
+    paths = find_notebooks(folder or root() / "notebooks")
+    chosen = _select(paths, first, last)
     with file_lock(run.out / ".lock"), kernel_environment():
         remove_stale(run.out)
-        prints = fingerprints(list(paths.values()), run)
-        state_path = run.out / ".state.json"
-        state = _read_state(state_path)
-        due = [name for name in chosen if force or not is_current(run, name, prints[name], state)]
-        began = time.monotonic()
-        for name in chosen:
-            label = f"[{chosen.index(name) + 1}/{len(chosen)}] {name}"
-            if name not in due:
-                print(f"{label}: up to date", flush=True)
-                continue
-            elapsed = time.monotonic() - began
-            left = time_left(due, due.index(name), elapsed, state)
-            print(f"{label}: running, {_minutes(elapsed)} so far, "
-                  f"{'time left not known yet' if left is None else f'about {_minutes(left)} left'}", flush=True)
-            try:
-                state[name] = _one(paths[name], run, overrides, prints[name])
-            except NotebookError as error:
-                print(f"{label}: failed: {error}\n      executed copy: {run.out / 'notebooks' / paths[name].name}\n"
-                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
-                return 1
-            except KeyboardInterrupt:
-                print(f"\n{label}: interrupted; finished work is kept.\n"
-                      f"      to resume: {command_line(run, name, overrides)}", file=sys.stderr, flush=True)
-                raise
-            write_json(state_path, state)
-            print(f"{label}: done in {_minutes(state[name]['seconds'])}, peak memory "
-                  f"{state[name]['peak_bytes'] / 1e9:.1f} GB", flush=True)
-        write_results(run, state, overrides)
+        plan = _plan(run, overrides or {}, paths, chosen, force)
+        if not _execute(plan):
+            return 1
+        write_results(run, plan.state, overrides)
     return 0
 
 
-def _one(path: Path, run: Run, overrides: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Plan:
+    """What one call does: which notebooks were asked for, and which of them must run."""
+
+    run: Run
+    overrides: Mapping[str, Any]
+    paths: Mapping[str, Path]
+    chosen: Sequence[str]
+    due: Sequence[str]
+    prints: Mapping[str, str]
+    """Fingerprint of every notebook."""
+    state: dict[str, Any]
+    """What is remembered of every notebook that ran; grows as they run."""
+
+
+def _plan(run: Run, overrides: Mapping[str, Any], paths: Sequence[Path], chosen: Sequence[str], force: bool) -> _Plan:
+    prints, state = fingerprints(paths, run), _read_state(run.out / STATE)
+    due = [name for name in chosen if force or not is_current(run, name, prints[name], state)]
+    return _Plan(run, overrides, {path.stem: path for path in paths}, chosen, due, prints, state)
+
+
+def _execute(plan: _Plan) -> bool:
+    """Run what is due, in order; False where a notebook failed. What is finished is remembered at once."""
+    run, began = plan.run, time.monotonic()
+    for number, name in enumerate(plan.chosen, 1):
+        label = f"[{number}/{len(plan.chosen)}] {name}"
+        if name not in plan.due:
+            print(f"{label}: up to date", flush=True)
+            continue
+        elapsed = time.monotonic() - began
+        left = time_left(plan.due, plan.due.index(name), elapsed, plan.state)
+        print(f"{label}: running, {_minutes(elapsed)} so far, "
+              f"{'time left not known yet' if left is None else f'about {_minutes(left)} left'}", flush=True)
+        resume = f"      to resume: {command_line(run, name, plan.overrides)}"
+        try:
+            done = plan.state[name] = _one(plan.paths[name], run, plan.overrides, plan.prints[name])
+        except NotebookError as error:
+            print(f"{label}: failed: {error}\n      executed copy: {run.out / 'notebooks' / plan.paths[name].name}\n"
+                  f"{resume}", file=sys.stderr, flush=True)
+            return False
+        except KeyboardInterrupt:
+            print(f"\n{label}: interrupted; finished work is kept.\n{resume}", file=sys.stderr, flush=True)
+            raise
+        write_json(run.out / STATE, plan.state)
+        print(f"{label}: done in {_minutes(done['seconds'])}, peak memory "
+              f"{done['peak_bytes'] / 1e9:.1f} GB", flush=True)
+    return True
+
+
+def _one(path: Path, run: Run, overrides: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     """Run one notebook; returns what the state remembers of it."""
     clock = time.monotonic()
-    parameters = {"profile": run.settings.profile, "out": str(run.out), "overrides": json.dumps(overrides or {})}
+    parameters = {"profile": run.settings.profile, "out": str(run.out), "overrides": json.dumps(overrides)}
     record = run.out / "records" / f"{path.stem}.json"
     before = record.stat().st_mtime_ns if record.is_file() else None
     peak = execute(path, run.folder("notebooks") / path.name, parameters, run.out / ".kernel.log")
