@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
 from paperlib.settings import StageSettings
+from paperlib.student.checkpoint import open_pickle
 from paperlib.training.state_check import check_content, check_fit
 
 _NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.pt")
@@ -159,7 +160,7 @@ def _open(path: Path, data: bytes) -> dict[str, Any]:
         UserError: it is no training state of this version.
     """
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = open_pickle(io.BytesIO(data))
     except Exception as error:  # torch raises many kinds for a foreign pickle
         raise UserError(f"{path} is no training state ({type(error).__name__}). Delete it to go on from the state "
                         "before it.") from error
