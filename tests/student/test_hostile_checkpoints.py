@@ -9,7 +9,9 @@ from hashlib import sha256
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from skimage.data import coffee
 
 from paperlib.cli import main
 from paperlib.errors import UserError
@@ -112,3 +114,20 @@ def test_a_checkpoint_can_be_read_by_whom_its_folder_lets_in(tmp_path):
     path = save_student(Student(StudentSettings(channels=4, blocks=1)), tmp_path / "m.safetensors")
     assert path.stat().st_mode & 0o777 == 0o644
     assert load_upscaler(path).radius
+
+
+@pytest.mark.parametrize("huge", [3e38, -3e38])
+def test_weights_that_overflow_make_no_black_picture(tmp_path, huge, capfd):
+    torch.manual_seed(0)
+    model = Student(StudentSettings(channels=4, blocks=1), "fused", clamp=True)
+    with torch.no_grad():
+        model.stem.weight[:] = huge
+        model.head.weight[:, ::2] = -huge
+    path = save_student(model, tmp_path / "m.safetensors")
+    Image.fromarray(coffee()[:9, :12]).save(tmp_path / "a.png")
+    for command in (["upscale", tmp_path / "a.png", "--model", path, "--out", tmp_path / "out"],
+                    ["evaluate", path, "--hr", tmp_path]):
+        assert main([str(word) for word in command]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "m.safetensors gave values that are no numbers" in line
+    assert not any(tmp_path.glob("out/*"))
