@@ -192,8 +192,12 @@ def portable(text: str, out: Path | None = None) -> str:
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """For the block, what C++ libraries write to stderr is kept back; where the block fails, it comes out."""
+def quiet_libraries(tell: bool = True) -> Iterator[None]:
+    """For the block, what C++ libraries write to stderr is kept back.
+
+    Args:
+        tell: where the block fails, it comes out; False where the exception says the same.
+    """
     try:
         sys.stderr.flush()
         terminal = os.dup(2)
@@ -205,8 +209,9 @@ def quiet_libraries() -> Iterator[None]:
         try:
             yield
         except BaseException:
-            kept.seek(0)
-            os.write(terminal, kept.read())
+            if tell:
+                kept.seek(0)
+                os.write(terminal, kept.read())
             raise
         finally:
             os.dup2(terminal, 2)

@@ -77,12 +77,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-        Path(name).chmod(0o644)
     except OSError as error:
         raise explain(error, path) from error
     temporary = Path(name)
     try:
         yield temporary
+        temporary.chmod(0o644)  # mkstemp, and safetensors which puts a file of its own there, let nobody else read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

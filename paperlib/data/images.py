@@ -1,5 +1,7 @@
 """Reading images of any common kind as 8-bit RGB, with errors that say what to do: the only reader of this kit."""
 
+import contextlib
+import ctypes
 import io
 import warnings
 from collections.abc import Iterator
@@ -8,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, _imaging
 
 from paperlib.errors import UserError
 from paperlib.files import explain
@@ -21,6 +23,9 @@ MOST_PIXELS = 150_000_000
 """
 BAND = 1 << 24
 """Pixels that are converted at a time."""
+
+with contextlib.suppress(OSError, AttributeError, TypeError):  # a Pillow without libtiff, or with it inside
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)  # it prints to stderr what Pillow raises anyway
 
 
 def find_images(folder: str | Path) -> list[Path]:

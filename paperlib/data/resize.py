@@ -4,12 +4,16 @@ Keys' cubic kernel has one free parameter: a = −0.5 in MATLAB, −0.75 in PyTo
 an image smaller, and mirrors it at its borders with the border row repeated; PyTorch repeats the border row alone.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from paperlib.settings import SCALE
 
 KERNELS = {"torch": -0.75, "matlab": -0.5}
 """Name → parameter a of the cubic kernel."""
+BAND = 1 << 21
+"""Values of the result that are computed at a time, in float64."""
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
@@ -20,8 +24,13 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _resized(x: np.ndarray, axis: int, out: int, a: float, mirror: bool = True) -> np.ndarray:
-    """`x` (float64) resized along one axis to `out` pixels; the kernel is widened where that makes it smaller."""
+def _resized(x: np.ndarray, axis: int, out: int, a: float, mirror: bool = True, part: slice = slice(None),
+             ) -> np.ndarray:
+    """`x` resized along one axis to `out` pixels, in float64; the kernel is widened where that makes it smaller.
+
+    Args:
+        part: which of the `out` pixels are wanted.
+    """
     size = x.shape[axis]
     narrow = min(out / size, 1.0)
     centre = (np.arange(out) + 0.5) * size / out - 0.5
@@ -34,13 +43,20 @@ def _resized(x: np.ndarray, axis: int, out: int, a: float, mirror: bool = True) 
         taps = np.where(taps < size, taps, 2 * size - 1 - taps)
     else:
         taps = taps.clip(0, size - 1)
+    taps, weights = taps[part], weights[part]
     x = np.moveaxis(x, axis, 0)
-    shape = (out, *[1] * (x.ndim - 1))
-    total = np.zeros((out, *x.shape[1:]))
+    shape = (len(taps), *[1] * (x.ndim - 1))
+    total = np.zeros((len(taps), *x.shape[1:]))
     for tap, weight in zip(taps.T, weights.T, strict=True):
         if weight.any():
             total += weight.reshape(shape) * x[tap]
     return np.moveaxis(total, 0, axis)
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows of a result that are computed together."""
+    rows = max(1, BAND // (3 * width))
+    return (slice(top, top + rows) for top in range(0, height, rows))
 
 
 def _to_8_bits(x: np.ndarray) -> np.ndarray:
@@ -64,11 +80,12 @@ def bicubic_downscale(hr: np.ndarray, scale: int = SCALE, round_each_axis: bool 
     height, width = hr.shape[:2]
     if height % scale or width % scale:
         raise ValueError(f"{height}×{width} is no multiple of {scale}: crop first")
-    x = hr.astype(np.float64)
-    for axis in (0, 1):
-        x = _resized(x, axis, x.shape[axis] // scale, KERNELS["matlab"])
-        x = _to_8_bits(x) if round_each_axis else x
-    return _to_8_bits(x).astype(np.uint8)
+    lr = np.empty((height // scale, width // scale, 3), np.uint8)
+    for part in _bands(len(lr), width):
+        x = _resized(hr, 0, len(lr), KERNELS["matlab"], part=part)
+        x = _resized(_to_8_bits(x) if round_each_axis else x, 1, width // scale, KERNELS["matlab"])
+        lr[part] = _to_8_bits(x)
+    return lr
 
 
 def bicubic_upscale(lr: np.ndarray, scale: int = SCALE, kernel: str = "torch") -> np.ndarray:
@@ -86,7 +103,9 @@ def bicubic_upscale(lr: np.ndarray, scale: int = SCALE, kernel: str = "torch") -
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r} is neither 'torch' nor 'matlab'")
-    x = lr.astype(np.float64)
-    for axis in (0, 1):
-        x = _resized(x, axis, x.shape[axis] * scale, KERNELS[kernel], mirror=kernel == "matlab")
-    return x.clip(0, 255).astype(np.float32)
+    height, width = (scale * side for side in lr.shape[:2])
+    sr = np.empty((height, width, lr.shape[2]), np.float32)
+    for part in _bands(height, width):
+        x = _resized(lr, 0, height, KERNELS[kernel], kernel == "matlab", part)
+        sr[part] = _resized(x, 1, width, KERNELS[kernel], kernel == "matlab").clip(0, 255)
+    return sr

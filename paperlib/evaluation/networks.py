@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.quantisation.int8 import QuantisedGraph, run_quantised
@@ -21,6 +22,11 @@ from paperlib.student.models import (
     read_published,
     read_weights,
 )
+
+
+def _check_finite(sr: torch.Tensor, name: str) -> None:
+    if not sr.isfinite().all():
+        raise UserError(f"{name} gave values that are no numbers. Train that stage again, or name another file.")
 
 
 class TorchUpscaler:
@@ -45,8 +51,9 @@ class TorchUpscaler:
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         device = next(self.model.parameters()).device
         x = torch.from_numpy(lr.astype(np.float32)).to(device).permute(2, 0, 1)[None]  # (1, 3, h, w)
-        sr = self.model(x)[0].clamp(0, 255).permute(1, 2, 0)
-        return sr.contiguous().cpu().numpy()
+        sr = self.model(x)[0]
+        _check_finite(sr, self.name)
+        return sr.clamp(0, 255).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 class QuantisedUpscaler:
@@ -67,6 +74,7 @@ class QuantisedUpscaler:
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         sr = run_quantised(self.qgraph, image_batch(lr), int32_bias=self.int32_bias)[0]
+        _check_finite(sr, self.name)
         return sr.permute(1, 2, 0).contiguous().numpy()
 
 

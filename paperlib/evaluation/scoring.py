@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paperlib.data.photographs import Pair
+from paperlib.data.tiles import run_tiled
 from paperlib.environment import provenance
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, mean_scores, psnr_rgb, scores
@@ -29,6 +30,13 @@ PROTOCOL = {
     "ssim": "Gaussian window 11, sigma 1.5, data range 255, population covariance, only windows inside the image",
     "mean": "of per-image values; images without a finite value are left out and named in notes",
 }
+
+MOST_PIXELS = 12_500_000
+"""Largest HR picture that is scored: its pixels and metrics take up to 50 bytes a pixel."""
+MOST_AT_ONCE = 600_000
+"""Most LR pixels that a network gets at once (DIV2K's have at most 462,400); larger ones are cut into tiles, which for
+INT8 files changes nothing and for float networks the rounding of sums."""
+TILE = 512
 
 
 def score_pairs(upscaler: Callable[[np.ndarray], np.ndarray], pairs: Sequence[Pair]) -> dict[str, float]:
@@ -55,7 +63,8 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
 
     Args:
         upscaler: see `Upscaler`.
-        pairs: read one by one; one that cannot be read is listed under `failed` and the others are scored.
+        pairs: read one by one; one that cannot be read, or that the upscaler refuses, is listed under `failed` and
+            the others are scored.
         progress: called with (done, total) after each image.
 
     Returns:
@@ -68,10 +77,11 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
     for index in range(len(pairs)):
         try:
             pair = pairs[index]
+            _check_size(pair)
+            rows.append({"name": pair.name, **scores(_enlarged(upscaler, pair.lr), pair.hr)})
         except UserError as error:
             failed.append(str(error))
         else:
-            rows.append({"name": pair.name, **scores(upscaler(pair.lr), pair.hr)})
             for pixels in (pair.lr, pair.hr):
                 digest.update(f"{pair.name} {pixels.shape}".encode(errors="surrogateescape") + pixels.tobytes())
         if progress:
@@ -80,6 +90,23 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
         "model": upscaler.name, "images": [_plain(row) for row in rows], "mean": _plain(mean_scores(rows)),
         "failed": failed, "notes": _notes(rows), "protocol": PROTOCOL,
         "provenance": {"model": upscaler.about, "inputs_sha256": digest.hexdigest()} | provenance()}
+
+
+def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
+    """The upscaler's output; of a large picture put together from tiles, where its reach allows that."""
+    height, width = lr.shape[:2]
+    radius = upscaler.radius if height * width > MOST_AT_ONCE else None
+    own = getattr(upscaler, "fixed", None) or getattr(upscaler, "tile", None)  # it cuts into tiles by itself
+    if radius is None or own or 2 * radius >= min(height, width, TILE):
+        return upscaler(lr)
+    return run_tiled(upscaler, lr, min(height, TILE), min(width, TILE), 2 * radius)
+
+
+def _check_size(pair: Pair) -> None:
+    height, width = pair.hr.shape[:2]
+    if height * width > MOST_PIXELS:
+        raise UserError(f"{pair.name} is {width}×{height} pixels, more than the {MOST_PIXELS // 10**6} megapixels that "
+                        "are scored. Cut it into parts, or leave it out.")
 
 
 def score_lines(result: dict[str, Any]) -> str:

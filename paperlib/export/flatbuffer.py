@@ -42,6 +42,8 @@ class FileTensor:
     """The dimension along which several scales lie."""
     data: np.ndarray | None
     """The values of a constant, as stored; None for a map that is computed."""
+    variable: bool = False
+    """Whether it keeps its values from one inference to the next."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def _tensor(tensor: Any, buffers: list[Any], types: dict[int, str]) -> FileTenso
     scales = () if grid is None or grid.scale is None else tuple(float(scale) for scale in grid.scale)
     return FileTensor(
         (tensor.name or b"").decode("utf-8", "replace"), kind, shape, scales, _ints(grid.zeroPoint) if grid else (),
-        int(grid.quantizedDimension) if grid else 0, data)
+        int(grid.quantizedDimension) if grid else 0, data,
+        bool(tensor.isVariable))
 
 
 def read_graph(path: str | Path) -> FileGraph:

@@ -1,13 +1,15 @@
 """`paperlib inspect`: what a model file is, ours or anybody's (paper section 5; a .tflite file needs no torch)."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paperlib.errors import UserError
 from paperlib.export.flatbuffer import FileGraph, file_radius, read_graph
@@ -105,31 +107,56 @@ def _parameters(graph: FileGraph) -> int:
         index in biases or (tensor.data.size > 1 and tensor.type not in ("int32", "int64", "bool"))))
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """What a .safetensors file says of itself: its JSON header, read without any library.
+class _Tensor(BaseModel):
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    data_offsets: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+class _Header(BaseModel):
+    """A .safetensors file's header: a tensor under each name, and metadata."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Tensor]
+    metadata: dict[str, str] | None = Field(None, alias="__metadata__")
+
+    def tensors(self) -> dict[str, _Tensor]:
+        return self.__pydantic_extra__
+
+
+def _header(path: Path) -> tuple[dict[str, _Tensor], dict[str, Any]]:
+    """What a .safetensors file says of itself, read without any library: its tensors, and our metadata (or none).
 
     Raises:
         UserError: it is no such file.
     """
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > 2**27:
+            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            if length > min(2**27, size - 8):
                 raise ValueError("no header")
-            return dict(json.loads(file.read(length)))
-    except ValueError as error:
-        raise UserError(f"{path} is not a readable .safetensors file ({error}). Name a checkpoint of this "
+            header = _Header.model_validate_json(file.read(length))
+            for tensor in header.tensors().values():
+                first, last = tensor.data_offsets
+                if not first <= last <= size - 8 - length or math.prod(tensor.shape) > 8 * (last - first):
+                    raise ValueError("sizes that are not the file's")
+            about = json.loads((header.metadata or {}).get("paperlib", "{}"))
+            if not isinstance(about, dict) or not isinstance(about.get("form", ""), str) or (
+                    about and "form" not in about):
+                raise ValueError("metadata of another kind")
+            return header.tensors(), about
+    except (ValueError, RecursionError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} is not a readable .safetensors file ({reason}). Name a checkpoint of this "
                         "kit.") from error
 
 
 def _inspect_safetensors(path: Path) -> dict[str, Any]:
-    header = _header(path)
-    text = (header.pop("__metadata__", None) or {}).get("paperlib")
-    about = json.loads(text) if text else {}
-    kinds = ", ".join(sorted({tensor["dtype"] for tensor in header.values()} - {"I32", "I64", "BOOL"}))
-    values = sum(int(np.prod(tensor["shape"])) for tensor in header.values())
+    header, about = _header(path)
+    kinds = ", ".join(sorted({tensor.dtype for tensor in header.values()} - {"I32", "I64", "BOOL"}))
+    values = sum(math.prod(tensor.shape) for tensor in header.values())
     found = {"kind": f"checkpoint, form {about['form']}" if about else "tensors, not written by paperlib",
-             "precision": f"{kinds}, fake-quantised ({about['quantiser']})" if "quantiser" in about else kinds,
+             "precision": f"{kinds}, fake-quantised ({about['quantiser']})" if about.get("quantiser") else kinds,
              "parameters": values, "checkpoint": {key: value for key, value in about.items() if key != "grids"},
              "notes": []}
     if not about:

@@ -11,7 +11,7 @@ from paperlib.data.tiles import run_padded, run_tiled
 from paperlib.environment import quiet_libraries
 from paperlib.errors import UserError
 from paperlib.export.flatbuffer import file_radius, read_graph
-from paperlib.export.tflite_check import check_contents, check_size
+from paperlib.export.tflite_check import check_contents, check_size, check_tables
 from paperlib.files import sha256_file
 from paperlib.settings import SCALE
 
@@ -41,11 +41,12 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no TFLite file at {path}. Name an existing file, or make one with `paperlib export`.")
+    check_tables(read_graph(path), path)
     module, _ = interpreter_module()
     resolver = module.experimental.OpResolverType if hasattr(module, "experimental") else module.OpResolverType
     kind = resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        with quiet_libraries():
+        with quiet_libraries(tell=False):
             interpreter = module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind)
         check_contents(interpreter, path)
     except (ValueError, RuntimeError, MemoryError) as error:  # names that are no UTF-8 are ValueErrors too
@@ -66,7 +67,7 @@ def allocate(interpreter: Any, path: Path, height: int, width: int) -> None:
     check_size(interpreter, path, height, width)
     entry = interpreter.get_input_details()[0]
     try:
-        with quiet_libraries():
+        with quiet_libraries(tell=False):
             if -1 in entry["shape_signature"]:
                 interpreter.resize_tensor_input(entry["index"], [1, height, width, int(entry["shape"][3])])
             interpreter.allocate_tensors()
@@ -78,7 +79,7 @@ def allocate(interpreter: Any, path: Path, height: int, width: int) -> None:
 def _allocate_least(interpreter: Any, path: Path) -> None:
     """Allocate the tensors of a file that takes no picture, each open side of its inputs with one element."""
     try:
-        with quiet_libraries():
+        with quiet_libraries(tell=False):
             for entry in interpreter.get_input_details():
                 shape = [max(1, int(side)) for side in entry["shape_signature"]]
                 if -1 in entry["shape_signature"]:
@@ -287,6 +288,6 @@ def _arena(interpreter: Any, operators: list[dict], tensors: dict[int, dict]) ->
                 last[int(index)] = step
     for result in interpreter.get_output_details():
         last[result["index"]] = len(operators) - 1
-    alive = [sum(size[index] for index, first in written.items() if first <= step <= last[index])
+    alive = [sum(size.get(index, 0) for index, first in written.items() if first <= step <= last[index])
              for step in range(len(operators))]
     return max(alive)

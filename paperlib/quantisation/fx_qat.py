@@ -145,7 +145,7 @@ def read_published_qat(path: str | Path) -> QuantisedGraph:
     """
     path = Path(path)
     try:
-        published = check_tensors(load_pickle(path)["model_ema"], path)
+        published = check_tensors(dict(load_pickle(path))["model_ema"], path)
         blocks = sum(name.endswith(".reparam.weight") for name in published)
         settings = StudentSettings(channels=published["conv_in.weight"].shape[0], blocks=blocks)
     except UserError:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -62,8 +64,37 @@ def read_about(text: str, path: Path) -> dict[str, Any]:
     return about
 
 
+def open_pickle(file: Path | BinaryIO) -> Any:
+    """What a .pt or .pth file holds, tensors and plain values only; nothing in it is executed.
+
+    PyTorch would unpack an archive of any size, and warns of much that is refused here afterwards.
+
+    Raises:
+        Exception: whatever torch raises for a damaged or foreign one; ValueError for an archive that would unpack to
+            more bytes than it has.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            archive.fp.seek(0, 2)
+            if packed or sum(entry.file_size for entry in entries) > archive.fp.tell():
+                raise ValueError("packed, as PyTorch packs none")
+    if not isinstance(file, Path):
+        file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _plain(value: Tensor) -> bool:
+    """Whether a tensor has each of its numbers in memory of its own, as weights do."""
+    return (value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+            and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
+
+
 def check_tensors(tensors: Any, path: Path) -> dict[str, Tensor]:
-    """A state dict, when it is one: names to tensors of finite numbers (observers may not have seen anything yet).
+    """A state dict, when it is one: names to dense tensors of finite numbers (observers may have seen nothing yet).
 
     Raises:
         UserError: it is not, or has values that are no numbers.
@@ -73,9 +104,12 @@ def check_tensors(tensors: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no weights by name. Name the authors' *_deploy.pt, ckpt_best_s3_qat.pt, "
                         "or a .safetensors file of ours.")
     for name, value in tensors.items():
+        if not _plain(value):
+            raise UserError(f"{path} has weights that are no dense tensor in memory, in {name[:80]}. Name another "
+                            "file.")
         unseen = name.endswith(("min_val", "max_val"))
         if value.is_floating_point() and not (~value.isnan() if unseen else value.isfinite()).all():
-            raise UserError(f"{path} has weights that are no numbers, in {name}. Train that stage again, or name "
+            raise UserError(f"{path} has weights that are no numbers, in {name[:80]}. Train that stage again, or name "
                             "another file.")
     return tensors
 

@@ -15,7 +15,7 @@ from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain
 from paperlib.settings import StudentSettings
 from paperlib.student.baselines import ABPN, FSRCNN, STUDENTS, _abpn_nodes, _fsrcnn_nodes
-from paperlib.student.checkpoint import check_size, check_tensors, read_about
+from paperlib.student.checkpoint import check_size, check_tensors, open_pickle, read_about
 from paperlib.student.graph import Graph, Node
 from paperlib.student.network import Student, _student_nodes, fuse
 
@@ -120,12 +120,20 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state dict strictly; a mismatch is a `UserError` that names the first differing keys."""
+    """Load a state dict strictly; a mismatch is a `UserError` that names the first differing keys.
+
+    A type other than the network's is one too: PyTorch would cast it silently.
+    """
+    for name, value in model.state_dict().items():
+        if name in tensors and tensors[name].dtype != value.dtype:
+            given, own = (str(tensor.dtype).removeprefix("torch.") for tensor in (tensors[name], value))
+            raise UserError(f"{path} does not fit the architecture ({name} is {given}, not {own}). Name a matching "
+                            "file.")
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         wanted, given = set(model.state_dict()), set(tensors)
-        first = ", ".join(sorted(wanted ^ given)[:3]) or str(error).splitlines()[-1].strip()
+        first = ", ".join(name[:80] for name in sorted(wanted ^ given)[:3]) or str(error).splitlines()[-1].strip()
         raise UserError(f"{path} does not fit the architecture (differs at: {first}). Name a matching file.") from error
 
 
@@ -150,7 +158,7 @@ def load_pickle(path: Path) -> Any:
             pass
     except OSError as error:
         raise explain(error, path, "read") from error
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return open_pickle(path)
 
 
 def one_line(error: Exception) -> str:
@@ -167,7 +175,7 @@ def read_published(path: str | Path) -> Student:
     """
     path = Path(path)
     try:
-        published = load_pickle(path)
+        published = dict(load_pickle(path))
         tensors = published["model"]
         settings = StudentSettings(channels=published["cfg"]["channels"], blocks=published["cfg"]["n_rep"])
     except UserError:

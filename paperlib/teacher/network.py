@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.settings import SCALE
+from paperlib.student.checkpoint import check_tensors, open_pickle
 from paperlib.student.models import load_weights
 from paperlib.student.network import bilinear_kernel
 from paperlib.teacher.layers import ASSM, Layer, to_image, to_tokens
@@ -165,10 +166,10 @@ def load_teacher(path: str | Path, expected_sha256: str | None = PUBLISHED_SHA25
                         "Download it again.")
     model = MambaIRv2Light()
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)["params"]
+        tensors = dict(open_pickle(path))["params"]
     except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
         raise UserError(f"{path} is not a MambaIRv2 checkpoint ({type(error).__name__}). Download it again.") from error
-    load_weights(model, tensors, path)
+    load_weights(model, check_tensors(tensors, path), path)
     return model.eval()
 
 

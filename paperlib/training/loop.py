@@ -205,7 +205,7 @@ def _train(job: _Job) -> Fit:
     identity = _flat(stage) | dict(job.identity)
     state = TrainingState.begin(job.model, stage)
     if saved := load_state(job.folder, identity, _flat(StageSettings(steps=1, lr=1.0, loss={}))):
-        state.restore(saved, job.folder)
+        state.restore(saved, saved["path"], stage.steps)
     first, spent = state.step, state.seconds
     # channels_last is the faster layout on CPU and GPU alike; it must be set before DDP wraps the model.
     state.live = state.live.to(accelerator.device, memory_format=torch.channels_last)

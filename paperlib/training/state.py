@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
 from paperlib.settings import StageSettings
+from paperlib.student.checkpoint import open_pickle
+from paperlib.training.state_check import check_content, check_fit
 
 _NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.pt")
 KEEP = 2
@@ -54,23 +56,16 @@ class TrainingState:
         live = copy.deepcopy(model).train()
         return cls(live, ema, torch.optim.Adam(live.parameters(), lr=stage.lr, fused=True))
 
-    def restore(self, saved: Mapping[str, Any], folder: Path) -> None:
-        """Go on from what `saved` wrote, read from a folder.
+    def restore(self, saved: Mapping[str, Any], path: Path, steps: int) -> None:
+        """Go on from what `saved` wrote, read from a file, in a training of so many steps.
 
         Raises:
-            UserError: its weights are those of another network, or not finite.
+            UserError: its tensors are those of another training, of another type, or not finite.
         """
-        try:
-            self.live.load_state_dict(saved["live"])
-            self.ema.module.load_state_dict(saved["ema"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if not all(torch.isfinite(value).all() for model in (self.live, self.ema.module)
-                       for value in model.state_dict().values()):
-                raise ValueError("weights that are not finite")
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            words = " ".join(str(error).split())[:160]
-            raise UserError(f"the newest training state in {folder} is not one of this network ({words}). Delete the "
-                            "state-*.pt files there to train anew, or choose another --out.") from error
+        check_fit(saved, self.live.state_dict(), self.optimizer, steps, path)
+        self.live.load_state_dict(saved["live"])
+        self.ema.module.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         for name in _PLAIN:
             setattr(self, name, saved.get(name, getattr(self, name)))
 
@@ -126,7 +121,7 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_state(folder: Path, identity: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The newest sound state of a folder, or None where there is none.
+    """The newest sound state of a folder, its file under "path", or None where there is none.
 
     Args:
         identity: flat dict of what must be the same for the training to continue (settings, start weights, data).
@@ -147,7 +142,7 @@ def load_state(folder: Path, identity: dict[str, Any], defaults: dict[str, Any] 
             continue
         state = _open(path, data)
         _compare((defaults or {}) | state["identity"], identity, folder, step)
-        found = state
+        found = state | {"path": path}
         break
     for path in damaged:  # it would keep the place of a sound one
         path.unlink(missing_ok=True)
@@ -164,24 +159,24 @@ def _open(path: Path, data: bytes) -> dict[str, Any]:
     Raises:
         UserError: it is no training state of this version.
     """
-    kinds = {"step": int, "identity": dict, "live": dict, "ema": dict, "optimizer": dict, "history": list}
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name, kind()), kind)]
-        wrong += [name for name in ("step", "identity", "live") if name not in state]
+        state = open_pickle(io.BytesIO(data))
     except Exception as error:  # torch raises many kinds for a foreign pickle
         raise UserError(f"{path} is no training state ({type(error).__name__}). Delete it to go on from the state "
                         "before it.") from error
-    if wrong:
-        raise UserError(f"{path} is no training state of this version: {', '.join(wrong)} is not what it must be. "
-                        "Delete it to go on from the state before it.")
+    check_content(state, path)
     return state
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path, step: int) -> None:
-    changed = [f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+    changed = [f"{key[:80]}: {_short(old.get(key))} → {_short(new.get(key))}"
                for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
     if changed:
         raise UserError(
             f"{folder} holds a training (step {step}) with other settings: {'; '.join(changed[:6])}. "
             "Delete that folder to train anew, restore the settings to continue, or choose another --out.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else text[:97] + "..."

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.data import coffee
 
 from paperlib.errors import UserError
@@ -116,3 +117,86 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     path = export_float(deployment_graph(student), tmp_path / "nan.tflite")
     with pytest.raises(UserError, match="no numbers"):
         TFLiteUpscaler(path)
+
+
+def self_reading(model, graph):
+    graph.operators[-1].inputs = graph.operators[-1].outputs
+
+
+def below_minus_one(model, graph):
+    graph.operators[0].inputs = np.array([*graph.operators[0].inputs[:2], -2], np.int32)
+
+
+def beyond(model, graph):
+    graph.operators[0].outputs = np.array([10**9], np.int32)
+
+
+def written_twice(model, graph):
+    graph.operators.insert(1, graph.operators[0])
+
+
+def constant_written(model, graph):
+    graph.operators[0].outputs = graph.operators[0].inputs[1:2]
+
+
+def too_few(model, graph):
+    graph.operators[0].inputs = graph.operators[0].inputs[:1]
+
+
+def without_output(model, graph):
+    graph.outputs = np.array([], np.int32)
+
+
+def without_steps(model, graph):
+    graph.tensors[graph.operators[0].outputs[0]].quantization.scale = None
+
+
+def step(value):
+    def change(model, graph):
+        graph.tensors[graph.operators[0].outputs[0]].quantization.scale = np.array([value], np.float32)
+
+    return change
+
+
+def steps_of_other_channels(model, graph):
+    graph.tensors[graph.operators[0].inputs[1]].quantization.scale = np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize("change", [
+    self_reading, below_minus_one, beyond, written_twice, constant_written, too_few, without_output, without_steps,
+    step(0.0), step(-1.0), step(1e-38), step(np.nan), steps_of_other_channels])
+def test_tables_that_contradict_each_other_are_told_before_the_interpreter_crashes(
+        fixed_file, tmp_path, change, capfd):
+    from paperlib.cli import main
+
+    path = changed(fixed_file, tmp_path / "changed.tflite", change)
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        Image.fromarray(LR).save(tmp_path / "in" / f"{name}.png")
+    for command in (["inspect", path], ["evaluate", path, "--hr", tmp_path / "in"],
+                    ["upscale", tmp_path / "in", "--model", path, "--out", tmp_path / "out"]):
+        assert main([str(word) for word in command]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "changed.tflite cannot be run: " in line
+
+
+def test_what_the_interpreter_says_of_a_file_it_refuses_is_one_line(fixed_file, tmp_path, capfd):
+    def change(model, graph):
+        graph.operators[0].builtinOptions.strideW = 5
+
+    from paperlib.cli import main
+
+    path = changed(fixed_file, tmp_path / "changed.tflite", change)
+    Image.fromarray(LR).save(tmp_path / "a.png")
+    assert main(["upscale", str(tmp_path / "a.png"), "--model", str(path), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "changed.tflite" in line
+
+
+def test_a_file_whose_input_nothing_reads_is_described(fixed_file, tmp_path):
+    def change(model, graph):
+        graph.inputs = np.array([*graph.inputs, len(graph.tensors)], np.int32)
+        graph.tensors.append(schema.TensorT())
+        graph.tensors[-1].shape, graph.tensors[-1].name, graph.tensors[-1].buffer = [1, 5], b"unused", 0
+
+    assert inspect_tflite(changed(fixed_file, tmp_path / "changed.tflite", change))["arena_bytes"] > 0

@@ -222,5 +222,5 @@ def test_a_state_of_another_network_is_told(tmp_path, change):
     for path in states:
         path.unlink()
     save_state(tmp_path, content["step"], content)
-    with pytest.raises(UserError, match="is not one of this network"):
+    with pytest.raises(UserError, match="is no training state of this network"):
         fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
