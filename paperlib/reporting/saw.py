@@ -199,8 +199,12 @@ def shipped(run: Run, rows: Rows, parity: pd.DataFrame) -> Markdown:
         _compared(box, _psnr(run, "B", "bicubic"), "The student in the box", "bicubic", "01_data")])
 
 
-def ablations(run: Run, rows: Rows) -> Markdown:
-    """07: the order of the networks and the effect of stage 3's teacher, beside the paper's."""
+def ablations(run: Run, rows: Rows, shares: pd.DataFrame | None = None) -> Markdown:
+    """07: the order of the networks, the effect of stage 3's teacher beside the paper's, and what it can do at all.
+
+    Args:
+        shares: `training.teacher_shares`.
+    """
     order = sorted((row for row in rows if (row["table"], row["precision"], row["metric"], row["dataset"]) == (
         "C", "int8", "psnr", DATASET) and row["value"] is not None
         and ("C", row["row"], "int8", "psnr") in reported()), key=lambda row: -row["value"])  # not our variants
@@ -220,4 +224,10 @@ def ablations(run: Run, rows: Rows) -> Markdown:
         sentences.append(
             "One seed each: whether that is more than chance is not known. Run several (exercise 1) to find out."
             if effect.low is None else f"As an effect: {effect} dB, with its 95 % interval.")
+    published = {} if shares is None or shares.empty else shares.set_index("condition").to_dict("index")
+    if taught := published.get("qat_teacher"):
+        sentences.append(
+            f"At its published weight the teacher has {100 * taught['kd value']:.2g} % of stage 3's loss and "
+            f"{100 * taught['kd gradient']:.2g} % of its gradient when it begins; the DCT term has "
+            f"{100 * taught['dct gradient']:.0f} % of the gradient.")
     return said(run, sentences)

@@ -129,3 +129,7 @@ def test_ablations_name_the_order_and_whether_it_is_the_papers(run):
     assert "One seed each" in text
     several = [line | {"values": [line["value"] - 0.01, line["value"] + 0.01], "seed_ids": [1, 2]} for line in pair]
     assert "As an effect: -0.200 [-0.200, -0.200] (2 seeds, means of the set) dB" in saw.ablations(run, several).data
+    shares = pd.DataFrame([{"condition": name, "kd value": 0.0007, "kd gradient": share, "dct gradient": 0.8}
+                           for name, share in (("qat_teacher", 0.0123), ("kd_100", 0.5))])
+    text = saw.ablations(run, several, shares).data
+    assert "has 0.07 % of stage 3's loss and 1.2 % of its gradient when it begins; the DCT term has 80 %" in text
