@@ -16,6 +16,7 @@ from typing import Any
 from paperlib.environment import root
 from paperlib.errors import UserError
 from paperlib.files import write_text
+from paperlib.reporting.costs import speed_text
 from paperlib.reporting.tables import TABLES
 from paperlib.run import NOTEBOOKS
 
@@ -165,6 +166,8 @@ def answers_text(folder: Path) -> str:
         raise UserError(f"{folder / 'questions.json'} and the runs beside it differ in "
                         f"{', '.join(sorted(runs ^ questions.keys()))}. Say there what each run answers.")
     parts = [HEADING, *(_run_text(folder / name, f"reference/{name}", text) for name, text in questions.items())]
+    parts += [speed_text(path, f"reference/{path.relative_to(folder).as_posix()}")
+              for path in sorted(folder.rglob("bench.json"))]
     if (folder / "audit.json").is_file():
         parts.append(_audit_text(folder / "audit.json"))
     if (folder / "spread.json").is_file():

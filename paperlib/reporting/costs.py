@@ -51,8 +51,10 @@ def read_bench(run: Run) -> dict[str, Any]:
         UserError: it is damaged.
     """
     path = run.out / "bench.json"
-    if not path.is_file():
-        return {}
+    return _read(path) if path.is_file() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -88,11 +90,35 @@ def latency_scatter(run: Run) -> Figure | None:
                    "Quality against CPU time: left is better") if points else None
 
 
+OLD = ("ratio_wall", "ratio_memory")
+"""Shares, ours of a bare script's, that an older version of the kit called ratios."""
+
+
 def ratios(bench: Mapping[str, Any]) -> dict[str, float]:
     """Every ratio of a bench.json by what was measured; above 1 ours is faster."""
     return {f"{name}: {key.removeprefix('ratio_').replace('_', ' ')}": value
             for name, result in bench.items() if isinstance(result, Mapping)
-            for key, value in result.items() if key.startswith("ratio_") and isinstance(value, int | float)}
+            for key, value in result.items()
+            if key.startswith("ratio_") and key not in OLD and isinstance(value, int | float)}
+
+
+def speed_text(path: Path, link: str) -> str:
+    """The benchmarks of a bench.json as a section of Markdown: every ratio with what was measured, and on what.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    bench = _read(path)
+    about = bench.get("provenance") or {}
+    cpu = about.get("cpu") or {}
+    lines = [f"| {label} | {value:.3g} | {bench[label.partition(':')[0]].get('what', '')} |"
+             for label, value in ratios(bench).items()]
+    return "\n\n".join([
+        "## How fast, and against what",
+        f"[bench.json]({link}), by `paperlib bench`: commit {str(about.get('commit'))[:8]}, {about.get('threads')} "
+        f"threads of an {cpu.get('model')} ({', '.join(cpu.get('instructions', []))}). A ratio is of interleaved runs "
+        "in one process; above 1 the first is faster.",
+        "\n".join(["| benchmark | times faster | measured |", "| --- | --- | --- |", *lines])])
 
 
 @style.context(STYLE)

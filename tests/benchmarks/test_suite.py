@@ -31,7 +31,7 @@ def test_the_command_line_is_measured_as_whole_processes_beside_the_least_script
     for side in ("upscale", "bare"):
         assert result[side]["peak_bytes"] > 1e7
         assert result[side]["processor_seconds"] > 0
-    assert np.isclose(result["ratio_memory"], result["upscale"]["peak_bytes"] / result["bare"]["peak_bytes"])
+    assert np.isclose(result["memory_of_bare"], result["upscale"]["peak_bytes"] / result["bare"]["peak_bytes"])
     json.dumps(result)
 
 

@@ -191,13 +191,19 @@ def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
     path = "/elsewhere/out/checkpoints/export/student_fixed_int8.tflite"
     times = {"ms_1_thread": 4.0, "ms_2_threads": 2.0, "input_size": [100, 200]}
     bench = {"data": {"ratio_cache_vs_decode": 150.0, "what": "x"}, "scan": {"ratio_vs_loop": None},
-             "int8": {"files": {path: times, path.replace("/out/", "/other/"): times}}, "skipped": {"teacher": "no"}}
+             "int8": {"files": {path: times, path.replace("/out/", "/other/"): times}}, "skipped": {"teacher": "no"},
+             "light": {"ratio_wall": 0.6, "memory_of_bare": 1.1}, "provenance": {"commit": "0123456789", "threads": 2,
+             "cpu": {"model": "Some CPU", "instructions": ["avx2"]}}}
     (run.out / "bench.json").write_text(json.dumps(bench))
     assert [(point["name"], point["cycles"], point["psnr"]) for point in costs.npu_points(run)] == [
         ("ethos-u65-512", 3.0, 27.0), ("skip: add", 4.0, 26.5)]
     assert [(point["name"], point["group"], point["ns"]) for point in costs.latency_points(run)] == [
         ("fixed", "one thread", 200.0), ("fixed", "two threads", 100.0)]
-    assert costs.ratios(bench) == {"data: cache vs decode": 150.0}
+    assert costs.ratios(bench) == {"data: cache vs decode": 150.0}  # shares of an older version are none
+    text = costs.speed_text(run.out / "bench.json", "there/bench.json")
+    assert "[bench.json](there/bench.json), by `paperlib bench`: commit 01234567, 2 threads of an Some CPU (avx2)" in (
+        text)
+    assert text.endswith("| data: cache vs decode | 150 | x |")
     axes = costs.ratio_bars(bench).axes[0]
     assert axes.get_xscale() == "log"
     assert "right of 1 ours is faster" in axes.get_xlabel()
