@@ -7,6 +7,7 @@ Each command imports what it needs when it runs, so that `paperlib --help` answe
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter would bury the one line that matters
     settle_folders()
     escape_unprintable()
+    warnings.formatwarning = lambda message, *_, **__: f"paperlib: {commands.one_line(message)}\n"  # no source code
     try:
         args = build_parser().parse_args(argv)
         code = args.run(args)

@@ -32,9 +32,14 @@ def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--set: a value that no setting can have ({error}). Shorten it.") from error
 
 
+LONGEST = 1500
+"""Characters of a line on stderr; what a file or a setting holds may be of any length."""
+
+
 def one_line(message: object) -> str:
-    """A message as one line that no terminal takes for a command."""
-    return shown(" ".join(str(message).split()))
+    """A message as one line that no terminal takes for a command and that ends: start and end of a very long one."""
+    text = shown(" ".join(str(message).split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 400]} … {text[-400:]}"
 
 
 def listed(messages: Iterable[str]) -> None:

@@ -64,10 +64,13 @@ def user_path(text: str | Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to; rename it to `path` when the block ends without error.
 
     The data is flushed to disk before the rename, so after a crash `path` is either the old file or the new one.
+
+    Args:
+        place: the option or variable that chooses another folder, for the message.
 
     Raises:
         UserError: the folder cannot be created or written, or the disk is full.
@@ -78,7 +81,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise explain(error, path) from error
+        raise explain(error, path, place=place) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -87,7 +90,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise explain(error, path) from error
+        raise explain(error, path, place=place) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -100,11 +103,23 @@ def check_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot write into {folder}: {reason}. Choose another folder.") from error
+        try_writing(folder)
+    except ValueError as error:
+        raise UserError(f"cannot write into {folder}: {error}. Choose another folder.") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise explain(error, folder) from error
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error
+
+
+def try_writing(folder: Path) -> None:
+    """Write a byte into an unnamed file of a folder (a full disk takes empty ones).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.write(b"x")
 
 
 def remove_stale(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
@@ -172,16 +187,16 @@ def building_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(path: str | Path, text: str) -> Path:
+def write_text(path: str | Path, text: str, place: str = "--out") -> Path:
     """Write `text` as UTF-8, atomically; bytes of names that are no UTF-8 as JSON's `\\udcff`. Returns the path."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, place) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
-def write_json(path: str | Path, value: object) -> Path:
+def write_json(path: str | Path, value: object, place: str = "--out") -> Path:
     """Write `value` as indented JSON with a final newline, atomically. Returns the path."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", place)
 
 
 def read_json(path: str | Path) -> Any:
@@ -233,9 +248,11 @@ def file_lock(path: str | Path, place: str = "--out") -> Iterator[None]:
             owner = file.read().strip() or "unknown"
             message = f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another {place}."
             raise UserError(message) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        except OSError as error:
+            raise explain(error, path, place=place) from error
         yield
 
 

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 def measured_row(table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
@@ -27,6 +28,85 @@ def measured_row(table: str, row: str, precision: str, metric: str, value: float
         spread = math.sqrt(math.fsum((x - mean) ** 2 for x in value) / (len(value) - 1)) if len(value) > 1 else None
         return line | {"value": mean, "values": list(value), "sd": spread} | more
     return line | {"value": value} | more
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Values = list[Number | None]
+Object = dict[str, Any]
+
+
+class _Loose(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Row(_Loose):
+    table: str
+    row: str
+    precision: str
+    metric: str
+    dataset: str
+    value: Number | None = None
+    sd: Number | None = None
+    steps: int | None = None
+    values: Values | None = None
+    seed_ids: list[int] | None = None
+    images: Values | list[Values] | None = None
+
+
+class _Estimate(_Loose):
+    accelerator: str
+    cpu_operators: list[str]
+    cycles_total: Annotated[Number, Field(gt=0)]
+
+
+class _Export(_Loose):
+    npu: list[_Estimate] | None = None
+
+
+class _Audited(_Loose):
+    row: str
+    precision: str
+    metric: str
+    verdict: str
+    reported: Number | None = None
+    reproduced: Number | None = None
+    tolerance: Number | None = None
+    table: str | None = None
+    evidence: str | None = None
+
+
+class _Record(_Loose):
+    """What tables, summary and report take from a record; those with a value here may be missing."""
+
+    rows: list[_Row]
+    run: str = ""
+    profile: str
+    commit: str | None
+    dirty: bool | None
+    seconds: Number
+    seed: int
+    device: str
+    threads: int
+    versions: dict[str, str | None]
+    inputs: Object
+    settings: Object
+    teacher: str | None = None
+    history: list[dict[str, Number | None]] | None = None
+    export: _Export | None = None
+    audit: list[_Audited] | None = None
+    graph_forms: dict[str, Annotated[Number, Field(gt=0)]] | None = None
+
+
+def wrong_record(record: Any) -> str:
+    """Where content read from a file is no record, and why; empty where it is one."""
+    try:
+        _Record.model_validate(record)
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            return "nested too deep"
+        first = error.errors()[0]
+        return f"{'.'.join(str(part)[:40] for part in first['loc'][:4]) or 'content'}: {first['msg']}"
+    return ""
 
 
 ROW_COLUMNS = ("record", "table", "row", "precision", "metric", "dataset", "value", "sd", "seeds", "steps", "values",

@@ -8,7 +8,6 @@ import html
 import json
 import math
 import resource
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,10 +23,10 @@ from matplotlib.figure import Figure
 from paperlib.data.writing import small_picture
 from paperlib.environment import portable, provenance, settle_folders
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, explain, sha256_file, write_json
+from paperlib.files import atomic_path, explain, sha256_file, try_writing, write_json
 from paperlib.overrides import check_injected, run_folder
 from paperlib.profiles import load_settings, note
-from paperlib.rows import tidy_rows
+from paperlib.rows import tidy_rows, wrong_record
 from paperlib.settings import Settings, flatten, settings_hash
 
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
@@ -105,11 +104,9 @@ class Run:
         """
         folder = self.folder("records")
         try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            try_writing(folder)
         except OSError as error:
-            raise UserError(f"cannot write into {folder}: {error.strerror}. Choose a writable folder with --out."
-                            ) from error
+            raise explain(error, folder) from error
 
     def stage_folder(self, stage: str) -> Path:
         """Folder of a stage's training state and weights."""
@@ -214,11 +211,8 @@ class Run:
             raise UserError(f"{path} is damaged ({error}). Run notebook {name} again.") from error
         except OSError as error:
             raise explain(error, path, "read") from error
-        if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
-            raise UserError(f"{path} is no record: it has no rows. Run notebook {name} again.")
-        sound = isinstance(record.get("inputs", {}), dict) and all(isinstance(row, dict) for row in record["rows"])
-        if not sound or not isinstance(record.get("settings", {}), dict):
-            raise UserError(f"{path} is no record of this version of the kit. Run notebook {name} again.")
+        if wrong := wrong_record(record):
+            raise UserError(f"{path} is no record of this version of the kit ({wrong}). Run notebook {name} again.")
         return record
 
     def records(self) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ BAND = 1 << 24
 
 with contextlib.suppress(OSError, AttributeError, TypeError):  # a Pillow without libtiff, or with it inside
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)  # it prints to stderr what Pillow raises anyway
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # so does its log, where nobody listens to it
 
 
 def find_images(folder: str | Path) -> list[Path]:

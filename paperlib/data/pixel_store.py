@@ -175,7 +175,7 @@ def _build(
             failed = list(index["left_out"].values())
             if failed and (settings.source != "folders" or not index["names"]):
                 raise UserError("; ".join(failed[:20]))
-            write_json(building / "index.json", index)
+            write_json(building / "index.json", index, place="PAPERLIB_CACHE")
             for file in folder.glob("teacher-*"):  # of a damaged store, or one of an older version
                 file.rename(building / file.name)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Writing pictures in the format their name asks for, from top to bottom, in the memory of a part of them."""
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -100,8 +101,19 @@ def write_bands(path: str | Path, bands: Iterable[np.ndarray], height: int, widt
             for image in images:
                 whole.paste(image, (0, top))
                 top += image.height
-            whole.save(temporary, **options, **_profile(icc))
+            try:
+                whole.save(temporary, **options, **_profile(icc))
+            except OSError as error:
+                if error.errno is None:  # libtiff does not say why
+                    _check_room(temporary)
+                raise
     return path
+
+
+def _check_room(path: Path) -> None:
+    """Take another megabyte for a file; raises the disk's own OSError where there is none."""
+    with path.open("ab") as file:
+        os.posix_fallocate(file.fileno(), file.tell(), 1 << 20)
 
 
 def _profile(icc: bytes | None) -> dict[str, bytes]:

@@ -60,7 +60,7 @@ def moves(run: Run) -> list[dict[str, Any]]:
             found.append({"change": change, "log2": 2 * (better - worse), "basis": f"{better - worse:+.3f} dB"})
     forms = next((record["graph_forms"] for record in run.records().values() if record.get("graph_forms")), {})
     for name, cycles in forms.items():
-        if name != "add":
+        if name != "add" and "add" in forms:
             basis = f"{forms['add'] / 1e6:.2f} → {cycles / 1e6:.2f} million NPU cycles (Vela's estimate)"
             found.append({"change": f"skip as {name} instead of ADD", "log2": math.log2(forms["add"] / cycles),
                           "basis": basis})

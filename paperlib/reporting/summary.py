@@ -90,7 +90,7 @@ def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[str]:
             continue
         commit = (record["commit"] or "no commit")[:12] + (", with changes" if record["dirty"] else "")
         lines.append(f"- [{name}](records/{name}.json): {record['seconds']:.0f} s, {commit}, seed {record['seed']}, "
-                     f"torch {record['versions']['torch']}, {record['device']}, {record['threads']} threads")
+                     f"torch {record['versions'].get('torch')}, {record['device']}, {record['threads']} threads")
     return lines
 
 

@@ -87,7 +87,7 @@ def open_pickle(file: Path | BinaryIO) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _plain(value: Tensor) -> bool:
+def plain(value: Tensor) -> bool:
     """Whether a tensor has each of its numbers in memory of its own, as weights do."""
     return (value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
             and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
@@ -104,7 +104,7 @@ def check_tensors(tensors: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no weights by name. Name the authors' *_deploy.pt, ckpt_best_s3_qat.pt, "
                         "or a .safetensors file of ours.")
     for name, value in tensors.items():
-        if not _plain(value):
+        if not plain(value):
             raise UserError(f"{path} has weights that are no dense tensor in memory, in {name[:80]}. Name another "
                             "file.")
         unseen = name.endswith(("min_val", "max_val"))

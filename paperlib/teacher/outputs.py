@@ -17,6 +17,9 @@ from paperlib.files import Progress, explain, file_lock, write_json
 from paperlib.teacher.distillation import TeacherSource
 from paperlib.teacher.network import TILE, TeacherUpscaler
 
+PLACE = "PAPERLIB_CACHE (finished photographs are kept)"
+"""What chooses another folder, for messages."""
+
 
 def outputs_key(source: TeacherSource) -> str:
     """Key of a teacher's cached outputs: its weights, its routing, and up to which side photographs stay whole."""
@@ -72,7 +75,7 @@ def _compute_again(store: PixelStore, upscale: TeacherUpscaler, path: Path, hash
 
 def _write_hashes(path: Path, hashes: list[str]) -> None:
     try:
-        write_json(path.with_suffix(".json"), {"sha256": hashes})
+        write_json(path.with_suffix(".json"), {"sha256": hashes}, place=PLACE)
     except UserError as error:
         if os.access(path.parent, os.W_OK):
             raise
@@ -104,12 +107,12 @@ def _compute_outputs(store: PixelStore, upscale: TeacherUpscaler, path: Path, pr
             images[index][:] = _output(upscale, store, index)
             images.pixels.flush()
             hashes[index:] = [_sha256(images[index]), *hashes[index + 1 :]]
-            write_json(marks, {"sha256": hashes})
+            write_json(marks, {"sha256": hashes}, place=PLACE)
             if progress:
                 progress(index + 1, len(store))
         part.rename(path)
     except OSError as error:
-        raise explain(error, part, place="PAPERLIB_CACHE (finished photographs are kept)") from error
+        raise explain(error, part, place=PLACE) from error
 
 
 def _finished(marks: Path) -> list[str]:

@@ -137,6 +137,9 @@ def load_state(folder: Path, identity: dict[str, Any], defaults: dict[str, Any] 
             data = path.read_bytes()
         except FileNotFoundError:  # another process of the same training found it damaged
             continue
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}. Delete it to go on from the state "
+                            "before it, or choose another --out.") from error
         if sha256(data).hexdigest()[:16] != digest:
             damaged.append(path)
             continue

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from paperlib.errors import UserError
+from paperlib.student.checkpoint import plain
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=True)]
@@ -97,7 +98,7 @@ def _same_tensors(part: str, given: Mapping[str, Tensor], wanted: Mapping[str, T
 
 
 def _same_tensor(name: str, given: Any, kind: torch.dtype, shape: torch.Size) -> None:
-    if not isinstance(given, Tensor) or given.layout != torch.strided:
+    if not isinstance(given, Tensor) or not plain(given):
         raise ValueError(f"{name} is no dense tensor")
     if given.dtype != kind or given.shape != shape:
         raise ValueError(f"{name} is {_described(given.dtype, given.shape)}, not {_described(kind, shape)}")

@@ -131,17 +131,6 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_builds_is_not
     assert [path.name for path in target.iterdir()] == ["x"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MB, mounted for the test."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk_is_an_error_and_no_signal(small_disk, monkeypatch, photographs):
     with pytest.raises(OSError, match="No space left"):
         FlatImages(small_disk / "x.part", [(2000, 2000)], mode="r+")

@@ -64,6 +64,16 @@ def test_foreign_content_under_a_valid_hash_is_told(tmp_path, content):
         load_state(tmp_path, IDENTITY)
 
 
+@pytest.mark.parametrize("put", [lambda path: path.mkdir(), lambda path: path.symlink_to(path)])
+def test_what_is_no_file_in_a_states_place_is_named(tmp_path, put):
+    save(tmp_path, 10)
+    newest = save(tmp_path, 20)
+    newest.unlink()
+    put(newest)
+    with pytest.raises(UserError, match=f"{newest.name} cannot be read: .*Delete it to go on from the state before"):
+        load_state(tmp_path, IDENTITY)
+
+
 def test_changed_settings_are_refused_with_the_difference(tmp_path):
     save(tmp_path, 10)
     with pytest.raises(UserError, match=r"stage\.lr: 0\.001 → 0\.002"):

@@ -63,6 +63,11 @@ CHANGES = {
     "moment no tensor": put("optimizer", "exp_avg", "text"),
     "count of steps no number": put("optimizer", "step", torch.tensor(math.nan)),
     "sparse": lambda state: state["live"].update({key: value.to_sparse() for key, value in state["live"].items()}),
+    "without values": lambda state: state["live"].update({key: value.to("meta") for key, value in
+                                                          state["live"].items()}),
+    "best without values": lambda state: state["best"].update({key: value.to("meta") for key, value in
+                                                               state["best"].items()}),
+    "one number for all": put("ema", "head.weight", torch.zeros(1).expand(27, 4, 3, 3)),
     "live no tensor": lambda state: state["live"].update({next(iter(state["live"])): "text"}),
     "best another network": field("best", {"w": torch.zeros(2)}), "best is text": field("best", "text"),
     "best not finite": lambda state: next(iter(state["best"].values())).fill_(math.inf),

@@ -1,0 +1,194 @@
+"""A disk that is full, the real thing: each write says so in one line, names what to set, and leaves the old files."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import coffee
+
+from paperlib.cli import main
+from paperlib.data.pixel_store import open_store
+from paperlib.errors import UserError
+from paperlib.quantisation.qat import prepare_qat, save_qat
+from paperlib.run import open_run
+from paperlib.running.reproduce import write_results
+from paperlib.settings import DataSettings, QuantSettings, StudentSettings
+from paperlib.student.models import weights_hash
+from paperlib.student.network import Student, fuse
+from paperlib.teacher import outputs as outputs_module
+from paperlib.teacher.distillation import TeacherSource
+from paperlib.teacher.network import MambaIRv2Light, TeacherShape
+from paperlib.teacher.outputs import outputs_key, teacher_outputs
+from paperlib.training.state import load_state, save_state
+
+FULL = r"No space left on device\. Free some space or choose a folder on a larger disk with "
+
+
+def fill(disk, left: int = 0) -> None:
+    """Fill a disk but for `left` bytes."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - left)
+    if not left:
+        assert shutil.disk_usage(disk).free == 0
+
+
+def told(capfd) -> str:
+    """The one line on stderr."""
+    (line,) = capfd.readouterr().err.splitlines()
+    return line
+
+
+def hidden(folder) -> list[str]:
+    return [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".state.json", ".kernel.log")]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
+def test_an_enlarged_picture(small_disk, tmp_path, capfd, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"a{suffix}")
+    fill(small_disk, 8192)
+    command = ["upscale", str(tmp_path / f"a{suffix}"), "--out", str(small_disk / "out"), "--model", "bicubic"]
+    assert main(command) == 2
+    line = told(capfd)
+    assert f"a_x3{suffix}: No space left on device. Free some space" in line
+    assert hidden(small_disk) == []
+    (small_disk / "filler").unlink()
+    assert main(command) == 0
+
+
+def test_bands_that_do_not_fit_into_memory_nor_on_the_disk(small_disk, tmp_path, capfd, monkeypatch):
+    from paperlib.data.tiles import Canvas
+
+    monkeypatch.setattr(Canvas, "LARGEST", 1000)
+    Image.fromarray(coffee()).save(tmp_path / "a.png")
+    assert main(["upscale", str(tmp_path / "a.png"), "--out", str(small_disk), "--model", "bicubic"]) == 2
+    assert "No space left on device. Free some space" in told(capfd)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_scores_in_json_and_the_page(small_disk, tmp_path, capfd):
+    Image.fromarray(coffee()[:60, :60]).save(tmp_path / "a.png")
+    fill(small_disk)
+    assert main(["evaluate", "bicubic", "--hr", str(tmp_path), "--json", str(small_disk / "scores.json")]) == 2
+    assert "scores.json: No space left on device. Free some space" in told(capfd)
+    assert main(["inspect", "pretrained", "--json", str(small_disk / "x.json")]) == 2
+    capfd.readouterr()
+    assert main(["page", "--out", str(small_disk / "page.html")]) == 2
+    assert "page.html: No space left on device. Free some space" in told(capfd)
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+def test_exported_files(small_disk, tmp_path, capfd):
+    torch.manual_seed(0)
+    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    qat = prepare_qat(student, QuantSettings(quantiser="tflite"), [coffee()[:24, :24]])
+    path = save_qat(qat, tmp_path / "qat.safetensors")
+    (small_disk / "out").mkdir()
+    fill(small_disk, 12_288)
+    assert main(["export", str(path), "--out", str(small_disk / "out"), "--height", "24", "--width", "24"]) == 2
+    assert "No space left on device. Free some space" in told(capfd)
+    assert hidden(small_disk) == []
+
+
+def test_records_tables_summary_and_report(small_disk, tmp_path, capfd):
+    run = open_run("smoke", small_disk / "out")
+    run.record("01_data", [])
+    write_results(run, {})
+    report, record = small_disk / "out" / "report.html", small_disk / "out" / "records" / "01_data.json"
+    before = {path: path.read_bytes() for path in (report, record, small_disk / "out" / "summary.md")}
+    fill(small_disk)
+    for work in (lambda: run.record("01_data", [{"table": "x" * 5000}]), lambda: write_results(run, {})):
+        with pytest.raises(UserError, match=FULL + "--out"):
+            work()
+    for number in (4096, 40_960, 150_000):  # whichever file it is that no longer fits
+        (small_disk / "filler").unlink()
+        fill(small_disk, number)
+        with pytest.raises(UserError, match=FULL + "--out"):
+            write_results(run, {})
+    assert hidden(small_disk) == []
+    assert all(len(path.read_bytes()) >= len(content) // 2 for path, content in before.items())
+    assert record.read_bytes() == before[record]
+
+
+def test_a_training_state(small_disk):
+    state = {"step": 3, "identity": {}, "live": {"w": torch.zeros(200_000)}, "ema": {}, "optimizer": {}}
+    first = save_state(small_disk / "stage1", 3, state)
+    fill(small_disk, 100_000)
+    with pytest.raises(UserError, match=FULL + "--out"):
+        save_state(small_disk / "stage1", 4, state | {"step": 4})
+    assert list((small_disk / "stage1").iterdir()) == [first]
+    assert load_state(small_disk / "stage1", {})["step"] == 3
+
+
+@pytest.fixture
+def teacher(small_disk, monkeypatch):
+    """A store of three small photographs on the small disk, and a teacher whose outputs are not computed yet."""
+    monkeypatch.setenv("PAPERLIB_CACHE", str(small_disk / "cache"))
+    store = open_store(DataSettings(train_crop=120, max_train=3))
+    torch.manual_seed(0)
+    model = MambaIRv2Light(TeacherShape(dim=8, groups=1, layers=1, states=3, tokens=6, rank=4)).eval()
+    return store, TeacherSource(model, "small", weights_hash(model), "for a test")
+
+
+def test_outputs_of_a_teacher(small_disk, teacher, monkeypatch):
+    store, source = teacher
+    usage = outputs_module.shutil.disk_usage(small_disk)._replace(free=10**12)
+    monkeypatch.setattr(outputs_module.shutil, "disk_usage", lambda _: usage)  # another program takes the space
+    fill(small_disk, 20_000)
+    with pytest.raises(UserError, match=FULL + "PAPERLIB_CACHE"):
+        teacher_outputs(store, source)
+    (small_disk / "filler").unlink()
+    size = 3 * sum(height * width for height, width in (store.hr_shape(index)[:2] for index in range(3)))
+    done = []
+
+    def fill_after_the_first(index, _):
+        done.append(index)
+        if index == 1:
+            fill(small_disk)
+
+    with pytest.raises(UserError, match=FULL + "PAPERLIB_CACHE"):
+        teacher_outputs(store, source, fill_after_the_first)
+    assert done == [1]
+    (small_disk / "filler").unlink()
+    outputs = teacher_outputs(store, source)
+    assert outputs.damaged() == []
+    assert store.teacher_outputs_path(outputs_key(source)).stat().st_size == size
+
+
+def test_the_whole_sequence(small_disk, tmp_path, capfd):
+    (tmp_path / "notebooks").mkdir()
+    parameters = nbformat.v4.new_code_cell('profile = ""\nout = ""\noverrides = ""', metadata={"tags": ["parameters"]})
+    work = nbformat.v4.new_code_cell("print('x' * 50_000)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work]), tmp_path / "notebooks" / "01_one.ipynb")
+    script = ("import sys; from pathlib import Path; from paperlib import commands, cli; "
+              "from paperlib.running.reproduce import reproduce\n"
+              "commands.reproduce = lambda args: reproduce('smoke', args.out, '01', '01', "
+              "folder=Path(sys.argv[1]))\nsys.exit(cli.main(['reproduce', '--out', sys.argv[2]]))")
+    for left in (0, 8192, 40_000):
+        out = small_disk / f"out{left}"
+        open_run("smoke", out)
+        fill(small_disk, left)
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "notebooks"), str(out)], check=False,
+                              capture_output=True, text=True, timeout=120, env=os.environ)
+        assert done.returncode in (1, 2), done.stderr
+        assert "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Free some space" in done.stderr
+        assert "Give less at once" not in done.stderr
+        assert len(done.stderr.splitlines()) <= 3
+        (small_disk / "filler").unlink()
+
+
+def test_a_lock_that_cannot_be_written(small_disk):
+    from paperlib.files import file_lock
+
+    (small_disk / "lock").touch()
+    fill(small_disk)
+    with pytest.raises(UserError, match=FULL + "PAPERLIB_CACHE"), file_lock(small_disk / "lock", "PAPERLIB_CACHE"):
+        pass
