@@ -125,11 +125,12 @@ def try_writing(folder: Path) -> None:
 def remove_stale(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
     """Delete what killed processes left of `atomic_path` below `folder`, and return it; `older_than` in seconds.
 
-    A temporary file younger than that may belong to a process that is still writing.
+    A temporary file younger than that may belong to a process that is still writing. One from a future as far away was
+    left before the clock was set back.
     """
     named = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")
     stale = [path for path in Path(folder).rglob(".*") if named.fullmatch(path.name) and path.is_file()
-             and time.time() - path.stat().st_mtime > older_than]
+             and abs(time.time() - path.stat().st_mtime) > older_than]
     for path in stale:
         path.unlink(missing_ok=True)
     return stale

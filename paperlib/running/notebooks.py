@@ -195,6 +195,9 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
             keep()
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
             lines = str(error.evalue).strip().splitlines() or ["no message"]
+            if error.ename in ("MemoryError", "_ArrayMemoryError"):
+                raise NotebookError(f"not enough memory: its kernel had {peak.bytes / 1e9:.1f} GB ({lines[-1]}); close "
+                                    "other programs, or take a smaller profile") from error
             raise NotebookError(kind + lines[-1]) from error
         except DeadKernelError as error:
             keep()

@@ -1,5 +1,6 @@
 """A .tflite file is looked at before it is run: a limit, a clear word, and no library's chatter."""
 
+import os
 import subprocess
 import sys
 
@@ -100,12 +101,14 @@ def test_mutated_files_are_refused_or_run(fixed_file, tmp_path):
     assert outcomes == {(72, 72, 3), "refused"}
 
 
-def test_libraries_say_nothing(fixed_file):
+def test_libraries_say_nothing_and_leave_the_home_alone(fixed_file, tmp_path):
     script = ("import sys; from skimage.data import coffee; from paperlib.export.tflite import TFLiteUpscaler\n"
               "from paperlib.export.tf_graph import tensorflow\n"
               "print(TFLiteUpscaler(sys.argv[1])(coffee()[:24, :24]).shape)\n"
-              "print('heard', file=sys.stderr); tensorflow().constant(1)")
-    done = subprocess.run([sys.executable, "-c", script, str(fixed_file)], capture_output=True, text=True, check=True)
+              "print('heard', file=sys.stderr); tensorflow().keras.layers")
+    done = subprocess.run([sys.executable, "-c", script, str(fixed_file)], capture_output=True, text=True, check=True,
+                          env=os.environ | {"HOME": str(tmp_path), "PAPERLIB_CACHE": str(tmp_path / "cache")})
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []  # no ~/.keras
     assert done.stdout.strip() == "(72, 72, 3)"
     assert done.stderr.strip() == "heard"
 

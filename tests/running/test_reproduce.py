@@ -118,6 +118,26 @@ def test_a_failure_stops_with_exit_code_1_and_is_taken_up_again_there(folder, ca
     assert ran(capsys) == ["02_two"]
 
 
+def test_a_kernel_that_dies_for_memory_costs_its_own_notebook_only(folder, capsys):
+    """Killed as the system kills where memory ends, then refused memory by a real limit, then mended."""
+    out = folder.parent / "out"
+    for code, words in (("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "its kernel died at "),
+                        ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+                         "x = bytearray(16 << 30)\n", "not enough memory: its kernel had ")):
+        write_notebook(folder, "02_two", code)
+        assert go(folder) == 1
+        failed, copy, resume = capsys.readouterr().err.splitlines()
+        assert failed.startswith(f"[2/2] 02_two: failed: {words}")
+        assert str(out / "notebooks" / "02_two.ipynb") in copy
+        assert "paperlib reproduce --profile smoke --from 02" in resume
+        assert (out / "notebooks" / "02_two.ipynb").is_file()
+        assert (out / "records" / "01_one.json").is_file()
+        assert not (out / "records" / "02_two.json").exists()
+    write_notebook(folder, "02_two")
+    assert go(folder) == 0
+    assert ran(capsys) == ["02_two"]
+
+
 def test_other_exceptions_keep_their_kind_and_a_dead_kernel_is_named(folder, capsys):
     write_notebook(folder, "01_one", "1 / 0\n")
     assert go(folder, last="01") == 1

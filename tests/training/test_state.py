@@ -1,5 +1,6 @@
 """Training states: atomic, self-verifying, and refused when the settings changed."""
 
+import os
 from hashlib import sha256
 
 import pytest
@@ -72,6 +73,16 @@ def test_what_is_no_file_in_a_states_place_is_named(tmp_path, put):
     put(newest)
     with pytest.raises(UserError, match=f"{newest.name} cannot be read: .*Delete it to go on from the state before"):
         load_state(tmp_path, IDENTITY)
+
+
+def test_clocks_may_jump_the_newest_state_is_the_one_of_most_steps(tmp_path):
+    paths = {step: save(tmp_path, step) for step in (10, 20)}
+    for times in ((4e9, 1), (1, 4e9)):  # 4e9 is in 2096
+        for path, time in zip(paths.values(), times, strict=True):
+            os.utime(path, (time, time))
+        assert load_state(tmp_path, IDENTITY)["step"] == 20
+    save(tmp_path, 30)
+    assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["state-000020", "state-000030"]
 
 
 def test_changed_settings_are_refused_with_the_difference(tmp_path):
