@@ -67,6 +67,8 @@ def test_the_box_is_the_recorded_file():
 @pytest.mark.parametrize(("words", "number"), [
     ("float {} dB on Set5", lambda: audited("stage2_fp32", "Set5")),
     ("the paper's way {},", lambda: value(f"{STAGE3}/teacher/records/07_ablations.json", "qat_teacher", "Set5")),
+    ("{} with its learnt grids",
+     lambda: value(f"{STAGE3}/teacher/records/07_ablations.json", "qat_teacher_learnt", "Set5")),
     ("arithmetic with an ADD {},",
      lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "residual_add", "Set5")),
     ("rounded to data {} ±", lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "as_set", "Set5")),
@@ -75,6 +77,13 @@ def test_the_box_is_the_recorded_file():
 def test_findings_have_a_record(words: str, number: Any):
     text = " ".join(README.split())
     assert words.format(f"{number():.3f}") in text
+
+
+def test_the_teachers_share_is_the_recorded_one():
+    record = json.loads((REFERENCE / STAGE3 / "teacher" / "records" / "07_ablations.json").read_text(encoding="utf-8"))
+    (taught,) = [line for line in record["shares"] if line["condition"] == "qat_teacher"]
+    kd, dct = 100 * taught["kd gradient"], 100 * taught["dct gradient"]
+    assert f"it has {kd:.2f} % of the gradient when it begins, the DCT {dct:.0f} %" in " ".join(README.split())
 
 
 @pytest.mark.parametrize(("claim", "folder", "words"), [

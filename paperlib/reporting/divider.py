@@ -75,7 +75,7 @@ def data_url(picture: bytes) -> str:
     buffer = BytesIO()
     with Image.open(BytesIO(picture), formats=["PNG", "WEBP"]) as opened:
         kind = opened.format.lower()
-        opened.convert("RGB").save(buffer, format="WEBP", quality=85, method=6)
+        opened.convert("RGB").save(buffer, format="WEBP", quality=75, method=6)
     kind, data = min((kind, picture), ("webp", buffer.getvalue()), key=lambda found: len(found[1]))
     return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
