@@ -35,7 +35,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _profile(text: str) -> str:
+def _profile_name(text: str) -> str:
     """The name of a profile, for argparse; pydantic is loaded only where one is given."""
     from paperlib.profiles import PROFILES
 
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def choose(command: argparse.ArgumentParser, *what: str) -> None:
-        command.add_argument("--profile", type=_profile, metavar="{smoke,demo,benchmark,paper}",
+        command.add_argument("--profile", type=_profile_name, metavar="{smoke,demo,benchmark,paper}",
                              help="default: PAPERLIB_PROFILE, else demo")
         if "out" in what:
             command.add_argument("--out", type=Path, metavar="DIR", help="results; default: results/<profile>")

@@ -16,9 +16,6 @@ from typing import Any
 from paperlib.errors import UserError
 from paperlib.files import check_folder, shown, user_path, write_json
 
-MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
-          ".tflite file")
-
 INTERVAL = 20.0
 """Seconds between two plain lines of progress."""
 

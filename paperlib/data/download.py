@@ -118,7 +118,8 @@ def _continue(url: str, part: Path, size: int | None, largest: int, timeout: flo
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         if have and answer.status != 206:
             have = 0
-        total = size or have + int(answer.headers.get("Content-Length") or 0)
+        left = answer.headers.get("Content-Length", "")
+        total = size or have + (int(left) if left.isdecimal() else 0)
         with part.open("ab" if have else "wb") as file:
             while block := answer.read(1 << 20):
                 file.write(block[: limit - have])

@@ -17,10 +17,18 @@ class _Renderer(IPythonRenderer):
     """nbconvert's Markdown, with formulas typeset here and now instead of by a script from the network."""
 
     def block_math(self, body: str) -> str:
-        return convert(body.strip(), display="block")
+        return _typeset(body, "block") or super().block_math(body)
 
     def inline_math(self, body: str) -> str:
-        return convert(body.strip())
+        return _typeset(body, "inline") or super().inline_math(body)
+
+
+def _typeset(body: str, display: str) -> str:
+    """A formula as MathML; "" where it is none, as of two dollars in a reader's own words, and stays as it was."""
+    try:
+        return convert(body.strip(), display=display)
+    except Exception:  # latex2mathml raises many kinds for what it cannot read
+        return ""
 
 
 class _Exporter(HTMLExporter):

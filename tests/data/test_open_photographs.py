@@ -142,6 +142,19 @@ def test_a_file_of_unknown_size_is_cut_off_where_no_photograph_ends(server, phot
         fetch("nonsense", target, None, "0" * 64)
 
 
+def test_a_length_that_is_no_number_is_not_believed(server, photographs, tmp_path):
+    def vague(handler, data):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "much")
+        handler.end_headers()
+        handler.wfile.write(data)
+        handler.close_connection = True
+        return True
+
+    server.behave = {"a.jpg": vague}
+    assert fetch(photographs[0].url, tmp_path / "z", None, photographs[0].original_sha256) == ""
+
+
 def test_other_bytes_of_the_same_original_are_kept_and_told(server, photographs, tmp_path):
     other = Photograph(**vars(photographs[0]) | {"reduced_sha256": "0" * 64})
     told, folder = [], tmp_path / "open"

@@ -167,6 +167,16 @@ def test_formulas_of_notebook_pages_are_typeset_without_a_script(run):
     assert "$" not in re.sub(r"<script.*?</script>", "", body, flags=re.DOTALL)
 
 
+def test_what_is_no_formula_stays_as_it_was_written(run):
+    run.folder("notebooks")
+    words = r"Open: $\left( x$ and $a_{$. Then $x^2$."
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(words)])
+    nbformat.write(notebook, run.out / "notebooks" / "05_fuse_qat.ipynb")
+    page = export_notebooks(run)[0].read_text()
+    assert r"$\left( x$ and $a_{$. Then <math" in page
+    assert page.count("<math") == 1
+
+
 def test_the_package_ships_what_the_page_is_made_of():
     folder = Path(paperlib.__file__).parent
     patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
