@@ -209,7 +209,7 @@ class AblationSettings(_Section):
     conditions: tuple[Literal["kd_0", "kd_1", "kd_10", "kd_100", "ortho_kd_0", "ortho_kd_1"], ...] = ("kd_1", "kd_0")
     """Table D: weights of the teacher and scalings of the DCT; kd_1 and kd_0 are the two that the paper reports."""
     switches: tuple[str, ...] = ()
-    """Further one-change ablations of stage 3, by name; see `paperlib.training.ablations`."""
+    """Further one-change ablations of stage 3, by name; see `paperlib.training.variants`."""
 
 
 class Settings(_Section):

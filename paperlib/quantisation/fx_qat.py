@@ -137,6 +137,28 @@ def paper_graph(model: PaperQat) -> QuantisedGraph:
     return with_representable_scales(QuantisedGraph(graph, grids, scales, "paper"))
 
 
+def _by_observed_node(model: PaperQat, published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' tensors under the names of `model`: a grid belongs to the node that it observes, not to a number.
+
+    Their state numbers the grids in the order of the nodes that they observe. Their clamp is one operator, ours ReLU
+    and minimum: both take its grid.
+    """
+    prefix = "activation_post_process_"
+    seen = {node.args[0].name: node.target for node in model.fx.graph.nodes
+            if node.op == "call_module" and isinstance(model.fx.get_submodule(node.target), FakeQuantize)}
+    numbers = {name: number for number, name in enumerate(name for name in seen if name != "relu")}
+    numbers["relu"] = numbers["clamp"]
+    observers = {f"{prefix}{number}": [seen[name] for name in seen if numbers[name] == number]
+                 for number in numbers.values()}
+    tensors = {}
+    for key, tensor in published.items():
+        observer, _, field = key.partition(".")
+        # what no node of ours has keeps its name, for the strict loading to refuse
+        tensors |= {f"fx.{own}.{field}": tensor for own in observers[observer]} if observer in observers else {
+            f"fx.{key_from_published(key)}": tensor}
+    return tensors
+
+
 def read_published_qat(path: str | Path) -> QuantisedGraph:
     """The authors' quantisation-aware state (`ckpt_best_s3_qat.pt`, EMA weights) with its learnt grids, strictly.
 
@@ -155,10 +177,6 @@ def read_published_qat(path: str | Path) -> QuantisedGraph:
                         "Name ckpt_best_s3_qat.pt.") from error
     with torch.device("meta"):
         check_size(build_model(settings, "fused"), published.values(), path)
-    tensors = {f"fx.{key_from_published(name)}": tensor for name, tensor in published.items()}
-    # Their clamp is one operator, ours ReLU and minimum: one more name for the grid that all of the output shares.
-    shared, extra = (f"fx.activation_post_process_{blocks + offset}." for offset in (5, 6))
-    tensors |= {name.replace(shared, extra): value for name, value in tensors.items() if name.startswith(shared)}
     model = PaperQat(build_model(settings, "fused"))
-    load_weights(model, tensors, path)
+    load_weights(model, _by_observed_node(model, published), path)
     return paper_graph(model)

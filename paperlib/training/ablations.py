@@ -20,14 +20,14 @@ from paperlib.evaluation.scoring import measure
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.overrides import override
-from paperlib.profiles import METHODS, STAGE3_LOSS
+from paperlib.profiles import METHODS
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import freeze_observers, quantised_graph
 from paperlib.rows import measured_row
 from paperlib.run import Run
-from paperlib.settings import LossSettings, Settings, StudentSettings, settings_hash
+from paperlib.settings import Settings, StudentSettings, settings_hash
 from paperlib.student.graph import image_batch, macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model, weights_hash
 from paperlib.teacher.distillation import Targets
@@ -43,56 +43,11 @@ from paperlib.training.stages import (
     teacher_targets,
     train,
 )
+from paperlib.training.variants import CONDITIONS, NO_TEACHER, PUBLISHED, REPORTED, SWITCHES, variant
 
 ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": ("C", "repdw"),
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
 """Table and row of each network."""
-NO_TEACHER = {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0}
-ORTHO = {"stage3.loss.dct_norm": "ortho"}
-PUBLISHED = {field: value for field, value in METHODS["paper"].items()
-             if field.startswith(("data.", "teacher.", "quant.", "stage3."))}
-"""Stage 3 as published, from whatever weights it starts: quantiser, loss, teacher, clipping, EMA and sampling."""
-
-
-def _teacher_times(factor: float) -> dict[str, Any]:
-    """The published λ(t) as a whole so many times larger."""
-    return {f"stage3.loss.{name}": factor * STAGE3_LOSS[name] for name in ("kd", "kd_mid", "kd_low")}
-
-
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "kd_1": {}, "kd_0": NO_TEACHER, "kd_10": _teacher_times(10), "kd_100": _teacher_times(100),
-    "ortho_kd_1": ORTHO, "ortho_kd_0": ORTHO | NO_TEACHER,
-}
-"""Table D: changes of stage 3 as published. The teacher's weight 0, published, 10 and 100 times as large; and with an
-orthonormal DCT, 0 and published. Paired by seed: the same patches, the same start."""
-REPORTED = {"kd_1": "qat_teacher", "kd_0": "qat_direct"}
-"""The conditions that the paper's Table D compares, by its names."""
-PAPER_QUANTISER = {field: METHODS["paper"][field] for field in PUBLISHED if field.startswith("quant.")}
-SWITCHES: dict[str, dict[str, Any]] = {
-    "teacher_none": NO_TEACHER,
-    "teacher_student": {"teacher.stage3": "student"},
-    "loss_published": {"teacher.stage3": "same"} | {
-        f"stage3.loss.{name}": value for name, value in LossSettings(**STAGE3_LOSS).model_dump().items()},
-    "dct_off": {"stage3.loss.dct": 0.0},
-    "confidence_off": {"stage3.loss.confidence": False},
-    "weight_clip_off": {"stage3.clip_body": 0.0, "stage3.clip_ends": 0.0},
-    "ema_off": {"stage3.ema": 0.0},
-    "quantiser_paper": PAPER_QUANTISER,
-    "quantiser_tflite": {"quant.quantiser": "tflite"},
-    "equalise": {"quant.quantiser": "tflite", "quant.equalise": True},
-    "skip_exact": {"quant.quantiser": "tflite", "quant.skip": "exact"},
-    "skip_add": {"quant.skip": "add"},
-    "rounding_data": {"quant.quantiser": "tflite", "quant.rounding": "data"},
-    "rounding_nearest": {"quant.rounding": "nearest"},
-    "branches_qat": PAPER_QUANTISER,
-    "bn_recalibration_off": {"stage2.recalibrate_batches": 0},
-    "post_training": {},
-}
-"""One-change variants of stage 3, each from the weights that stage 3 starts from; several at once are joined by "+".
-`teacher_student` distils from those weights; `loss_published` is the paper's loss where a profile has another;
-`branches_qat` trains the branches under quantisation and fuses afterwards (`paperlib.quantisation.branch_qat`; beside
-`quantiser_paper`); `bn_recalibration_off` fuses with stage 2's running statistics (a collapsed stage has no others);
-`post_training` leaves stage 3 out: the converter takes its grids from photographs, as the authors' did."""
 
 
 def sizes(archs: Sequence[str]) -> pd.DataFrame:
@@ -185,17 +140,6 @@ def _on_branches(run: Run, data: Data, start: Any, targets: Targets | None, name
     return fuse_branches(result.model)
 
 
-def _condition(run: Run, data: Data, condition: str, seed: int) -> list[dict[str, Any]]:
-    """A row of Table D: stage 3 as published but for the condition, from `quant.start` or the run's own stage 2."""
-    settings, row = _short(run.settings, seed, PUBLISHED | CONDITIONS[condition]), REPORTED.get(condition, condition)
-    name = f"ablation/{condition}-{seed}/stage3"
-    fused = fuse_model(recalibrated(run, data), clamp=True)
-    targets = stage3_targets(run, data, settings) if settings.stage3.loss.kd > 0 else None
-    model = stage3(run, data, fused, targets, name, settings).model
-    steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
-    return _both_files(run, data, model, name, "D", row, steps, settings)
-
-
 def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
     """What the teacher has to say in Table D's conditions before any of their trainings: shares of the gradient.
 
@@ -218,29 +162,27 @@ def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _changes(switch: str) -> dict[str, Any]:
-    return {field: value for part in switch.split("+") if part for field, value in SWITCHES[part].items()}
-
-
-def _variant(run: Run, data: Data, switch: str, seed: int) -> list[dict[str, Any]]:
-    if switch in CONDITIONS:
-        return _condition(run, data, switch, seed)
-    changes = _changes(switch)
-    settings = _short(run.settings, seed, changes)
-    name, row = f"ablation/{switch or 'as_set'}-{seed}/stage3", switch or "as_set"
-    steps = settings.stage1.steps + settings.stage2.steps
-    start = recalibrated(run, data, "stage2", override(run.settings, changes))
+def _variant(run: Run, data: Data, name: str, seed: int) -> list[dict[str, Any]]:
+    """The rows of a variant: trained, unless it is left untrained, exported and measured."""
+    what = variant(name)
+    table, row, settings = what.table, what.row, _short(run.settings, seed, what.changes)
+    name, steps = f"ablation/{name or 'as_set'}-{seed}/stage3", settings.stage1.steps + settings.stage2.steps
+    before = {field: value for field, value in what.changes.items() if field.startswith("stage2.")}
+    start = recalibrated(run, data, settings=override(run.settings, before))
     fused = fuse_model(start, clamp=True)
-    if switch == "post_training":
+    if what.network == "untrained":
         path = export_ptq(deployment_graph(fused), calibration(data, settings),
                           run.stage_folder(name) / "dynamic_int8.tflite")
-        return measure(data, TFLiteUpscaler(path), "switches", row, "int8", steps=steps)
+        return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
     targets = stage3_targets(run, data, settings) if settings.stage3.loss.kd > 0 else None
-    if switch == "branches_qat":
+    if what.network == "branches":
         model = _on_branches(run, data, start, targets, name, settings)
     else:
         model = stage3(run, data, fused, targets, name, settings).model
-    return _int8_rows(run, data, model, name, "switches", row, steps + settings.stage3.steps)
+    steps += settings.stage3.steps
+    if what.both_files:
+        return _both_files(run, data, model, name, table, row, steps, settings)
+    return _int8_rows(run, data, model, name, table, row, steps)
 
 
 def over_seeds(results: Sequence[Sequence[dict[str, Any]]], seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -342,6 +342,40 @@ def test_published_fake_quant_score(assets, golden, data_root):
     assert np.mean(scores) == pytest.approx(row, abs=0.001)
 
 
+def published_state(model) -> dict[str, torch.Tensor]:
+    """A `paper` model's state as the authors number and name theirs: one operator for the clamp, grids in a row."""
+    state = {name.removeprefix("fx."): value.clone() for name, value in model.state_dict().items()}
+    last = max(int(name.split(".")[0].rsplit("_", 1)[1]) for name in state if name.startswith("activation_post"))
+    state = {name: value for name, value in state.items() if not name.startswith(f"activation_post_process_{last}.")}
+    renames = (("stem.", "conv_in."), ("body.", "rep."), (".conv.", ".reparam."), ("head.", "conv_out."))
+    for ours, theirs in renames:
+        state = {name.replace(ours, theirs): value for name, value in state.items()}
+    return state
+
+
+def test_published_grids_go_to_the_nodes_that_they_observe(tmp_path):
+    model = prepared("paper")
+    torch.save({"model_ema": published_state(model)}, tmp_path / "qat.pt")
+    read, ours = read_published_qat(tmp_path / "qat.pt"), quantised_graph(model)
+    assert read.grids == ours.grids
+    assert len(set(read.grids.values())) > 5
+    assert all(torch.equal(read.weight_scales[name], scale) for name, scale in ours.weight_scales.items())
+    x = image_batch(IMAGES[0])
+    assert torch.equal(run_quantised(read, x), run_quantised(ours, x))
+
+
+@pytest.mark.parametrize("change", ["one too many", "one missing"])
+def test_published_state_with_other_grids_is_refused(tmp_path, change):
+    state = published_state(prepared("paper"))
+    if change == "one too many":
+        state["activation_post_process_40.scale"] = torch.ones(1)
+    else:
+        del state["activation_post_process_4.scale"]
+    torch.save({"model_ema": state}, tmp_path / "qat.pt")
+    with pytest.raises(UserError, match="activation_post_process_4"):
+        read_published_qat(tmp_path / "qat.pt")
+
+
 def test_damaged_published_checkpoint(tmp_path):
     (tmp_path / "ckpt.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="not the authors' QAT"):

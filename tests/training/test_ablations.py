@@ -22,9 +22,10 @@ from paperlib.settings import StudentSettings
 from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
 from paperlib.teacher.distillation import Targets
 from paperlib.training import ablations
-from paperlib.training.ablations import CONDITIONS, SWITCHES, backbones, stage3_variants, teacher_shares
+from paperlib.training.ablations import backbones, stage3_variants, teacher_shares
 from paperlib.training.loop import recalibrate_bn
 from paperlib.training.losses import kd_weight
+from paperlib.training.variants import CONDITIONS, PUBLISHED, SWITCHES
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "stage3.loss.kd": 0, "stage3.loss.kd_mid": None,
@@ -152,7 +153,7 @@ def test_table_d_is_the_papers_whatever_the_run_s_own_method(tmp_path):
 
 def test_conditions_are_the_papers_stage_3_with_another_teacher_or_dct(tmp_path):
     settings = load_settings("benchmark")
-    found = {name: ablations._short(settings, 3, ablations.PUBLISHED | changes) for name, changes in CONDITIONS.items()}
+    found = {name: ablations._short(settings, 3, PUBLISHED | changes) for name, changes in CONDITIONS.items()}
     losses = {name: setting.stage3.loss for name, setting in found.items()}
     times = {"kd_0": 0, "kd_1": 1, "kd_10": 10, "kd_100": 100, "ortho_kd_0": 0, "ortho_kd_1": 1}
     for name, loss in losses.items():
