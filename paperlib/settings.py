@@ -47,8 +47,11 @@ class StudentSettings(_Section):
     """The network that is trained (paper section 1; `fsrcnn` and `abpn` are Table B's baselines)."""
 
     arch: Literal["mobileone", "repconv", "repdw", "fsrcnn", "abpn"] = "mobileone"
+    """The block of the body (Table C: mobileone, repconv, repdw), or another network of Table B."""
     channels: int = Field(32, ge=4, le=256)
+    """Channels of stem and body."""
     blocks: int = Field(8, ge=1, le=64)
+    """Blocks of the body, each one 3×3 convolution once fused."""
     branches: int = Field(5, ge=1, le=16)
     """Parallel 3×3 convolutions in a MobileOne block (5 in the released run, 4 in the paper's figure)."""
     init: Literal["default", "bilinear"] = "default"
@@ -65,12 +68,19 @@ class TeacherSettings(_Section):
     outputs: Literal["cached", "on_the_fly"] = "cached"
     """cached: each training photograph is upscaled once, whole, and kept as 8-bit pixels; on_the_fly: each patch."""
     small_dim: int = Field(24, ge=8, multiple_of=4)
+    """Channels of the small teacher."""
     small_groups: int = Field(1, ge=1)
+    """Groups of layers in the small teacher."""
     small_layers: int = Field(2, ge=1)
+    """Layers in a group of the small teacher."""
     small_steps: int = Field(200, ge=1)
+    """Training steps of the small teacher (L1)."""
     small_batch: int = Field(8, ge=1)
+    """Patches in a step of the small teacher."""
     small_patch: int = Field(32, ge=16)
+    """LR pixels a side of these patches."""
     small_lr: float = Field(1e-3, gt=0)
+    """The small teacher's learning rate (Adam)."""
     stage3: Literal["same", "student"] = "same"
     """Who teaches stage 3. same: the teacher of stage 2, as the paper says; student: the float student that stage 3
     starts from, as in the authors' released run."""
@@ -80,10 +90,13 @@ class LossSettings(_Section):
     """Weights of the loss terms, all on images scaled to 0..1 (paper section 3)."""
 
     l1: float = Field(0.0, ge=0)
+    """Weight of the absolute error (stage 1)."""
     charbonnier: float = Field(0.0, ge=0)
+    """Weight of the Charbonnier error."""
     mse: float = Field(0.0, ge=0)
     """Squared error, which is what PSNR measures (ours, not the paper's)."""
     dct: float = Field(0.0, ge=0)
+    """Weight of the absolute error between the DCTs of whole patches."""
     dct_norm: Literal["none", "ortho"] = "none"
     """Scaling of the DCT. none: unnormalised, as published; ortho: orthonormal, 2·√(N·M) times smaller (Table D)."""
     kd: float = Field(0.0, ge=0)
@@ -93,27 +106,36 @@ class LossSettings(_Section):
     kd_low: float = Field(0.0, ge=0)
     """λ(t): constant weight of the last phase."""
     kd_p1: float = Field(0.25, ge=0, le=1)
+    """λ(t): fraction of the stage at which the linear phase begins."""
     kd_p2: float = Field(0.60, ge=0, le=1)
+    """λ(t): fraction of the stage at which it ends."""
     confidence: bool = True
     """False: distil with weight 1 everywhere (ablation)."""
     kd_error: Literal["l1", "l2"] = "l1"
     """l1: |student − teacher| as published; l2: its square (ours, where INT8 is to stay close to its float network)."""
     gamma: float = Field(10.0, ge=0)
+    """Confidence: how fast the weight falls with the teacher's error."""
     w_min: float = Field(0.10, ge=0, le=1)
+    """Confidence: least weight of a pixel."""
     w_max: float = Field(0.75, ge=0, le=1)
+    """Confidence: largest weight of a pixel."""
 
 
 class StageSettings(_Section):
     """One training stage as data for the one `fit` (paper section 4). One published epoch is 50 steps."""
 
     steps: int = Field(ge=1)
+    """Steps of the optimiser (Adam)."""
     batch: int = Field(16, ge=1)
+    """Patches in a step."""
     patch: int = Field(128, ge=8)
     """LR pixels a side; HR patches are three times as large."""
     lr: float = Field(gt=0)
+    """Largest learning rate."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Fraction of the steps in which the learning rate rises linearly from 0."""
     decay: Literal["cosine", "halve", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     halve_every: int = Field(2000, ge=1)
     """decay=halve: steps between two halvings."""
     hold: float = Field(0.0, ge=0, lt=1)
@@ -128,17 +150,21 @@ class StageSettings(_Section):
     clip_ends: float = Field(2.0, ge=0)
     """Largest |weight| of stem and head, applied after each step; 0 is no clipping."""
     ema: float = Field(0.999, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what is validated and kept; 0 is none."""
     ema_warmup: bool = False
     """True: the decay grows from 0 to `ema` (for runs shorter than a few thousand steps)."""
     keep: Literal["best", "last"] = "best"
     """Which EMA weights the stage leaves. best: of all validations, as published; last: chosen on nothing."""
     validate_every: int = Field(50, ge=1)
+    """Steps between two validations."""
     checkpoint_every: int = Field(200, ge=1)
+    """Steps between two states from which a killed run continues."""
     recalibrate_batches: int = Field(64, ge=0)
     """Batches for re-estimating the BN statistics before fusing; 0 keeps the running ones."""
     form: Literal["expanded", "collapsed"] = "expanded"
     """collapsed: BN statistics frozen and every block trained as one convolution (ours; off in `paper`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: forward pass in bfloat16 but for the head."""
     accumulate: int = Field(1, ge=1)
     """Gradient accumulation: forward passes a step, each of batch/accumulate samples."""
     loss: LossSettings
@@ -187,10 +213,13 @@ class ExportSettings(_Section):
     """The shipped files (paper section 5)."""
 
     height: int = Field(720, ge=3)
+    """LR rows of the fixed file."""
     width: int = Field(1280, ge=3)
+    """LR columns of the fixed file."""
     overlap: int = Field(24, ge=0)
     """LR pixels two neighbouring tiles share where an image is larger than the fixed input; exact from 20 on."""
     threads: int = Field(2, ge=1)
+    """Threads of the interpreter where files are measured."""
     upsample: Literal["depth_to_space", "rows"] = "depth_to_space"
     """rows: PixelShuffle of the fixed file by operators that stay on an NPU, same values."""
 
@@ -200,12 +229,17 @@ class AblationSettings(_Section):
 
     archs: tuple[Literal["mobileone", "repconv", "repdw", "fsrcnn", "abpn"], ...] = (
         "mobileone", "repconv", "repdw", "fsrcnn", "abpn")
+    """Networks of Tables B and C that are trained."""
     stage1_steps: int = Field(ge=1)
+    """Steps of stage 1 in each of these trainings."""
     stage2_steps: int = Field(100, ge=1)
+    """Steps of stage 2 (Table C)."""
     stage3_steps: int = Field(ge=1)
+    """Steps of stage 3."""
     keep: Literal["best", "last"] = "last"
     """Which EMA weights a training leaves; the paper's numbers are those of the best epoch."""
     seeds: tuple[int, ...] = (1234,)
+    """One training each of every row; comparisons are paired by seed."""
     conditions: tuple[Literal["kd_0", "kd_1", "kd_10", "kd_100", "ortho_kd_0", "ortho_kd_1"], ...] = ("kd_1", "kd_0")
     """Table D: weights of the teacher and scalings of the DCT; kd_1 and kd_0 are the two that the paper reports."""
     switches: tuple[str, ...] = ()
@@ -216,9 +250,11 @@ class Settings(_Section):
     """All settings of one run; `profile` names where the values came from."""
 
     profile: Literal["smoke", "demo", "benchmark", "paper"]
+    """Data and schedule; chosen by `--profile`."""
     method: Literal["paper", "ours"] = "paper"
     """Whose way of training and quantising (`paperlib.profiles.METHODS`); single settings may differ from it."""
     seed: int = Field(1234, ge=0)
+    """Start of the weights, patches, turns and the noise of the small teacher are drawn from it."""
     data: DataSettings
     student: StudentSettings = StudentSettings()
     teacher: TeacherSettings = TeacherSettings()

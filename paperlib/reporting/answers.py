@@ -17,6 +17,7 @@ from paperlib.environment import root
 from paperlib.errors import UserError
 from paperlib.files import write_text
 from paperlib.reporting.costs import speed_text
+from paperlib.reporting.settings_page import settings_text
 from paperlib.reporting.tables import TABLES
 from paperlib.run import NOTEBOOKS
 
@@ -25,7 +26,8 @@ HEADING = """# Committed results
 Written by `python -m paperlib.reporting.answers` from the files in `reference/`; a test compares it with them. A run of
 your own writes `results/<profile>/`, which git ignores, and ends with a comparison with the reference of its profile.
 Commands are as they were given at the commit beside them. Minutes are those of the notebooks that a table needs, on the
-machine of the record, with the trainings that they continued. Verdicts are explained at the top of each summary."""
+machine of the record, with the trainings that they continued. Verdicts are explained at the top of each summary. What
+can be set, with the profiles' values: [settings.md](settings.md)."""
 
 AUTHORS = "authors' file"
 
@@ -189,8 +191,13 @@ def run_page(folder: Path, name: str) -> str:
 
 
 def write_answers(results: Path) -> Path:
-    """Write README.md into the folder `results`, and into each run with notebooks below it; returns the first."""
+    """Write README.md and settings.md into the folder `results`, README.md into each run with notebooks below it.
+
+    Returns:
+        The first.
+    """
     folder = results / "reference"
+    write_text(results / "settings.md", settings_text())
     path = write_text(results / "README.md", answers_text(folder))
     for name in _json(folder / "questions.json"):
         if (folder / name / "notebooks").is_dir():
