@@ -32,7 +32,7 @@ from paperlib.weights import pretrained
 LONGEST = 120
 """Seconds after which a command counts as hanging."""
 WRITABLE = ("out", "cache", "home/.cache", "home/.config")
-"""Where a command may write: its output, the kit's cache, and what libraries (matplotlib's fonts) keep for themselves."""
+"""Where a command may write: its output, the kit's cache, and what libraries keep (matplotlib its fonts)."""
 ODD: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2.5, 10**9, 10**30, "x", "", "32", [], {}, [1], {"a": 1}, float("nan"), float("inf"),
     "n" * 5000, "a\nb\x1b[31m", [[[]]], "<script>alert(1)</script>", "../../x", "/dev/zero")
