@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paperlib.data.images import find_images, read_rgb
+from paperlib.data.images import find_images, open_image, read_rgb
 from paperlib.data.resize import bicubic_downscale
 from paperlib.environment import data_dir
 from paperlib.errors import UserError
@@ -90,6 +90,16 @@ class Pairs(Sequence[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         return read_source(self.sources[index], self.crop)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the HR photograph that would be decoded, from its header, after the crop.
+
+        Raises:
+            UserError: see `open_image`.
+        """
+        with open_image(self.sources[index].hr) as image:
+            height, width = image.height, image.width
+        return (min(height, self.crop), min(width, self.crop)) if self.crop else (height, width)
 
     def __iter__(self) -> Iterator[Pair]:
         return (read_source(source, self.crop) for source in self.sources)

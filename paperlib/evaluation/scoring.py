@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paperlib.data.photographs import Pair
+from paperlib.data.photographs import Pair, Pairs
 from paperlib.data.tiles import run_tiled
 from paperlib.environment import provenance
 from paperlib.errors import UserError
@@ -76,8 +76,10 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
     digest = hashlib.sha256()
     for index in range(len(pairs)):
         try:
+            if isinstance(pairs, Pairs):
+                _check_size(pairs.sources[index].name, *pairs.size(index))  # before it is decoded
             pair = pairs[index]
-            _check_size(pair)
+            _check_size(pair.name, *pair.hr.shape[:2])
             rows.append({"name": pair.name, **scores(_enlarged(upscaler, pair.lr), pair.hr)})
         except UserError as error:
             failed.append(str(error))
@@ -102,10 +104,9 @@ def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
     return run_tiled(upscaler, lr, min(height, TILE), min(width, TILE), 2 * radius)
 
 
-def _check_size(pair: Pair) -> None:
-    height, width = pair.hr.shape[:2]
+def _check_size(name: str, height: int, width: int) -> None:
     if height * width > MOST_PIXELS:
-        raise UserError(f"{pair.name} is {width}×{height} pixels, more than the {MOST_PIXELS // 10**6} megapixels that "
+        raise UserError(f"{name} is {width}×{height} pixels, more than the {MOST_PIXELS // 10**6} megapixels that "
                         "are scored. Cut it into parts, or leave it out.")
 
 

@@ -106,14 +106,27 @@ def test_a_large_picture_is_scored_in_tiles_with_the_same_values(tmp_path, monke
     assert set(seen) == {(50, 50, 3)}
 
 
-def test_the_largest_picture_that_is_scored_takes_less_than_a_gigabyte_and_a_half(tmp_path):
-    side = int(scoring.MOST_PIXELS**0.5) // 3 * 3
-    Image.new("RGB", (side, side), (90, 50, 10)).save(tmp_path / "a.jpg", quality=10)
-
+def evaluated(folder) -> tuple[subprocess.CompletedProcess[str], int]:
+    """`paperlib evaluate pretrained` in a process of its own, and the most memory that it had, in bytes."""
     # not ru_maxrss, which a child has from pytest's own process
     done = subprocess.run(
         [sys.executable, "-c", "import re, sys; from paperlib.cli import main; code = main(sys.argv[1:]);"
          "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)",
-         "evaluate", "pretrained", "--hr", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
+         "evaluate", "pretrained", "--hr", str(folder)], capture_output=True, text=True, timeout=300, check=False)
+    return done, 1024 * int(done.stdout.split()[-1])
+
+
+def test_the_largest_picture_that_is_scored_takes_less_than_a_gigabyte_and_a_half(tmp_path):
+    side = int(scoring.MOST_PIXELS**0.5) // 3 * 3
+    Image.new("RGB", (side, side), (90, 50, 10)).save(tmp_path / "a.jpg", quality=10)
+    done, most = evaluated(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert 1024 * int(done.stdout.split()[-1]) < 1.5e9
+    assert most < 1.5e9
+
+
+def test_a_picture_that_is_too_large_to_score_is_not_even_decoded(tmp_path):
+    Image.new("L", (12_000, 12_000), 90).save(tmp_path / "a.jpg", quality=10)
+    done, most = evaluated(tmp_path)
+    assert done.returncode == 2
+    assert "12000×12000 pixels, more than the 12 megapixels" in done.stderr
+    assert most < 0.4e9
