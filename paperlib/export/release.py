@@ -38,6 +38,7 @@ def _scores(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     return sorted(lines.values(), key=lambda line: (line["images"], order.index(line["precision"])))
 
 
+OPTIMISERS = {"adam": "Adam", "soap": "SOAP"}
 SOURCES = {
     "bsds400": "BSDS500 (its photographs outside B100; for research and education)",
     "t91": "T91 (for research)", "cid22": "CID22 (CC BY-SA 4.0)", "embedded": "those in scikit-image and scikit-learn",
@@ -92,8 +93,9 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]]) -> 
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (
         scores[0].keys(), ["---"] * len(scores[0]), *(line.values() for line in scores)))
     stages = "\n".join(
-        f"- stage {number}: {stage.steps} steps of {stage.batch} patches of {stage.patch}² LR pixels, Adam, learning "
-        f"rate {stage.lr:g} ({stage.decay}), form {stage.form}, loss {_terms(stage.loss)}"
+        f"- stage {number}: {stage.steps} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
+        f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}), form {stage.form}, "
+        f"loss {_terms(stage.loss)}"
         for number, stage in enumerate((settings.stage1, settings.stage2, settings.stage3), 1))
     return f"""# Model card: ×3 student, {values[0]:,} values in INT8
 

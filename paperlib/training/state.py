@@ -24,6 +24,7 @@ from paperlib.errors import UserError
 from paperlib.files import atomic_path
 from paperlib.settings import StageSettings
 from paperlib.student.checkpoint import open_pickle
+from paperlib.training.optimisers import make_optimiser
 from paperlib.training.state_check import check_content, check_fit
 
 _NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.pt")
@@ -54,7 +55,7 @@ class TrainingState:
         keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup, exclude_buffers=keep_buffers)
         live = copy.deepcopy(model).train()
-        return cls(live, ema, torch.optim.Adam(live.parameters(), lr=stage.lr, fused=True))
+        return cls(live, ema, make_optimiser(live.parameters(), stage))
 
     def restore(self, saved: Mapping[str, Any], path: Path, steps: int) -> None:
         """Go on from what `saved` wrote, read from a file, in a training of so many steps.

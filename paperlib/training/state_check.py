@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paperlib.errors import UserError
 from paperlib.student.checkpoint import plain
+from paperlib.training.optimisers import moment_shapes
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=True)]
@@ -78,7 +79,7 @@ def check_fit(state: Mapping[str, Any], model: Mapping[str, Tensor], optimizer: 
         for part in ("live", "ema", "best"):
             if part != "best" or state.get("best") is not None:
                 _same_tensors(part, state[part], model)
-        _same_optimizer(state["optimizer"], optimizer)
+        _same_optimizer(state["optimizer"], optimizer, state["step"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         words = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise _refusal(path, words, "of this network") from error
@@ -110,20 +111,41 @@ def _described(kind: torch.dtype, shape: torch.Size) -> str:
     return f"{str(kind).removeprefix('torch.')} {tuple(shape)}"
 
 
-def _same_optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Its groups are those of a fresh one, as far as both know a setting, and its moments those of each weight."""
+def _same_optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, saved_step: int) -> None:
+    """Its groups are those of a fresh one, as far as both know a setting, and its moments those of each weight.
+
+    A group that counts steps has counted those of the training.
+    """
     for group, fresh in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
         known = {key: group.get(key, value) for key, value in fresh.items() if key != "params"} | {
             "params": group["params"], "lr": fresh["lr"]}  # the rate is set anew before each step
-        if known != fresh:
+        if known != fresh or group.get("step", saved_step) != saved_step:
             raise ValueError("the optimiser has other settings")
     if not saved["state"]:
         raise ValueError("the optimiser has no moments")
     parameters = dict(enumerate(value for group in optimizer.param_groups for value in group["params"]))
     for index, moments in saved["state"].items():
-        if index not in parameters or not {"step", "exp_avg", "exp_avg_sq"} <= moments.keys():
+        if index not in parameters:
             raise ValueError(f"the optimiser has no moments of this network at {index}")
-        weight = parameters[index]
-        _same_tensor("the optimiser's step", moments["step"], torch.float32, torch.Size(()))
-        for name in ("exp_avg", "exp_avg_sq"):
-            _same_tensor(f"the optimiser's {name}", moments[name], weight.dtype, weight.shape)
+        _same_moments(index, moments, moment_shapes(optimizer, parameters[index]), parameters[index].dtype)
+
+
+def _same_moments(index: int, moments: Mapping[str, Any], kept: Mapping[str, Any], kind: torch.dtype) -> None:
+    """Every tensor that the optimiser keeps for a weight is there and has its shape; a list has one for each side."""
+    if not kept.keys() <= moments.keys():
+        raise ValueError(f"the optimiser has no moments of this network at {index}")
+    for name, wanted in kept.items():
+        given, what = moments[name], f"the optimiser's {name}"
+        if isinstance(wanted, torch.Size):
+            _same_tensor(what, given, torch.float32 if name == "step" else kind, wanted)
+        elif not isinstance(wanted, list):
+            if type(given) is not type(wanted) or given != wanted:
+                raise ValueError(f"{what} is another")
+        elif not isinstance(given, list) or len(given) != len(wanted):
+            raise ValueError(f"{what} has not one matrix a side")
+        else:
+            for matrix, shape in zip(given, wanted, strict=True):
+                if shape is not None:
+                    _same_tensor(what, matrix, kind, shape)
+                elif not isinstance(matrix, list) or matrix:
+                    raise ValueError(f"{what} has a matrix for a side without one")

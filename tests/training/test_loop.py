@@ -89,11 +89,17 @@ def test_recalibration_gives_the_batches_statistics():
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
-@pytest.mark.parametrize("form", ["expanded", "collapsed"])
-def test_training_improves_and_leaves_its_start_alone(tmp_path, form):
-    start = with_form(Student(SMALL), form)
+def in_form(form: str) -> Student:
+    return fuse(Student(SMALL)) if form == "fused" else with_form(Student(SMALL), form)
+
+
+@pytest.mark.parametrize(("form", "optimizer"), [("expanded", "adam"), ("collapsed", "adam"), ("collapsed", "soap"),
+                                                 ("fused", "soap")])
+def test_training_improves_and_leaves_its_start_alone(tmp_path, form, optimizer):
+    start = in_form(form)
     before = copy.deepcopy(start.state_dict())
-    result = fit(start, stage(steps=30, validate_every=15, ema=0.5), draw, tmp_path, name="t", score=score)
+    thirty = stage(steps=30, validate_every=15, ema=0.5, optimizer=optimizer)
+    result = fit(start, thirty, draw, tmp_path, name="t", score=score)
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert result.best_psnr > score(start.eval())["psnr_rgb"]
     assert all(torch.equal(value, before[key]) for key, value in start.state_dict().items())
@@ -175,8 +181,7 @@ RUN = """
     import os, signal, sys, torch
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from test_loop import SMALL, draw, score, stage
-    from paperlib.student.network import Student, with_form
+    from test_loop import draw, in_form, score, stage
     from paperlib.training.loop import fit
 
     def run(folder, stop):
@@ -185,7 +190,7 @@ RUN = """
             if step == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
             return draw(step, rank, world)
-        result = fit(with_form(Student(SMALL), {form!r}), stage(steps=12, checkpoint_every=3), stopping,
+        result = fit(in_form({form!r}), stage(steps=12, checkpoint_every=3, optimizer={optimizer!r}), stopping,
                      Path({folder!r}) / folder, name="t", score=score, quiet=True)
         torch.save(result.model.state_dict(), Path({folder!r}) / (folder + ".pt"))
 
@@ -199,11 +204,12 @@ RUN = """
 """
 
 
-@pytest.mark.parametrize("form", ["expanded", "collapsed"])
-def test_killed_training_ends_with_the_same_bits(tmp_path, form):
+@pytest.mark.parametrize(("form", "optimizer"), [("expanded", "adam"), ("collapsed", "adam"), ("fused", "soap")])
+def test_killed_training_ends_with_the_same_bits(tmp_path, form, optimizer):
     # killed before the first state, between two, right after one, and at the last step
     plan = [("whole", -1)] + [("killed", stop) for stop in (1, 4, 6, 11, -1)]
-    code = textwrap.dedent(RUN.format(tests=str(Path(__file__).parent), form=form, folder=str(tmp_path), plan=plan))
+    code = textwrap.dedent(RUN.format(tests=str(Path(__file__).parent), form=form, optimizer=optimizer,
+                                      folder=str(tmp_path), plan=plan))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     whole, killed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))

@@ -10,14 +10,15 @@ from paperlib.data.dataset import lr_batches, open_data
 from paperlib.errors import UserError
 from paperlib.profiles import PROFILES, load_settings
 from paperlib.quantisation.fx_qat import FakeQuantize
+from paperlib.quantisation.qat import read_quantised
 from paperlib.run import open_run
 from paperlib.settings import StageSettings
-from paperlib.student.models import load_model, save_student
+from paperlib.student.models import fuse_model, load_model, save_student
 from paperlib.student.network import Student, fuse
 from paperlib.teacher.distillation import FILE, Targets
 from paperlib.training import stages
 from paperlib.training.loop import recalibrate_bn
-from paperlib.training.stages import open_teacher, recalibrated, self_targets, stage1, stage2, stage3_targets
+from paperlib.training.stages import open_teacher, recalibrated, self_targets, stage1, stage2, stage3, stage3_targets
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "stage1.patch": 8, "stage2.patch": 8, "stage2.loss.kd": 0,
@@ -161,3 +162,31 @@ def test_many_batches_are_used_unless_told_otherwise():
     assert load_settings("paper").stage2.recalibrate_batches == 64
     assert StageSettings(steps=1, lr=1.0, loss={}).recalibrate_batches == 64
     assert all(load_settings(profile).stage2.recalibrate_batches > 0 for profile in PROFILES)
+
+
+@pytest.mark.parametrize("first", ["fused", "expanded"])
+def test_a_student_without_branches_goes_through_all_stages(tmp_path, first):
+    changes = {"stage1.form": first, "stage2.form": "fused", "stage1.optimizer": "soap", "stage2.optimizer": "soap"}
+    run, data = run_of(tmp_path, **changes)
+    assert stage1(run, data).model.form == first
+    second = stage2(run, data, Targets("none"))
+    assert second.model.form == load_model(second.path).form == "fused"
+    start = recalibrated(run, data)
+    assert all(torch.equal(value, start.state_dict()[name]) for name, value in second.model.state_dict().items())
+    model = stage3(run, data, fuse_model(start, clamp=True), stage3_targets(run, data)).model
+    assert read_quantised(run.stage_folder("stage3") / "qat.safetensors").quantiser == model.quantiser
+
+
+def test_fused_training_begins_where_the_collapsed_one_does(tmp_path):
+    """The same random start, the same BN statistics: only what is trained differs."""
+    lr = torch.rand(1, 3, 8, 8) * 255
+    found = []
+    for form in ("collapsed", "fused"):
+        run, data = run_of(tmp_path / form, **{"stage1.form": form, "stage2.form": "fused", "stage1.lr": 1e-12})
+        found.append(stage1(run, data).model.eval()(lr))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-2)
+
+
+def test_branches_cannot_come_back(capsys):
+    assert main(["data", "status", "--profile", "smoke", "--set", "stage1.form=fused"]) == 2
+    assert "set stage2.form=fused as well" in capsys.readouterr().err

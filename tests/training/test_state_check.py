@@ -22,9 +22,10 @@ def draw(step: int, rank: int, world: int) -> Batch:
     return Batch(lr=lr, hr=lr.repeat_interleave(3, 2).repeat_interleave(3, 3), teacher=None, samples=[])
 
 
-def train(folder):
+def train(folder, optimizer: str = "adam"):
     step = iter(range(100))
-    fit(Student(SMALL), STAGE, draw, folder, name="t", score=lambda _: {"psnr_rgb": float(next(step))}, quiet=True)
+    fit(Student(SMALL), STAGE.model_copy(update={"optimizer": optimizer}), draw, folder, name="t",
+        score=lambda _: {"psnr_rgb": float(next(step))}, quiet=True)
 
 
 def tensors(part: str):
@@ -99,10 +100,10 @@ def written(tmp_path_factory):
     return path.read_bytes()
 
 
-def resumed(folder, content):
+def resumed(folder, content, optimizer: str = "adam"):
     """Train on from this content alone."""
     path = save_state(folder, 4, content)
-    train(folder)
+    train(folder, optimizer)
     return path
 
 
@@ -135,3 +136,45 @@ def test_the_content_itself_is_resumed(tmp_path, written):
     content = torch.load(tmp_path / "bytes", weights_only=True)
     resumed(tmp_path, content)
     assert any(tmp_path.glob("state-000006-*.pt"))
+
+
+SOAP_CHANGES = {
+    "no eigenbasis": lambda state: tensors("optimizer")(state).pop("Q"),
+    "one side less": lambda state: tensors("optimizer")(state)["GG"].pop(),
+    "sides are a number": put("optimizer", "Q", 5), "a side is text": lambda state: tensors("optimizer")(state)["Q"].
+    __setitem__(0, "text"), "another side": lambda state: tensors("optimizer")(state)["Q"].__setitem__(0, torch.eye(3)),
+    "no numbers": lambda state: tensors("optimizer")(state)["GG"][0].fill_(math.nan),
+    "a bias with a basis": lambda state: state["optimizer"]["state"][1].__setitem__("Q", [torch.eye(4)]),
+    "never a new basis": put("optimizer", "precondition_frequency", 0),
+    "frequency is yes": put("optimizer", "precondition_frequency", True),
+    "another memory": put("optimizer", "shampoo_beta", math.nan), "steps are text": group("step", "two"),
+    "steps of another training": group("step", 3), "Adam's moments": put("optimizer", "GG", None)}
+
+
+@pytest.fixture(scope="module")
+def written_by_soap(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("soap")
+    train(folder, "soap")
+    (path,) = folder.glob("state-000004-*.pt")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", [*SOAP_CHANGES, ""])
+def test_other_content_of_soap_is_refused_and_its_own_resumed(tmp_path, written_by_soap, name):
+    (tmp_path / "bytes").write_bytes(written_by_soap)
+    content = torch.load(tmp_path / "bytes", weights_only=True)
+    if not name:
+        resumed(tmp_path, content, "soap")
+        assert any(tmp_path.glob("state-000006-*.pt"))
+        return
+    SOAP_CHANGES[name](content)
+    with pytest.raises(UserError, match="is no training state of this network") as told:
+        resumed(tmp_path, content, "soap")
+    assert "\n" not in str(told.value)
+
+
+def test_a_state_of_another_optimiser_is_another_training(tmp_path, written):
+    (tmp_path / "bytes").write_bytes(written)
+    content = torch.load(tmp_path / "bytes", weights_only=True)
+    with pytest.raises(UserError, match="optimizer: 'adam' → 'soap'"):
+        resumed(tmp_path, content, "soap")
