@@ -17,18 +17,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from paperlib.data.images import EXTENSIONS
 from paperlib.environment import provenance, root
 from paperlib.files import write_json
 from paperlib.profiles import load_settings
 from paperlib.settings import flatten
 from paperlib.weights import pretrained
 
+BATCH = 20
+"""Pictures that one command is given."""
 LONGEST = 120
 """Seconds after which a command counts as hanging."""
 WRITABLE = ("out", "cache", "home/.cache", "home/.config")
@@ -111,7 +115,7 @@ def picture(chance: random.Random, photograph: Image.Image) -> tuple[str, bytes]
     return suffix, damaged(chance, file.getvalue()) if chance.random() < 0.8 else file.getvalue()
 
 
-def pictures_case(chance: random.Random, folder: Path, photograph: Image.Image, count: int = 20) -> Case:
+def pictures_case(chance: random.Random, folder: Path, photograph: Image.Image, count: int = BATCH) -> Case:
     """A batch of pictures, a good one among them, by the bicubic kernel."""
     for number in range(count):
         suffix, content = picture(chance, photograph)
@@ -175,6 +179,14 @@ def records_case(chance: random.Random, folder: Path, photograph: Image.Image) -
     return Case(["table", "--profile", "demo", "--out", folder.parent / "out"], 1)
 
 
+def corpus_case(files: Sequence[Path], folder: Path, photograph: Image.Image) -> Case:
+    """A batch of other people's pictures as they are, and a good one."""
+    for number, path in enumerate(files):
+        shutil.copyfile(path, folder / f"{number:02d}{path.suffix}")
+    photograph.crop((0, 0, 30, 20)).save(folder / "good.png")
+    return Case(["upscale", folder, "--out", folder.parent / "out", "--model", "bicubic"], len(files), "good_x3.png")
+
+
 KINDS: dict[str, Callable[..., Case]] = {
     "pictures": pictures_case, "INT8 files (.tflite)": tflite_case, "checkpoints (.safetensors)": safetensors_case,
     "settings": settings_case, "records": records_case}
@@ -207,13 +219,17 @@ def broken(case: Case, done: subprocess.CompletedProcess[str], before: dict[str,
     return found
 
 
-def run_case(kind: str, seed: int, photograph: Image.Image) -> dict[str, Any]:
-    """One command of a kind: {"files", "refused", "broken"}; the same seed gives the same files."""
+def run_case(make: Callable[[Path], Case]) -> dict[str, Any]:
+    """One command in a folder of its own: {"files", "refused", "broken"}.
+
+    Args:
+        make: puts the command's files into the folder that it is given, which lies beside that of the output.
+    """
     with tempfile.TemporaryDirectory(prefix="paperlib-hostile-") as name:
         folder = Path(name)
         for inner in ("in", "home", "work", "cache"):
             (folder / inner).mkdir()
-        case = KINDS[kind](random.Random(f"{kind} {seed}"), folder / "in", photograph)
+        case = make(folder / "in")
         before = everything(folder)
         places = {"HOME": f"{name}/home", "PAPERLIB_CACHE": f"{name}/cache", "PYTHONPATH": str(root())}
         command = [sys.executable, "-B", "-m", "paperlib", *map(str, case.arguments)]
@@ -226,23 +242,32 @@ def run_case(kind: str, seed: int, photograph: Image.Image) -> dict[str, Any]:
         return {"files": case.files, "refused": refused, "broken": broken(case, done, before, folder)}
 
 
-def run_all(path: Path, commands: int, seed: int) -> Path:
-    """`commands` of every kind one after the other; writes the record of it to `path` and returns it."""
+def seeded(kind: str, seed: int, photograph: Image.Image) -> Callable[[Path], Case]:
+    """A damaged case of a kind; the same seed makes the same files."""
+    return lambda folder: KINDS[kind](random.Random(f"{kind} {seed}"), folder, photograph)
+
+
+def run_all(path: Path, commands: int, seed: int, corpus: Path | None = None) -> Path:
+    """`commands` of every kind one after the other, and all pictures below `corpus`; writes the record to `path`."""
     from skimage.data import astronaut
 
-    photograph, kinds, wrong = Image.fromarray(astronaut()), {}, []
-    for kind in KINDS:
-        counts = kinds[kind] = {"commands": commands, "files": 0, "refused": 0, "wrong": 0}
-        for number in range(seed, seed + commands):
-            done = run_case(kind, number, photograph)
-            counts["files"] += done["files"]
-            counts["refused"] += done["refused"]
-            counts["wrong"] += bool(done["broken"])
-            if done["broken"]:
-                wrong.append({"kind": kind, "seed": number, "broken": done["broken"]})
-                print(f"{kind}, seed {number}: {'; '.join(done['broken'])}", flush=True)
-        print(f"{kind}: {counts}", flush=True)
-    return write_json(path, provenance() | {"seed": seed, "kinds": kinds, "wrong": wrong})
+    photograph, counts, wrong = Image.fromarray(astronaut()), {}, []
+    cases = [(kind, f"seed {number}", seeded(kind, number, photograph))
+             for kind in KINDS for number in range(seed, seed + commands)]
+    files = sorted(file for file in corpus.rglob("*") if file.suffix.lower() in EXTENSIONS) if corpus else []
+    cases += [("pictures of other projects' tests", files[first].name,
+               partial(corpus_case, files[first : first + BATCH], photograph=photograph))
+              for first in range(0, len(files), BATCH)]
+    for kind, label, make in cases:
+        done, found = run_case(make), counts.setdefault(kind, {"commands": 0, "files": 0, "refused": 0, "wrong": 0})
+        for name, value in (("commands", 1), ("files", done["files"]), ("refused", done["refused"]),
+                            ("wrong", bool(done["broken"]))):
+            found[name] += value
+        if done["broken"]:
+            wrong.append({"kind": kind, "case": label, "broken": done["broken"]})
+        print(f"{kind}, {label}: {'; '.join(done['broken']) or found}", flush=True)
+    corpora = sorted({file.relative_to(corpus).parts[0] for file in files}) if corpus else []
+    return write_json(path, provenance() | {"seed": seed, "corpora": corpora, "kinds": counts, "wrong": wrong})
 
 
 if __name__ == "__main__":
@@ -250,5 +275,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=root() / "results" / "reference" / "hostile.json")
     parser.add_argument("--commands", type=int, default=100, help="of every kind")
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
+    parser.add_argument("--corpus", type=Path, help="a folder of folders of other people's pictures, taken as they are")
     given = parser.parse_args()
-    print(run_all(given.out, given.commands, given.seed))
+    print(run_all(given.out, given.commands, given.seed, given.corpus))

@@ -1,5 +1,6 @@
 """The counting of damaged files: every broken promise is noticed, and the command line keeps them on a few."""
 
+import json
 import random
 import subprocess
 
@@ -8,7 +9,18 @@ from PIL import Image
 from skimage.data import astronaut
 
 from paperlib.benchmarks import hostile
-from paperlib.benchmarks.hostile import KINDS, Case, broken, damaged, everything, odd_json, run_case
+from paperlib.benchmarks.hostile import (
+    KINDS,
+    Case,
+    broken,
+    corpus_case,
+    damaged,
+    everything,
+    odd_json,
+    run_all,
+    run_case,
+    seeded,
+)
 
 PHOTOGRAPH = Image.fromarray(astronaut())
 
@@ -55,11 +67,27 @@ def test_the_same_seed_damages_alike_and_nearly_every_seed_damages():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_command_line_keeps_its_promises_on_damaged_files(kind):
-    done = run_case(kind, 5, PHOTOGRAPH)
+    done = run_case(seeded(kind, 5, PHOTOGRAPH))
     assert done["files"] >= 1
     assert done["broken"] == []
 
 
 def test_a_command_that_never_ends_is_told(monkeypatch):
     monkeypatch.setattr(hostile, "LONGEST", 0.01)
-    assert run_case("settings", 1, PHOTOGRAPH)["broken"] == ["no end after 0.01 s"]
+    assert run_case(seeded("settings", 1, PHOTOGRAPH))["broken"] == ["no end after 0.01 s"]
+
+
+def test_other_peoples_pictures_are_taken_as_they_are_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(hostile, "KINDS", {})
+    monkeypatch.setattr(hostile, "BATCH", 2)
+    for number, content in enumerate((b"%!PS-Adobe-3.0 EPSF-3.0", b"", b"x" * 100)):
+        (tmp_path / "corpus" / "project").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "corpus" / "project" / f"{number}.png").write_bytes(content)
+    record = json.loads(run_all(tmp_path / "record.json", 0, 0, tmp_path / "corpus").read_text(encoding="utf-8"))
+    assert record["kinds"] == {"pictures of other projects' tests": {
+        "commands": 2, "files": 3, "refused": 3, "wrong": 0}}
+    assert record["corpora"] == ["project"]
+    (tmp_path / "in").mkdir()
+    case = corpus_case(sorted((tmp_path / "corpus" / "project").iterdir()), tmp_path / "in", PHOTOGRAPH)
+    assert case.files == 3
+    assert (tmp_path / "in" / "00.png").read_bytes() == b"%!PS-Adobe-3.0 EPSF-3.0"
