@@ -141,3 +141,10 @@ def test_rows_of_one_table_depend_on_different_parts():
     rows = ("bicubic", "student_stage2", "student_deploy")
     assert [equals_paper(late, part_of("B", row)) for row in rows] == [True, True, False]
     assert part_of("D", "qat_direct") == "D"
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "Infinity"])
+@pytest.mark.parametrize("field", ["stage1.loss.l1", "stage2.lr", "stage3.loss.kd_mid", "teacher.small_lr"])
+def test_numbers_that_are_none_are_refused(field, value):
+    with pytest.raises(UserError, match=field):
+        load_settings("smoke", f'{{"{field}": {value}}}')

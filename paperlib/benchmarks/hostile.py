@@ -57,6 +57,8 @@ class Case:
     files: int
     good: str | None = None
     """A file that must be in the output folder whatever the others are."""
+    report: bool = False
+    """Its output is the list of what is missing, with exit code 1."""
 
 
 def damaged(chance: random.Random, content: bytes) -> bytes:
@@ -164,7 +166,7 @@ def settings_case(chance: random.Random, folder: Path, photograph: Image.Image) 
         value = chance.choice(("[" * 3000, "9" * 6000, "1e999", "~nosuchuser/x", "[1", json.dumps(chance.choice(ODD))))
         several.append(f"{chance.choice(fields)}{chance.choice(('=', '=', '=', ''))}{value}")
     profile = chance.choice(("smoke", "smoke", "demo", "paper", "Smoke", "../x"))
-    return Case(["data", "status", "--profile", profile, "--set", *several], 1)
+    return Case(["data", "status", "--profile", profile, "--set", *several], 1, report=True)
 
 
 def records_case(chance: random.Random, folder: Path, photograph: Image.Image) -> Case:
@@ -207,8 +209,10 @@ def broken(case: Case, done: subprocess.CompletedProcess[str], before: dict[str,
         found.append("traceback")
     if done.returncode == 2 and len(lines) != 1:
         found.append(f"{len(lines)} lines for one failure")
-    if done.returncode == 1 and not 1 <= len(lines) <= case.files:
+    if done.returncode == 1 and not case.report and not 1 <= len(lines) <= case.files:
         found.append(f"{len(lines)} lines for {case.files} files")
+    if done.returncode == 1 and case.report and ("missing" not in done.stdout or lines):
+        found.append("exit code 1 and nothing is missing")
     if any(not character.isprintable() for line in lines for character in line):
         found.append("characters that steer a terminal")
     found += [f"changed, made or removed {Path(path).relative_to(folder)}"

@@ -40,6 +40,12 @@ def test_broken_promises_of_a_process_are_named(tmp_path, done, words):
     assert (not found) if words is None else any(words in line for line in found)
 
 
+@pytest.mark.parametrize(("done", "fine"), [(ended(1, "", "valid: missing: x"), True), (ended(1), False),
+                                             (ended(1, "x\n", "valid: missing: x"), False)])
+def test_a_report_of_what_is_missing_is_no_failure(tmp_path, done, fine):
+    assert (not broken(Case([], 1, report=True), done, {}, tmp_path)) is fine
+
+
 def test_changed_new_and_removed_files_and_a_missing_result_are_named(tmp_path):
     for name in ("in", "out", "work"):
         (tmp_path / name).mkdir()
