@@ -163,9 +163,8 @@ class StageSettings(_Section):
     """Steps between two states from which a killed run continues."""
     recalibrate_batches: int = Field(64, ge=0)
     """Batches for re-estimating the BN statistics before fusing; 0 keeps the running ones."""
-    form: Literal["expanded", "collapsed", "fused"] = "expanded"
-    """collapsed: BN statistics frozen and every block trained as one convolution (ours; off in `paper`); fused: the
-    deployed network itself is trained, without branches (ours). What is fused cannot be unfolded in a later stage."""
+    form: Literal["expanded", "collapsed"] = "expanded"
+    """collapsed: BN statistics frozen and every block trained as one convolution (ours; off in `paper`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward pass in bfloat16 but for the head."""
     accumulate: int = Field(1, ge=1)
@@ -267,13 +266,6 @@ class Settings(_Section):
     quant: QuantSettings = QuantSettings()
     export: ExportSettings = ExportSettings()
     ablation: AblationSettings
-
-    @model_validator(mode="after")
-    def _fused_stays_fused(self) -> Self:
-        if self.stage1.form == "fused" and self.stage2.form != "fused":
-            raise ValueError("stage 1 trains the fused network, which has no branches for stage2.form="
-                             f"{self.stage2.form}: set stage2.form=fused as well")
-        return self
 
 
 def settings_hash(*sections: BaseModel | str | int) -> str:

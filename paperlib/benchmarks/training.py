@@ -57,7 +57,7 @@ def cost_table(bench_step: Mapping[str, Any], profiles: tuple[str, ...] = PROFIL
         settings = load_settings(profile)
         for name in ("stage1", "stage2", "stage3"):
             stage: StageSettings = getattr(settings, name)
-            form = "collapsed" if name == "stage3" or stage.form == "fused" else stage.form  # the fused network's cost
+            form = "collapsed" if name == "stage3" else stage.form  # stage 3 trains the fused network
             flops = step_flops(settings, stage, form)
             line = {"profile": profile, "stage": name, "steps": stage.steps, "GFLOP / step": round(flops / 1e9, 1),
                     "h here": flops * stage.steps / here[form] / 3600}

@@ -108,12 +108,12 @@ def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", setting
 
 
 def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSettings, name: str) -> nn.Module:
-    """The model in the form the stage trains; all but expanded first get BN statistics of training patches."""
+    """The model in the form the stage trains; collapsing first estimates the BN statistics on training patches."""
     if not isinstance(model, Student) or model.form == "fused":
         return model
-    if stage.form != "expanded":
+    if stage.form == "collapsed":
         model = recalibrate_bn(model, lr_batches(data, settings, f"{name}/statistics", stage))
-    return fuse_model(model) if stage.form == "fused" else with_form(model, stage.form)
+    return with_form(model, stage.form)
 
 
 def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
@@ -136,7 +136,7 @@ def recalibrated(run: Run, data: Data, name: str = "stage2", settings: Settings 
         return _start(run, settings)
     stage = settings.stage1 if name.endswith("stage1") else settings.stage2
     model = load_model(run.stage_folder(name) / "student.safetensors")
-    if stage.form != "expanded":
+    if stage.form == "collapsed":
         return model
     return recalibrate_bn(model, lr_batches(data, settings, "recalibration", stage)).eval()
 

@@ -89,14 +89,9 @@ def test_recalibration_gives_the_batches_statistics():
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
-def in_form(form: str) -> Student:
-    return fuse(Student(SMALL)) if form == "fused" else with_form(Student(SMALL), form)
-
-
-@pytest.mark.parametrize(("form", "optimizer"), [("expanded", "adam"), ("collapsed", "adam"), ("collapsed", "soap"),
-                                                 ("fused", "soap")])
+@pytest.mark.parametrize(("form", "optimizer"), [("expanded", "adam"), ("collapsed", "adam"), ("collapsed", "soap")])
 def test_training_improves_and_leaves_its_start_alone(tmp_path, form, optimizer):
-    start = in_form(form)
+    start = with_form(Student(SMALL), form)
     before = copy.deepcopy(start.state_dict())
     thirty = stage(steps=30, validate_every=15, ema=0.5, optimizer=optimizer)
     result = fit(start, thirty, draw, tmp_path, name="t", score=score)
@@ -181,7 +176,8 @@ RUN = """
     import os, signal, sys, torch
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from test_loop import draw, in_form, score, stage
+    from test_loop import SMALL, draw, score, stage
+    from paperlib.student.network import Student, with_form
     from paperlib.training.loop import fit
 
     def run(folder, stop):
@@ -190,8 +186,9 @@ RUN = """
             if step == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
             return draw(step, rank, world)
-        result = fit(in_form({form!r}), stage(steps=12, checkpoint_every=3, optimizer={optimizer!r}), stopping,
-                     Path({folder!r}) / folder, name="t", score=score, quiet=True)
+        twelve = stage(steps=12, checkpoint_every=3, optimizer={optimizer!r})
+        result = fit(with_form(Student(SMALL), {form!r}), twelve, stopping, Path({folder!r}) / folder, name="t",
+                     score=score, quiet=True)
         torch.save(result.model.state_dict(), Path({folder!r}) / (folder + ".pt"))
 
     for folder, stop in {plan!r}:  # forked before anything is computed, so that imports are paid for once
@@ -204,7 +201,8 @@ RUN = """
 """
 
 
-@pytest.mark.parametrize(("form", "optimizer"), [("expanded", "adam"), ("collapsed", "adam"), ("fused", "soap")])
+@pytest.mark.parametrize(("form", "optimizer"), [("expanded", "adam"), ("collapsed", "adam"),
+                                                 ("collapsed", "soap")])
 def test_killed_training_ends_with_the_same_bits(tmp_path, form, optimizer):
     # killed before the first state, between two, right after one, and at the last step
     plan = [("whole", -1)] + [("killed", stop) for stop in (1, 4, 6, 11, -1)]
