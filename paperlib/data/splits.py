@@ -14,7 +14,8 @@ def status(settings: DataSettings) -> list[dict[str, str]]:
     for split in ("train", "valid"):
         try:
             sources = split_sources(settings, split)
-            lines.append({"split": split, "state": f"{len(sources)} photographs", "where": str(sources[0].hr.parent)})
+            folders = dict.fromkeys(str(source.hr.parent) for source in sources)
+            lines.append({"split": split, "state": f"{len(sources)} photographs", "where": ", ".join(folders)})
         except UserError as error:
             lines.append({"split": split, "state": "missing", "where": str(error)})
     return lines

@@ -12,7 +12,7 @@ from paperlib.data.images import find_images, read_rgb
 from paperlib.data.photographs import make_pair, named_folder, read_pairs
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
-from paperlib.data.splits import EMBEDDED_TRAIN, EMBEDDED_VALID, embedded_path, split_sources, validation_pairs
+from paperlib.data.splits import EMBEDDED_TRAIN, EMBEDDED_VALID, embedded_path, split_sources, status, validation_pairs
 from paperlib.data.splits import test_sets as open_test_sets
 from paperlib.errors import UserError
 from paperlib.settings import DataSettings
@@ -206,3 +206,12 @@ def test_benchmark_sets_open_lazily(data_root, monkeypatch):
     sets = open_test_sets(DataSettings(tests=("benchmark/Set5",)))
     assert len(sets["Set5"]) == 5
     assert sets["Set5"][0].hr.shape[0] == 3 * sets["Set5"][0].lr.shape[0]
+
+
+def test_status_names_every_folder_of_a_split(photographs, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (photographs / "a.png").rename(other / "a.png")
+    train, valid = status(DataSettings(source="folders", train=(str(photographs), str(other)), valid=(str(other),)))
+    assert train == {"split": "train", "state": "3 photographs", "where": f"{photographs}, {other}"}
+    assert valid["where"] == str(other)
