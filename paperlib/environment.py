@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
 
 
 PACKAGES = ("torch", "torchvision", "tensorflow", "ai-edge-litert", "timm", "numpy", "accelerate",
-            "mamba-ssm", "scikit-image")
+            "mamba-ssm", "pytorch-optimizer", "scikit-image")
 
 
 def root() -> Path:
