@@ -43,7 +43,8 @@ def test_every_runtime_dependency_is_imported_or_is_a_tool():
     for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["kit"]:
         name = re.match(r"[\w-]+", requirement)[0]
         if name not in tools:
-            assert re.search(rf"(import|from) {modules.get(name, name.replace('-', '_'))}\b", sources), f"{name} is never imported"
+            module = modules.get(name, name.replace("-", "_"))
+            assert re.search(rf"(import|from) {module}\b", sources), f"{name} is never imported"
 
 
 def test_top_level_is_the_designs():
