@@ -33,8 +33,8 @@ from paperlib.weights import pretrained
 
 BATCH = 20
 """Pictures that one command is given."""
-LONGEST = 120
-"""Seconds after which a command counts as hanging."""
+LONGEST = 600
+"""Seconds after which a command counts as hanging: twenty pictures may be large, and the machine busy."""
 WRITABLE = ("out", "cache", "home/.cache", "home/.config")
 """Where a command may write: its output, the kit's cache, and what libraries keep (matplotlib its fonts)."""
 ODD: tuple[Any, ...] = (
