@@ -121,6 +121,16 @@ def test_the_authors_report_gives_the_recomputed_values():
     assert "{:.4f} and {:.4f} dB".format(*means) in README
 
 
+def test_damaged_files_are_counted_as_recorded():
+    record = json.loads((REFERENCE / "hostile.json").read_text(encoding="utf-8"))
+    files, commands, wrong = (sum(kind[name] for kind in record["kinds"].values())
+                              for name in ("files", "commands", "wrong"))
+    words = f"Of {files:,} damaged or odd files in {commands} commands, {wrong} commands broke"
+    assert words in " ".join(README.split())
+    assert wrong == len(record["wrong"])
+    assert not record["dirty"]
+
+
 def test_minutes_and_memory_of_the_demo_are_those_of_its_record():
     costs = json.loads((REFERENCE / "demo" / "records" / "00_reproduce.json").read_text(encoding="utf-8"))["notebooks"]
     minutes, peak = sum(cost["seconds"] for cost in costs.values()) / 60, max(c["peak_bytes"] for c in costs.values())

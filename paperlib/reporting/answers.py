@@ -156,6 +156,20 @@ def _audit_text(path: Path) -> str:
         "stage 3's observers left it, so it cannot tell brighter pixels apart."])
 
 
+def _hostile_text(path: Path) -> str:
+    """How many damaged files the command line was given, and what became of them."""
+    record = _json(path)
+    lines = [f"| {kind} | {' | '.join(str(counts[name]) for name in ('commands', 'files', 'refused', 'wrong'))} |"
+             for kind, counts in record["kinds"].items()]
+    return "\n\n".join([
+        "## Damaged files",
+        f"[hostile.json](reference/{path.name}), by `python -m paperlib.benchmarks.hostile --seed {record['seed']}` "
+        f"(other projects' pictures by `--corpus FOLDER`): commit {record['commit'][:8]}. A command is wrong that broke "
+        "a promise: exit code 0, 1 or 2, one line a failure, no traceback, inputs as they were, nothing outside of the "
+        "output, the good picture of a batch enlarged.",
+        "\n".join(["| kind | commands | files | refused | wrong |", "| --- | --- | --- | --- | --- |", *lines])])
+
+
 def answers_text(folder: Path) -> str:
     """The page for the committed runs below `folder` (results/reference), in the order of `questions.json`.
 
@@ -172,6 +186,8 @@ def answers_text(folder: Path) -> str:
               for path in sorted(folder.rglob("bench.json"))]
     if (folder / "audit.json").is_file():
         parts.append(_audit_text(folder / "audit.json"))
+    if (folder / "hostile.json").is_file():
+        parts.append(_hostile_text(folder / "hostile.json"))
     if (folder / "spread.json").is_file():
         parts.append(_spread_text(folder / "spread.json"))
     return "\n\n".join(parts) + "\n"
