@@ -164,7 +164,7 @@ def _hostile_text(path: Path) -> str:
     return "\n\n".join([
         "## Damaged files",
         f"[hostile.json](reference/{path.name}), by `python -m paperlib.benchmarks.hostile --seed {record['seed']}` "
-        f"(other projects' pictures by `--corpus FOLDER`): commit {record['commit'][:8]}. Wrong is a command that broke "
+        f"(other projects' pictures by `--corpus FOLDER`): commit {record['commit'][:8]}. Wrong: a command that broke "
         "a promise: exit code 0, 1 or 2, one line a failure, no traceback, inputs as they were, nothing outside of the "
         "output, the good picture of a batch enlarged.",
         "\n".join(["| kind | commands | files | refused | wrong |", "| --- | --- | --- | --- | --- |", *lines])])
