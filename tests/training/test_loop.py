@@ -20,6 +20,7 @@ from paperlib.settings import LossSettings, StageSettings, StudentSettings
 from paperlib.student.network import Student, fuse, with_form
 from paperlib.training.loop import clip_weights, fit, learning_rate, recalibrate_bn
 from paperlib.training.losses import stage_loss
+from paperlib.training.optimisers import make_optimiser
 from paperlib.training.state import save_state
 
 SMALL = StudentSettings(channels=4, blocks=1, branches=2)
@@ -228,3 +229,19 @@ def test_a_state_of_another_network_is_told(tmp_path, change):
     save_state(tmp_path, content["step"], content)
     with pytest.raises(UserError, match="is no training state of this network"):
         fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
+
+
+def test_soap_steps_in_one_thread_and_gives_the_others_back(monkeypatch):
+    seen, threads = [], torch.get_num_threads()
+    weight = nn.Parameter(torch.ones(3, 4))
+    optimiser = make_optimiser([weight], stage(optimizer="soap"))
+    weight.grad = torch.ones_like(weight)
+    monkeypatch.setattr(optimiser, "init_group", lambda group, init=optimiser.init_group: (
+        seen.append(torch.get_num_threads()), init(group)))
+    torch.set_num_threads(2)
+    try:
+        optimiser.step()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [1]
