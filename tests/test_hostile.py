@@ -8,7 +8,6 @@ import string
 import subprocess
 import sys
 import warnings
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import coffee
 
+from paperlib.benchmarks.hostile import everything
 from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.files import file_lock, shown, user_path
@@ -36,11 +36,6 @@ def save(path, format=None):
 def shell(*arguments, **environment):
     command = [sys.executable, "-m", "paperlib", *map(os.fspath, arguments)]
     return subprocess.run(command, capture_output=True, env=dict(os.environ) | environment, timeout=120, check=False)
-
-
-def everything(folder: Path) -> dict[str, str]:
-    """Every file below a folder and its hash."""
-    return {str(path): sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C.UTF-8"}, {"PYTHONIOENCODING": "ascii"},

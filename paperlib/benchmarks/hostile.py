@@ -169,16 +169,14 @@ def settings_case(chance: random.Random, folder: Path, photograph: Image.Image) 
     return Case(["data", "status", "--profile", profile, "--set", *several], 1, report=True)
 
 
-def records_case(chance: random.Random, folder: Path, photograph: Image.Image) -> Case:
-    """The committed demo's records, one of them damaged."""
-    records = folder.parent / "out" / "records"
-    shutil.copytree(root() / "results" / "reference" / "demo" / "records", records)
-    path = chance.choice(sorted(records.glob("*.json")))
-    if chance.random() < 0.7:
-        path.write_text(json.dumps(odd_json(chance, json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
-    else:
-        path.write_bytes(damaged(chance, path.read_bytes()))
-    return Case(["table", "--profile", "demo", "--out", folder.parent / "out"], 1)
+def tables_case(chance: random.Random, folder: Path, photograph: Image.Image) -> Case:
+    """The committed demo's tables, one of them damaged."""
+    tables = folder.parent / "out" / "tables"
+    shutil.copytree(root() / "results" / "reference" / "demo" / "tables", tables)
+    path = chance.choice(sorted(tables.glob("*.csv")))
+    path.write_bytes(damaged(chance, path.read_bytes()))
+    form = chance.choice(("text", "markdown", "latex"))
+    return Case(["table", "--profile", "demo", "--out", folder.parent / "out", "--format", form], 1)
 
 
 def corpus_case(files: Sequence[Path], folder: Path, photograph: Image.Image) -> Case:
@@ -191,7 +189,7 @@ def corpus_case(files: Sequence[Path], folder: Path, photograph: Image.Image) ->
 
 KINDS: dict[str, Callable[..., Case]] = {
     "pictures": pictures_case, "INT8 files (.tflite)": tflite_case, "checkpoints (.safetensors)": safetensors_case,
-    "settings": settings_case, "records": records_case}
+    "settings": settings_case, "tables": tables_case}
 
 
 def everything(folder: Path) -> dict[str, str]:

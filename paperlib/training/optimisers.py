@@ -1,7 +1,7 @@
 """The optimisers of a stage: Adam, as published (paper section 4), and SOAP (ours).
 
 SOAP (arXiv 2409.11321) is Adam in the eigenbasis of Shampoo's preconditioner: each kernel's gradient is turned into the
-directions in which it varies, and scaled there. On this network of small kernels it needs a fraction of Adam's steps.
+directions in which it varies, and scaled there.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ def make_optimiser(parameters: Iterable[nn.Parameter], stage: StageSettings) -> 
 
 
 def _step_in_one_thread(optimiser: torch.optim.Optimizer) -> None:
-    """Hundreds of products of small matrices: two threads spend four times as long on waiting for each other."""
+    """Hundreds of products of small matrices, on which several threads would mostly wait for each other."""
     threads: list[int] = []
 
     def before(*_: Any) -> None:

@@ -78,6 +78,15 @@ def test_the_command_line_keeps_its_promises_on_damaged_files(kind):
     assert done["broken"] == []
 
 
+@pytest.mark.parametrize("kind", ["INT8 files (.tflite)", "checkpoints (.safetensors)", "tables"])
+def test_what_is_not_damaged_is_accepted(monkeypatch, kind):
+    """Else a command that refuses everything would look faultless."""
+    monkeypatch.setattr(hostile, "damaged", lambda chance, content: content)
+    monkeypatch.setattr(hostile, "odd_json", lambda chance, value: value)
+    for seed in range(2):
+        assert run_case(seeded(kind, seed, PHOTOGRAPH)) == {"files": 1, "refused": 0, "broken": []}
+
+
 def test_a_command_that_never_ends_is_told(monkeypatch):
     monkeypatch.setattr(hostile, "LONGEST", 0.01)
     assert run_case(seeded("settings", 1, PHOTOGRAPH))["broken"] == ["no end after 0.01 s"]

@@ -1,5 +1,6 @@
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,6 +245,28 @@ def test_printing_tables_that_do_not_exist_is_an_error(tmp_path):
         tables.format_tables(tmp_path)
     with pytest.raises(ValueError, match="html"):
         tables.format_tables(tmp_path, "html")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda text: b"", lambda text: b"\xff\xfe" + text, lambda text: b"\0" * len(text), lambda text: text + b'a,b,"c',
+    lambda text: text + b"a," * 40, lambda text: text.replace(b"verdict", b"verdicts"),
+    lambda text: text[: len(text) // 2], lambda text: text + b'B,"unfinished',
+    lambda text: text.replace(b"28.26", b"many"), lambda text: text.replace(b"bicubic", b"bi\x1b[31mcubic")])
+def test_a_damaged_table_is_named_in_one_line(tmp_path, damage):
+    run = open_with(tmp_path, "demo", {("B", "bicubic", "fp32", "psnr"): 26.0})
+    path = tables.write_tables(run) / "B.csv"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError) as told:
+        tables.format_tables(run.out)
+    assert str(told.value).startswith(f"{path} is no table of this kit")
+    assert str(told.value).isprintable()
+
+
+def test_committed_tables_are_read_as_they_were_written():
+    folders = sorted((Path(__file__).parents[2] / "results" / "reference").rglob("tables"))
+    assert len(folders) > 4
+    for folder in folders:
+        assert "Table B: " in tables.format_tables(folder.parent)
 
 
 def test_audit_rows_come_from_the_record_and_obey_the_vocabulary(tmp_path):
