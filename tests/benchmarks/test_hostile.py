@@ -87,6 +87,11 @@ def test_what_is_not_damaged_is_accepted(monkeypatch, kind):
         assert run_case(seeded(kind, seed, PHOTOGRAPH)) == {"files": 1, "refused": 0, "broken": []}
 
 
+def test_a_setting_of_the_right_kind_is_accepted():
+    fine = Case(["data", "status", "--profile", "smoke", "--set", "stage1.steps=7"], 1, report=True)
+    assert run_case(lambda folder: fine) == {"files": 1, "refused": 0, "broken": []}
+
+
 def test_a_command_that_never_ends_is_told(monkeypatch):
     monkeypatch.setattr(hostile, "LONGEST", 0.01)
     assert run_case(seeded("settings", 1, PHOTOGRAPH))["broken"] == ["no end after 0.01 s"]
