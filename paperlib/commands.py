@@ -220,7 +220,7 @@ def data(args: argparse.Namespace) -> int:
 
 def table(args: argparse.Namespace) -> int:
     from paperlib.environment import root
-    from paperlib.reporting.tables import format_tables
+    from paperlib.reporting.printed import format_tables
 
     print(format_tables(args.out or root() / "results" / _profile(args.profile), args.format), end="")
     return 0

@@ -13,9 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from paperlib.errors import UserError
 from paperlib.evaluation.reported import DATASET, Key, _leaderboard, reported, score
-from paperlib.files import explain, write_text
+from paperlib.files import write_text
 from paperlib.profiles import equals_paper, part_of
 from paperlib.reporting.verdicts import Row, Verdict, comparisons, kept_order, tolerance, trend
 from paperlib.run import Run
@@ -28,9 +27,6 @@ TABLES = {"B": "baselines on DIV2K validation", "C": "backbone, FP32 and INT8 TF
 PAPER_TABLES = tuple(name for name in TABLES if name != "audit")
 COLUMNS = ("table", "row", "precision", "metric", "reported", "reproduced", "delta", "tolerance", "verdict", "evidence",
            "effect_reported", "effect", "low", "high", "seeds", "images")
-
-NUMBERS = ("reported", "reproduced", "delta", "tolerance", "effect_reported", "effect", "low", "high")
-"""The columns that are rounded for the eye."""
 
 
 def measured_values(run: Run) -> dict[Key, dict[str, Any]]:
@@ -116,7 +112,8 @@ def _number(value: Any, places: int, sign: str = "") -> str:
     return "0" if text in ("+0", "-0") else text
 
 
-def _rounded(data: pd.DataFrame) -> pd.DataFrame:
+def rounded(data: pd.DataFrame) -> pd.DataFrame:
+    """A copy with its numbers as text for the eye."""
     shown = data.copy()
     for name in ("reported", "reproduced"):
         shown[name] = [_number(value, 4) for value in data[name]]
@@ -131,7 +128,7 @@ def _rounded(data: pd.DataFrame) -> pd.DataFrame:
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as a table for the eye: numbers rounded, empty where there is none; effects in words stand in `evidence`."""
     data = pd.DataFrame([_values(row) for row in rows], columns=list(COLUMNS), dtype=object)
-    return _rounded(data[list(COLUMNS[:10])].map(lambda value: "" if value is None else value))
+    return rounded(data[list(COLUMNS[:10])].map(lambda value: "" if value is None else value))
 
 
 def by_row(rows: Sequence[Row]) -> pd.DataFrame:
@@ -194,64 +191,6 @@ def markdown(data: pd.DataFrame) -> str:
     lines = [list(data.columns), *data.to_numpy().tolist()]
     text = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join([text[0], "|" + " --- |" * len(data.columns), *text[1:]])
-
-
-def _body(data: pd.DataFrame, fmt: str) -> str:
-    if fmt == "markdown":
-        return markdown(data)
-    if fmt == "latex":
-        return data.to_latex(index=False, escape=True)
-    return data[["row", "precision", "metric", "reported", "reproduced", "effect_reported", "effect", "low", "high",
-                 "verdict"]].to_string(index=False)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """A table as it was written, all cells text.
-
-    Raises:
-        UserError: it cannot be read, has other columns, or a cell that is no number where one belongs, or no text.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file, strict=True)
-        if tuple(header) != COLUMNS or any(len(line) != len(COLUMNS) for line in lines):
-            raise ValueError("it has other columns")
-        if not all(cell.isprintable() for line in lines for cell in line):
-            raise ValueError("it has characters that are no text")
-        data = pd.DataFrame(lines, columns=list(COLUMNS), dtype=str)
-        for name in NUMBERS:
-            [float(cell) for cell in data[name] if cell]
-    except OSError as error:
-        raise explain(error, path, "read") from error
-    except (ValueError, csv.Error) as error:  # also what is no UTF-8
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no table of this kit ({reason}). Run `paperlib reproduce` again, which writes it "
-                        "anew, or name another folder with --out.") from error
-    return data
-
-
-def format_tables(out: str | Path, fmt: str = "text") -> str:
-    """The tables of a results folder.
-
-    Args:
-        fmt: "text" for the terminal (without tolerance and evidence, which are in the CSV), "markdown" or "latex".
-
-    Raises:
-        UserError: no tables there yet, or one that is damaged.
-        ValueError: an unknown format.
-    """
-    if fmt not in ("text", "markdown", "latex"):
-        raise ValueError(f"no format {fmt!r}; there are text, markdown, latex")
-    files = {name: Path(out) / "tables" / f"{name}.csv" for name in TABLES}
-    if missing := [path for path in files.values() if not path.is_file()]:
-        raise UserError(f"no table at {missing[0]}. Run `paperlib reproduce` first, or name another folder with --out.")
-    parts = []
-    for name, path in files.items():
-        data = _rounded(_read(path)).drop(columns="table")
-        heading = f"Table {name}: {TABLES[name]}" if len(name) == 1 else f"{name.capitalize()}: {TABLES[name]}"
-        heading = f"## {heading}\n" if fmt == "markdown" else f"% {heading}" if fmt == "latex" else heading
-        parts.append(f"{heading}\n{_body(data, fmt) if len(data) else 'not run'}")
-    return "\n\n".join(parts) + "\n"
 
 
 def write_tables(run: Run) -> Path:

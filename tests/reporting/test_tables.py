@@ -9,6 +9,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation import reported
 from paperlib.reporting import tables
 from paperlib.reporting.claims import CLAIMS, claims_table
+from paperlib.reporting.printed import format_tables
 from paperlib.reporting.summary import teacher_used, write_summary
 from paperlib.reporting.verdicts import COMPARED, DROPS, Row, Verdict, kept_order, tolerance, trend
 from paperlib.rows import measured_row
@@ -234,7 +235,7 @@ def test_csv_has_the_contracts_columns_and_is_read_back(tmp_path):
 def test_tables_print_in_three_formats(tmp_path, fmt, mark):
     run = open_with(tmp_path, "demo", {("B", "bicubic", "fp32", "psnr"): 26.0})
     tables.write_tables(run)
-    text = tables.format_tables(run.out, fmt)
+    text = format_tables(run.out, fmt)
     assert mark in text
     assert "not public" in text
     assert text.count("Table") + text.count("Abstract") + text.count("Audit") == 6
@@ -242,9 +243,9 @@ def test_tables_print_in_three_formats(tmp_path, fmt, mark):
 
 def test_printing_tables_that_do_not_exist_is_an_error(tmp_path):
     with pytest.raises(UserError, match="paperlib reproduce"):
-        tables.format_tables(tmp_path)
+        format_tables(tmp_path)
     with pytest.raises(ValueError, match="html"):
-        tables.format_tables(tmp_path, "html")
+        format_tables(tmp_path, "html")
 
 
 @pytest.mark.parametrize("damage", [
@@ -257,7 +258,7 @@ def test_a_damaged_table_is_named_in_one_line(tmp_path, damage):
     path = tables.write_tables(run) / "B.csv"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError) as told:
-        tables.format_tables(run.out)
+        format_tables(run.out)
     assert str(told.value).startswith(f"{path} is no table of this kit")
     assert str(told.value).isprintable()
 
@@ -266,7 +267,7 @@ def test_committed_tables_are_read_as_they_were_written():
     folders = sorted((Path(__file__).parents[2] / "results" / "reference").rglob("tables"))
     assert len(folders) > 4
     for folder in folders:
-        assert "Table B: " in tables.format_tables(folder.parent)
+        assert "Table B: " in format_tables(folder.parent)
 
 
 def test_audit_rows_come_from_the_record_and_obey_the_vocabulary(tmp_path):
