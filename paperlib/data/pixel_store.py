@@ -79,6 +79,10 @@ class PixelStore:
         """(3h, 3w, 3) of photograph `index`, without reading it."""
         return (*self._shapes[index], 3)
 
+    def lr_identity(self, index: int) -> tuple[str, tuple[int, int]]:
+        """SHA-256 and shape (h, w) of the LR pixels of photograph `index`: what a teacher's output depends on."""
+        return self._lr.hashes[index], self.lr_shapes[index]
+
     def teacher_outputs_path(self, key: str) -> Path:
         """File of the outputs of the teacher with this key; there only when all of them are."""
         return self.folder / f"teacher-{key}.u8"

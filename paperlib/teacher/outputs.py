@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from paperlib.data.flat_images import FlatImages
-from paperlib.data.pixel_store import PixelStore
+from paperlib.data.pixel_store import PixelStore, read_hashes, read_index
 from paperlib.environment import keep_freed_memory
 from paperlib.errors import UserError
 from paperlib.files import Progress, explain, file_lock, write_json
@@ -19,6 +19,8 @@ from paperlib.teacher.network import TILE, TeacherUpscaler
 
 PLACE = "PAPERLIB_CACHE (finished photographs are kept)"
 """What chooses another folder, for messages."""
+Elsewhere = dict[tuple[str, tuple[int, int]], tuple[FlatImages, int]]
+"""SHA-256 and shape of LR pixels → file of outputs, number in it."""
 
 
 def outputs_key(source: TeacherSource) -> str:
@@ -30,7 +32,8 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     """The teacher's outputs for all training photographs, 8-bit, computed once; continues where it was stopped.
 
     Each photograph is upscaled as a whole, so that a patch's target knows more than the patch; rounding to 8 bits costs
-    at most half a grey level. The process then keeps freed memory.
+    at most half a grey level. Photographs that another store of the cache has outputs for, by the same teacher, are
+    not upscaled again: a folder more costs its own photographs only. The process then keeps freed memory.
 
     What is there is checked against its hashes (2 GB a second and processor), and a damaged output computed anew. A
     complete file needs no lock and no writing, so a cache may be shared read-only. Outputs without hashes, as older
@@ -46,7 +49,7 @@ def teacher_outputs(store: PixelStore, source: TeacherSource, progress: Progress
     if not path.is_file():
         with file_lock(path.with_suffix(".lock"), "PAPERLIB_CACHE"):
             if not path.is_file():
-                _compute_outputs(store, upscale, path, progress)
+                _compute_outputs(store, upscale, key, progress)
     outputs = store.teacher_outputs(key, reopen=True)
     if outputs.hashes is None:
         print(f"{path} has no hashes (an older version wrote it): taken as it is, checked from now on", flush=True)
@@ -86,14 +89,41 @@ def _sha256(pixels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
+def _taken(store: PixelStore, index: int, elsewhere: Elsewhere, upscale: TeacherUpscaler) -> np.ndarray:
+    """The output for a training photograph: another store's, if it is undamaged, else computed."""
+    images, number = elsewhere.get(store.lr_identity(index), (None, 0))
+    try:
+        return _output(upscale, store, index) if images is None else images[number]
+    except UserError:  # damaged there
+        return _output(upscale, store, index)
+
+
 def _output(upscale: TeacherUpscaler, store: PixelStore, index: int) -> np.ndarray:
     """The teacher's output for a training photograph, uint8 (3h, 3w, 3)."""
     return np.round(upscale(store.lr(index))).astype(np.uint8)
 
 
-def _compute_outputs(store: PixelStore, upscale: TeacherUpscaler, path: Path, progress: Progress | None) -> None:
-    """Fill `path` by way of a `.part` file, whose finished photographs are counted, with hashes, in a `.json`."""
+def _of_other_stores(store: PixelStore, key: str) -> Elsewhere:
+    """Finished outputs of the same teacher in the other stores of the cache."""
+    found: Elsewhere = {}
+    for folder in sorted(store.folder.parent.iterdir()):
+        path = folder / store.teacher_outputs_path(key).name
+        index = read_index(folder) if folder != store.folder and path.is_file() else None
+        hashes = read_hashes(path, len(index["names"])) if index else None
+        if index is None or hashes is None:
+            continue
+        shapes = [(height, width) for height, width in index["lr_shapes"]]
+        if path.stat().st_size == sum(3 * 9 * height * width for height, width in shapes):
+            images = FlatImages(path, [(3 * height, 3 * width) for height, width in shapes], hashes=hashes)
+            found |= {(digest, shape): (images, number)
+                      for number, (digest, shape) in enumerate(zip(index["sha256"]["lr"], shapes, strict=True))}
+    return found
+
+
+def _compute_outputs(store: PixelStore, upscale: TeacherUpscaler, key: str, progress: Progress | None) -> None:
+    """Fill the key's file by way of a `.part`, whose finished photographs are counted, with hashes, in a `.json`."""
     shapes = [store.hr_shape(index)[:2] for index in range(len(store))]
+    path = store.teacher_outputs_path(key)
     part, marks = path.with_suffix(".part"), path.with_suffix(".json")
     try:
         hashes = _finished(marks) if part.is_file() else []
@@ -101,10 +131,11 @@ def _compute_outputs(store: PixelStore, upscale: TeacherUpscaler, path: Path, pr
         if not part.is_file() and free < need:
             raise OSError(errno.ENOSPC, f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
         images = FlatImages(part, shapes, mode="r+")
+        elsewhere = _of_other_stores(store, key)
         for index in range(len(store)):
             if index < len(hashes) and _sha256(images[index]) == hashes[index]:
                 continue
-            images[index][:] = _output(upscale, store, index)
+            images[index][:] = _taken(store, index, elsewhere, upscale)
             images.pixels.flush()
             hashes[index:] = [_sha256(images[index]), *hashes[index + 1 :]]
             write_json(marks, {"sha256": hashes}, place=PLACE)

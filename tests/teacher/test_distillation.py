@@ -219,15 +219,44 @@ def test_on_the_fly_equals_cached_on_a_whole_photograph(store, source):
     assert np.abs(target[0].permute(1, 2, 0).numpy() * 255 - cached).max() <= 0.5 + 1e-4
 
 
-def test_stopped_computation_continues_where_it_was(store, source, monkeypatch):
-    calls = []
+@pytest.fixture
+def calls(monkeypatch):
+    """Shapes of the LR pixels that the teacher was asked to upscale."""
+    asked = []
 
     class Counting(TeacherUpscaler):
         def __call__(self, lr):
-            calls.append(lr.shape)
+            asked.append(lr.shape)
             return super().__call__(lr)
 
     monkeypatch.setattr(outputs_module, "TeacherUpscaler", Counting)
+    return asked
+
+
+def test_photographs_of_another_store_are_not_upscaled_again(store, source, calls):
+    first = [output.copy() for output in teacher_outputs(store, source)]
+    larger = open_store(store_settings().model_copy(update={"max_train": 5}))
+    assert larger.folder != store.folder
+    outputs = teacher_outputs(larger, source)
+    assert len(calls) == len(larger) == 5
+    for name, wanted in zip(store.names, first, strict=True):
+        assert np.array_equal(outputs[larger.names.index(name)], wanted)
+    other = small_teacher(1)
+    teacher_outputs(larger, TeacherSource(other, "small", weights_hash(other), ""))
+    assert len(calls) == 10
+
+
+def test_a_damaged_output_of_another_store_is_not_taken(store, source, calls):
+    wanted = [output.copy() for output in teacher_outputs(store, source)]
+    path = store.teacher_outputs_path(outputs_key(source))
+    path.write_bytes(bytes(1000) + path.read_bytes()[1000:])
+    larger = open_store(store_settings().model_copy(update={"max_train": 5}))
+    outputs = teacher_outputs(larger, source)
+    assert len(calls) == 6
+    assert np.array_equal(outputs[larger.names.index(store.names[0])], wanted[0])
+
+
+def test_stopped_computation_continues_where_it_was(store, source, calls):
 
     def stop(done, total):
         if done == 2:
