@@ -95,14 +95,17 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "", least: float
             a term may be missing in a row.
         least: smallest span of the PSNR axis.
     """
-    figure, steps = Figure(figsize=(9, 3)), [row["step"] for row in history]
+    figure, steps = Figure(figsize=(9, 3.3)), [row["step"] for row in history]
     loss, score = figure.subplots(1, 2)
-    for index, name in enumerate(term for term in LOSS_TERMS if any(term in row for row in history)):
+    names = [term for term in LOSS_TERMS if any(term in row for row in history)]
+    if len(names) == 2 and all(row.get(names[0]) == row.get(names[1]) for row in history):
+        names = names[1:]  # a loss of one term
+    for index, name in enumerate(names):
         values = [row.get(name, np.nan) for row in history]
         last = next(row[name] for row in reversed(history) if name in row)
         loss.plot(steps, values, marker=MARKERS[index], markersize=4, label=f"{name} {last:.3g}")
     loss.set(xlabel="training step", ylabel="loss (images in 0…1)", yscale="log", title=f"{title}: training loss")
-    loss.legend()
+    figure.legend(loc="outside lower left", ncols=len(names))
     best = max(range(len(history)), key=lambda index: history[index]["psnr_rgb"])
     values = [row["psnr_rgb"] for row in history]
     score.plot(steps, values, marker="o", markersize=4)

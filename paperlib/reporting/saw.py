@@ -187,11 +187,11 @@ def shipped(run: Run, rows: Rows, parity: pd.DataFrame) -> Markdown:
     """
     file, fake, ptq, full = (_psnr(rows, "export", name) for name in (
         "tflite_dynamic", "fakequant", "tflite_post_training", "float_before_qat"))
-    equal, far = parity["equal"].min(), parity["max_lsb"].max()
+    equal, far = parity["equal"].min(), round(parity["max_lsb"].max())
     gain, box = file - ptq, _psnr(rows, "box", "box_int8")
     return said(run, [
         f"The file is {against(file - fake, 'the fake-quantised network')}: {100 * equal:.2f} % of its values are "
-        f"equal, the others at most {far:.0f} step{'s' if far > 1 else ''} away.",
+        f"equal, the others at most {far} step{'s' if far > 1 else ''} away.",
         f"INT8 against float: the file is {against(file - full, 'the float network it was trained from')}.",
         f"Learnt grids are {against(gain, 'post-training ones')} on the same weights"
         + ("." if gain > 0.02 else ": in this run keeping them gains nothing."),

@@ -69,6 +69,15 @@ def test_curves_show_every_loss_term_and_the_best_score():
     assert {"training step", "PSNR RGB (dB)"} <= set(labels(figure))
 
 
+def test_a_loss_of_one_term_is_one_line_and_no_legend_lies_on_a_curve():
+    history = [{"step": step, "loss": 0.1 / step, "l1": 0.1 / step, "psnr_rgb": 26.0} for step in (1, 2)]
+    figure = figures.curves(history)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["l1 0.05"]
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
+
+
 def test_confidence_shows_the_weights_and_their_histogram_in_percent():
     weights = np.full((90, 120), 0.75)
     weights[:9] = 0.1
