@@ -35,6 +35,9 @@ from paperlib.overrides import PARAMETERS
 KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 """Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""
 
+KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
+"""What a dask worker started by a kernel prints reaches the terminal; captured as well, every line would come twice."""
+
 KERNEL_FOLDER = "paperlib-kernel-"
 """Temporary folders of kernel specifications; the owner's process id and random letters follow."""
 
@@ -79,7 +82,7 @@ def notebook_hash(path: Path) -> str:
 
 @contextmanager
 def kernel_environment() -> Iterator[None]:
-    """For the block, environment variables for new kernels, and `python3` meaning this interpreter.
+    """For the block, environment variables for new kernels, and `python3` meaning this interpreter (`sys.executable`).
 
     A kernel specification of the user or the machine may start another Python, with other packages or none.
     """
@@ -88,7 +91,7 @@ def kernel_environment() -> Iterator[None]:
         if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
             shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
     with tempfile.TemporaryDirectory(prefix=f"{KERNEL_FOLDER}{os.getpid()}-") as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "python3")  # ipykernel's own names sys.executable
+        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=KERNEL_ARGUMENTS)
         before = dict(os.environ)
         places = [folder, *filter(None, [before.get("JUPYTER_PATH")])]
         os.environ.update(KERNEL_ENVIRONMENT | {"JUPYTER_PATH": os.pathsep.join(places)})

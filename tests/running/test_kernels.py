@@ -6,9 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from paperlib.running.notebooks import KERNEL_FOLDER, kernel_environment
+from paperlib.running.notebooks import KERNEL_FOLDER, execute, kernel_environment
 
 
 def test_kernel_folders_of_killed_processes_are_swept():
@@ -21,6 +22,19 @@ def test_kernel_folders_of_killed_processes_are_swept():
             assert living.exists()
     finally:
         living.rmdir()
+
+
+def test_lines_of_a_kernel_and_of_its_workers_are_seen_once(tmp_path, capfd, monkeypatch):
+    """dask workers are processes of the kernel, and write to its terminal."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # with it ipykernel captures nothing of other processes
+    cells = ["print('own: step 1/1 loss 0.1, 0 s left')",
+             "import subprocess, time\nsubprocess.run(['echo', 'worker: step 1/1 loss 0.1, 0 s left'])\ntime.sleep(1)"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]),
+                   tmp_path / "a.ipynb")
+    with kernel_environment():
+        execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path / "log")
+    shown = capfd.readouterr().out
+    assert [shown.count(f"{who}: step 1/1") for who in ("own", "worker")] == [1, 1]
 
 
 def test_without_loopback_the_reason_is_told(tmp_path):
