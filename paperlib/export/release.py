@@ -38,10 +38,14 @@ def _scores(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     return sorted(lines.values(), key=lambda line: (line["images"], order.index(line["precision"])))
 
 
+STAGES = ("02_stage1", "04_stage2", "05_fuse_qat")
+"""Notebooks that train the student."""
 OPTIMISERS = {"adam": "Adam", "soap": "SOAP"}
 SOURCES = {
     "bsds400": "BSDS500 (its photographs outside B100; for research and education)",
-    "t91": "T91 (for research)", "cid22": "CID22 (CC BY-SA 4.0)", "embedded": "those in scikit-image and scikit-learn",
+    "t91": "T91 (for research)", "cid22": "CID22 (CC BY-SA 4.0)",
+    "open": "51 photographs of open licences (each named, with licence and source, in paperlib/data/open.csv)",
+    "embedded": "those in scikit-image and scikit-learn",
     "div2k": "DIV2K (for academic research)"}
 """Training photographs by the name of their folder, or the setting `data.source`, and what they may be used for."""
 
@@ -54,6 +58,8 @@ def _facts(run: Any) -> dict[str, Any]:
     """
     records = run.records()
     last, second, third = (records.get(name, {}) for name in ("06_tflite_eval", "04_stage2", "05_fuse_qat"))
+    minutes = {name: records[name]["history"][-1]["seconds"] / 60 for name in STAGES
+               if records.get(name, {}).get("history")}
     try:
         settings = Settings.model_validate(last["settings"])
     except (KeyError, ValidationError):
@@ -66,6 +72,7 @@ def _facts(run: Any) -> dict[str, Any]:
     missing = [f"{name}: the {fact}" for name, fact, found in (
         ("06_tflite_eval", "commit", last.get("commit")),
         *((name, "device (cpu model or GPU)", device) for name, device in trained.items()),
+        *((name, "history of the training", minutes.get(name)) for name in STAGES),
         ("04_stage2", "teacher", second.get("teacher")), ("05_fuse_qat", "targets of stage 3", third.get("targets")))
         if not found]
     if "overlaps" not in last:
@@ -77,7 +84,7 @@ def _facts(run: Any) -> dict[str, Any]:
                         "again, or write down what is missing.")
     return {"settings": settings, "commit": last["commit"], "device": ", ".join(dict.fromkeys(trained.values())),
             "teacher": second["teacher"], "targets": third["targets"], "photographs": photographs,
-            "overlaps": last["overlaps"]}
+            "overlaps": last["overlaps"], "minutes": [minutes[name] for name in STAGES]}
 
 
 def _float_values(path: Path) -> int:
@@ -93,10 +100,12 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]]) -> 
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (
         scores[0].keys(), ["---"] * len(scores[0]), *(line.values() for line in scores)))
     stages = "\n".join(
-        f"- stage {number}: {stage.steps} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
-        f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}), form {stage.form}, "
-        f"loss {_terms(stage.loss)}"
-        for number, stage in enumerate((settings.stage1, settings.stage2, settings.stage3), 1))
+        f"- stage {number}: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
+        f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}"
+        f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), form {stage.form}, "
+        f"loss {_terms(stage.loss)}; {minutes:.0f} minutes"
+        for number, stage, minutes in zip((1, 2, 3), (settings.stage1, settings.stage2, settings.stage3),
+                                          facts["minutes"], strict=True))
     return f"""# Model card: ×3 student, {values[0]:,} values in INT8
 
 Trained by this kit, profile `{settings.profile}`, commit `{facts['commit'][:12]}`, seed {settings.seed}, on {

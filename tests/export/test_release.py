@@ -98,11 +98,13 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     rows = [measured_row("export", "tflite_dynamic", "int8", metric, value, "Set5")
             for metric, value in (("psnr", 31.4), ("psnr_y", 33.4), ("ssim", 0.9))]
     run.record("06_tflite_eval", rows, inputs={"dynamic": int8})
-    with pytest.raises(UserError, match=r"04_stage2: the teacher; 05_fuse_qat: the targets of stage 3; 06.*reported"):
+    with pytest.raises(UserError, match=(r"02_stage1: the history.*04_stage2: the teacher; 05_fuse_qat: the targets of "
+                                         r"stage 3; 06.*reported")):
         ship_pretrained(run, tmp_path / "box")
     assert not (tmp_path / "box").exists()
-    run.record("04_stage2", [], teacher="a teacher of this test")
-    run.record("05_fuse_qat", [], targets="the float student itself")
+    run.record("02_stage1", [], history=[{"seconds": 60.0}, {"seconds": 4500.0}])
+    run.record("04_stage2", [], teacher="a teacher of this test", history=[{"seconds": 660.0}])
+    run.record("05_fuse_qat", [], targets="the float student itself", history=[{"seconds": 120.0}])
     shared = ["bsds400/302003.jpg shows what Set5/woman shows (correlation 0.998)"]
     run.record("06_tflite_eval", rows, inputs={"dynamic": int8}, overlaps=shared)
     folder = ship_pretrained(run, tmp_path / "box")
@@ -114,6 +116,12 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     assert "82,683 weights and biases" in card
     assert "teacher of stage 2: a teacher of this test; of stage 3: the float student itself" in card
     assert f"seed {run.settings.seed}, on {environment.processor()['model']}." in card
+    stage = run.settings.stage1
+    assert (f"- stage 1: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, SOAP, "
+            f"learning rate {stage.lr:g} (cosine after 40 % at that rate), form collapsed, loss 1 l1; "
+            "75 minutes\n") in card
+    assert "; 11 minutes\n" in card
+    assert "; 2 minutes\n" in card
     assert "BSDS500 (its photographs" in card
     assert f"- pictures shared with reported images: {shared[0]}\n" in card
     other = open_run("benchmark", run.out, {"data.train": ["my_photographs"]})
