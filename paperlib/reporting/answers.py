@@ -122,13 +122,14 @@ def _run_text(run: Path, link: str, question: str) -> str:
 
 def _spread_text(path: Path) -> str:
     spread = _json(path)
+    whole = "" if "stage1.steps" in spread["settings"] else " --whole"
     lines = [f"| {kind} | {metric} | {value['median']:.4f} | {value['largest']:.4f} | "
              f"{spread['stated'][kind][metric]:.4f} |"
              for kind, metrics in spread["seen"].items() for metric, value in metrics.items()]
     machines = ", ".join(f"{name} ({machine['seconds'] / 60:.0f} min)" for name, machine in spread["machines"].items())
     return "\n\n".join([
         "## How far two machines may differ",
-        f"[spread.json](reference/spread.json), by `python -m paperlib.benchmarks.spread`: {spread['what']}; "
+        f"[spread.json](reference/spread.json), by `python -m paperlib.benchmarks.spread{whole}`: {spread['what']}; "
         f"{machines}. Stated is {spread['allowance']} times the largest difference between any two. PSNR in dB.",
         "\n".join(["| rows | metric | median | largest | stated |", "| --- | --- | --- | --- | --- |", *lines])])
 
