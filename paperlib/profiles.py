@@ -28,19 +28,21 @@ def _loss(stage: str, weights: dict[str, Any]) -> dict[str, Any]:
 
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {
-        "data.sampling": "image", "data.permute_colours": False, "student.init": "default",
+        "data.sampling": "image", "student.init": "default",
         "stage1.form": "expanded", "stage2.form": "expanded", "stage1.clip_body": 0.0, "stage1.clip_ends": 0.0,
         "stage2.clip_body": 3.0, "stage2.clip_ends": 2.0, "stage3.clip_body": 3.0, "stage3.clip_ends": 2.0,
         **{f"{stage}.ema": 0.999 for stage in _STAGES}, **{f"{stage}.optimizer": "adam" for stage in _STAGES},
+        **{f"{stage}.permute_colours": False for stage in _STAGES},
         "teacher.stage3": "same",
         "quant.quantiser": "paper", "quant.skip": "add", "quant.equalise": False, "quant.rounding": "nearest",
         **_loss("stage3", STAGE3_LOSS)},
     "ours": {
-        "data.sampling": "area", "data.permute_colours": True, "student.init": "bilinear",
+        "data.sampling": "area", "student.init": "bilinear",
         "stage1.form": "collapsed", "stage2.form": "collapsed", "stage1.clip_body": 0.0, "stage1.clip_ends": 0.0,
         "stage2.clip_body": 3.0, "stage2.clip_ends": 2.0, "stage3.clip_body": 0.0, "stage3.clip_ends": 0.0,
         "stage1.ema": 0.999, "stage2.ema": 0.999, "stage3.ema": 0.99, "teacher.stage3": "student",
         "stage1.optimizer": "soap", "stage2.optimizer": "soap", "stage3.optimizer": "adam",
+        "stage1.permute_colours": True, "stage2.permute_colours": False, "stage3.permute_colours": False,
         "quant.quantiser": "tflite", "quant.skip": "exact", "quant.equalise": True, "quant.rounding": "data",
         **_loss("stage3", CLOSE_TO_FLOAT)},
 }

@@ -39,8 +39,6 @@ class DataSettings(_Section):
     """Use at most this many validation photographs; 0 is all."""
     sampling: Literal["image", "area"] = "image"
     """image: every photograph equally often, as published; area: in proportion to its pixels."""
-    permute_colours: bool = False
-    """True: red, green and blue change places at random, alike in LR, HR and the teacher's output (ours)."""
 
 
 class StudentSettings(_Section):
@@ -132,6 +130,8 @@ class StageSettings(_Section):
     """Patches in a step."""
     patch: int = Field(128, ge=8)
     """LR pixels a side; HR patches are three times as large."""
+    permute_colours: bool = False
+    """True: red, green and blue change places at random, alike in LR, HR and the teacher's output (ours)."""
     lr: float = Field(gt=0)
     """Largest learning rate."""
     warmup: float = Field(0.0, ge=0, lt=1)

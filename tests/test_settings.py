@@ -98,7 +98,7 @@ def test_the_methods_switch_the_same_settings_and_differ():
     assert METHODS["paper"].keys() == METHODS["ours"].keys()
     differ = {name for name, value in METHODS["paper"].items() if value != METHODS["ours"][name]}
     assert {"quant.quantiser", "quant.skip", "quant.equalise", "quant.rounding", "student.init", "stage1.form",
-            "stage2.form", "data.sampling", "data.permute_colours", "stage3.loss.mse", "stage3.loss.kd_mid",
+            "stage2.form", "data.sampling", "stage1.permute_colours", "stage3.loss.mse", "stage3.loss.kd_mid",
             "teacher.stage3", "stage3.clip_body", "stage3.ema"} <= differ
     assert [load_settings(profile).method for profile in PROFILES] == ["paper", "paper", "ours", "paper"]
 

@@ -90,13 +90,15 @@ class TrainSet:
         settings: `sampling` "image" shows every photograph once per pass, "area" in proportion to its pixels.
         seed, name: what the draw depends on besides the index; two trainings with other names see other patches.
         patch: LR pixels a side; smaller photographs are left out (`left_out` counts them).
+        permute_colours: red, green and blue change places at random.
 
     Raises:
         UserError: no photograph is large enough.
     """
 
-    def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int) -> None:
-        self.store, self.settings, self.patch = store, settings, patch
+    def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int,
+                 permute_colours: bool = False) -> None:
+        self.store, self.settings, self.patch, self.permute_colours = store, settings, patch, permute_colours
         sides = np.array([min(shape) for shape in store.lr_shapes])
         self.usable = np.flatnonzero(sides >= patch)
         self.left_out = len(sides) - len(self.usable)
@@ -127,7 +129,7 @@ class TrainSet:
         height, width = self.store.lr_shapes[photograph]
         top, left = random.integers(height - self.patch + 1), random.integers(width - self.patch + 1)
         turn = int(random.integers(8))
-        colours = int(random.integers(len(COLOURS))) if self.settings.permute_colours else 0
+        colours = int(random.integers(len(COLOURS))) if self.permute_colours else 0
         return Sample(photograph, int(top), int(left), turn, colours)
 
     def batch(self, step: int, batch: int, rank: int = 0, world: int = 1, teacher: str | None = None) -> Batch:
@@ -184,7 +186,7 @@ class Data:
 
 def patches_of(data: Data, settings: Settings, stream: str, stage: StageSettings) -> TrainSet:
     """The patches of one training; `stream` decides which are drawn, and in which order."""
-    return TrainSet(data.store, settings.data, settings.seed, stream, stage.patch)
+    return TrainSet(data.store, settings.data, settings.seed, stream, stage.patch, stage.permute_colours)
 
 
 def lr_batches(data: Data, settings: Settings, stream: str, stage: StageSettings) -> list[Tensor]:

@@ -153,7 +153,7 @@ def test_patches_are_aligned_with_hr_and_teacher(photographs):
 def test_colours_change_places_alike_in_everything_and_nothing_else_changes(photographs):
     store = open_store(folders(photographs))
     plain = TrainSet(store, folders(photographs), 1, "s", 12)
-    mixed = TrainSet(store, folders(photographs, permute_colours=True), 1, "s", 12)
+    mixed = TrainSet(store, folders(photographs), 1, "s", 12, permute_colours=True)
     outputs = FlatImages(store.teacher_outputs_path("t"), [store.hr(index).shape[:2] for index in range(3)], mode="r+")
     for index in range(3):
         outputs[index][:] = 255 - store.hr(index)
