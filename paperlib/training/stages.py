@@ -96,21 +96,25 @@ def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None
 
 def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", settings: Settings | None = None,
            start: str = "stage1") -> Trained:
-    """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left (sections 3 and 4)."""
+    """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left (sections 3 and 4).
+
+    After a collapsed stage 1 it begins at that very function: the BN statistics belong to the weights (`recalibrated`).
+    """
     settings = settings or run.settings
     path = run.stage_folder(start) / "student.safetensors"
-    first = load_model(path)
-    model = _in_form(first, data, settings, settings.stage2, "stage2")
+    first, stays = load_model(path), settings.stage1.form == settings.stage2.form == "collapsed"
+    model = _in_form(first, data, settings, settings.stage2, "stage2", recalibrate=not stays)
     result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,
                    start=weights_hash(first))
     return _keep(run, name, result, settings)
 
 
-def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSettings, name: str) -> nn.Module:
+def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSettings, name: str,
+             recalibrate: bool = True) -> nn.Module:
     """The model in the form the stage trains; collapsing first estimates the BN statistics on training patches."""
     if not isinstance(model, Student) or model.form == "fused":
         return model
-    if stage.form == "collapsed":
+    if stage.form == "collapsed" and recalibrate:
         model = recalibrate_bn(model, lr_batches(data, settings, f"{name}/statistics", stage))
     return with_form(model, stage.form)
 

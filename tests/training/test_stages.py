@@ -164,6 +164,18 @@ def test_many_batches_are_used_unless_told_otherwise():
     assert all(load_settings(profile).stage2.recalibrate_batches > 0 for profile in PROFILES)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_a_collapsed_stage_2_begins_where_a_collapsed_stage_1_ended(tmp_path, optimizer):
+    """Its BN statistics belong to its weights; estimated anew they once cost 2 dB of PSNR at the first step."""
+    run, data = run_of(tmp_path, **{f"{stage}.{field}": value for stage in ("stage1", "stage2") for field, value in (
+        ("form", "collapsed"), ("optimizer", optimizer), ("clip_body", 0.0), ("clip_ends", 0.0))},
+        **{"stage1.lr": 3e-3, "stage2.lr": 1e-12})
+    first = fuse_model(stage1(run, data).model)
+    second = fuse_model(stage2(run, data, Targets("none")).model)
+    for name, weight in first.named_parameters():
+        torch.testing.assert_close(dict(second.named_parameters())[name], weight, rtol=1e-5, atol=1e-6)
+
+
 def test_a_student_trained_by_soap_goes_through_all_stages(tmp_path):
     soap = {f"{stage}.{field}": value for stage in ("stage1", "stage2")
             for field, value in (("form", "collapsed"), ("optimizer", "soap"))}
