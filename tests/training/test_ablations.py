@@ -163,7 +163,7 @@ def test_conditions_are_the_papers_stage_3_with_another_teacher_or_dct(tmp_path)
         assert loss.dct_norm == ("ortho" if name.startswith("ortho") else "none")
     for setting in found.values():
         assert (setting.quant.quantiser, setting.quant.skip, setting.teacher.stage3) == ("paper", "add", "same")
-        assert (setting.seed, setting.stage3.keep, setting.stage1.permute_colours) == (3, "last", False)
+        assert (setting.seed, setting.stage3.keep, setting.stage3.permute_colours) == (3, "last", False)
     assert settings.ablation.conditions[:2] == ("kd_1", "kd_0")
     assert set(settings.ablation.conditions) == set(CONDITIONS)
     assert len(settings.ablation.seeds) == 5
