@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from paperlib.evaluation.reported import reported
+from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.claims import CLAIMS, judged_claims
 from paperlib.reporting.peers import peers_sentence
 from paperlib.run import Run
+from paperlib.weights import pretrained
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -147,6 +149,7 @@ def test_the_runtimes_table_is_the_recorded_one():
     """Two threads: share of equal values, largest difference, least milliseconds for a 256² tile and for 720×1280."""
     bench = json.loads((REFERENCE / "benchmark" / "bench.json").read_text(encoding="utf-8"))
     about, lines = bench["portability"]["cpu"], bench["portability"]["runtimes"]
+    assert bench["portability"]["model"] == sha256_file(pretrained())
     assert f"two threads of an {about['model']} with AVX-512 VNNI" in " ".join(README.split())
     assert "avx512_vnni" in about["instructions"]
     shown = [line for line in lines if line["threads"] == 2]
