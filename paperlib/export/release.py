@@ -103,7 +103,7 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]]) -> 
         f"- stage {number}: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
         f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}"
         f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), form {stage.form}, "
-        f"loss {_terms(stage.loss)}; {minutes:.0f} minutes"
+        f"loss {_terms(stage.loss)}; {minutes:.0f} min"
         for number, stage, minutes in zip((1, 2, 3), (settings.stage1, settings.stage2, settings.stage3),
                                           facts["minutes"], strict=True))
     return f"""# Model card: ×3 student, {values[0]:,} values in INT8

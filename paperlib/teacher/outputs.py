@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +92,11 @@ def _sha256(pixels: np.ndarray) -> str:
 
 def _taken(store: PixelStore, index: int, elsewhere: Elsewhere, upscale: TeacherUpscaler) -> np.ndarray:
     """The output for a training photograph: another store's, if it is undamaged, else computed."""
-    images, number = elsewhere.get(store.lr_identity(index), (None, 0))
-    try:
-        return _output(upscale, store, index) if images is None else images[number]
-    except UserError:  # damaged there
-        return _output(upscale, store, index)
+    if found := elsewhere.get(store.lr_identity(index)):
+        images, number = found
+        with suppress(UserError):  # damaged there
+            return images[number]
+    return _output(upscale, store, index)
 
 
 def _output(upscale: TeacherUpscaler, store: PixelStore, index: int) -> np.ndarray:

@@ -119,9 +119,9 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     stage = run.settings.stage1
     assert (f"- stage 1: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, SOAP, "
             f"learning rate {stage.lr:g} (cosine after 40 % at that rate), form collapsed, loss 1 l1; "
-            "75 minutes\n") in card
-    assert "; 11 minutes\n" in card
-    assert "; 2 minutes\n" in card
+            "75 min\n") in card
+    assert "; 11 min\n" in card
+    assert "; 2 min\n" in card
     assert "BSDS500 (its photographs" in card
     assert f"- pictures shared with reported images: {shared[0]}\n" in card
     other = open_run("benchmark", run.out, {"data.train": ["my_photographs"]})
