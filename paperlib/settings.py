@@ -165,6 +165,8 @@ class StageSettings(_Section):
     """Batches for re-estimating the BN statistics before fusing; 0 keeps the running ones."""
     form: Literal["expanded", "collapsed"] = "expanded"
     """collapsed: BN statistics frozen and every block trained as one convolution (ours; off in `paper`)."""
+    revive: bool = False
+    """stage 2 only: MobileOne channels that stage 1 left silent get fresh kernels first (ours; `student.revival`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward pass in bfloat16 but for the head."""
     accumulate: int = Field(1, ge=1)
@@ -266,6 +268,14 @@ class Settings(_Section):
     quant: QuantSettings = QuantSettings()
     export: ExportSettings = ExportSettings()
     ablation: AblationSettings
+
+    @model_validator(mode="after")
+    def _stage_can(self) -> Self:
+        for name in ("stage1", "stage3"):
+            if getattr(self, name).revive:
+                raise ValueError(f"{name} cannot revive channels (stage 1 has none to revive, stage 3 no branches): set "
+                                 "stage2.revive instead")
+        return self
 
 
 def settings_hash(*sections: BaseModel | str | int) -> str:

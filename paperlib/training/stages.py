@@ -26,6 +26,7 @@ from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
 from paperlib.student.models import build_model, fuse_model, load_model, read_published, save_student, weights_hash
 from paperlib.student.network import Student, with_form
+from paperlib.student.revival import can_be_revived, revive
 from paperlib.teacher.distillation import (
     OnTheFlyTeacher,
     Targets,
@@ -37,6 +38,9 @@ from paperlib.teacher.distillation import (
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
 from paperlib.teacher.outputs import outputs_key, teacher_outputs
 from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
+
+REVIVAL_PATCHES = 128
+"""Training patches on which silent channels are found."""
 
 
 @dataclass
@@ -103,7 +107,7 @@ def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", setting
     settings = settings or run.settings
     path = run.stage_folder(start) / "student.safetensors"
     first, stays = load_model(path), settings.stage1.form == settings.stage2.form == "collapsed"
-    model = _in_form(first, data, settings, settings.stage2, "stage2", recalibrate=not stays)
+    model = _in_form(_revived(first, data, settings), data, settings, settings.stage2, "stage2", recalibrate=not stays)
     result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,
                    start=weights_hash(first))
     return _keep(run, name, result, settings)
@@ -117,6 +121,19 @@ def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSetti
     if stage.form == "collapsed" and recalibrate:
         model = recalibrate_bn(model, lr_batches(data, settings, f"{name}/statistics", stage))
     return with_form(model, stage.form)
+
+
+def _revived(model: nn.Module, data: Data, settings: Settings) -> nn.Module:
+    """The student of stage 1 as stage 2 takes it: silent channels revived where the settings say so."""
+    if not settings.stage2.revive:
+        return model
+    if not can_be_revived(model):
+        tell("stage2: revive is for MobileOne blocks; this network goes on as stage 1 left it")
+        return model
+    patches = patches_of(data, settings, "stage2/revival", settings.stage2)
+    model, counts = revive(model, patches.batch(0, REVIVAL_PATCHES).lr.float(), settings.seed)
+    tell(f"stage2: {sum(counts)} silent channels get fresh kernels (by block: {', '.join(map(str, counts))})")
+    return model
 
 
 def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:

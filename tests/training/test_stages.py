@@ -14,7 +14,8 @@ from paperlib.quantisation.qat import read_quantised
 from paperlib.run import open_run
 from paperlib.settings import StageSettings
 from paperlib.student.models import fuse_model, load_model, save_student
-from paperlib.student.network import Student, fuse
+from paperlib.student.network import Student, fuse, with_form
+from paperlib.student.revival import silent_channels
 from paperlib.teacher.distillation import FILE, Targets
 from paperlib.training import stages
 from paperlib.training.loop import recalibrate_bn
@@ -174,6 +175,34 @@ def test_a_collapsed_stage_2_begins_where_a_collapsed_stage_1_ended(tmp_path, op
     second = fuse_model(stage2(run, data, Targets("none")).model)
     for name, weight in first.named_parameters():
         torch.testing.assert_close(dict(second.named_parameters())[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("revive", [False, True])
+def test_stage_2_revives_the_channels_that_stage_1_silenced(tmp_path, revive, capsys):
+    run, data = run_of(tmp_path, **{"stage1.form": "collapsed", "stage2.form": "collapsed", "stage2.lr": 1e-12,
+                                    "stage2.clip_body": 0.0, "stage2.clip_ends": 0.0, "stage2.revive": revive,
+                                    "student.blocks": 3, "student.channels": 8})
+    model = with_form(stage1(run, data).model, "expanded")
+    model.body[1].identity.bias.data[[3, 7]] = -1e6
+    save_student(model, run.stage_folder("stage1") / "student.safetensors")
+    capsys.readouterr()
+    patches = data.store.lr(0)[None].transpose(0, 3, 1, 2)
+    silent = silent_channels(stage2(run, data, Targets("none")).model, torch.tensor(patches).float())
+    assert silent[1] == ([] if revive else [3, 7])
+    assert ("2 silent channels get fresh kernels" in capsys.readouterr().err) == revive
+
+
+def test_other_blocks_go_on_as_they_are_and_say_so(tmp_path, capsys):
+    run, data = run_of(tmp_path, **{"stage2.revive": True, "student.arch": "repconv"})
+    stage1(run, data)
+    stage2(run, data, Targets("none"))
+    assert "revive is for MobileOne blocks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage3"])
+def test_only_stage_2_revives(stage):
+    with pytest.raises(UserError, match=r"stage2\.revive"):
+        load_settings("smoke", {f"{stage}.revive": True})
 
 
 def test_a_student_trained_by_soap_goes_through_all_stages(tmp_path):

@@ -1,0 +1,110 @@
+"""Silent channels: found, revived without a change of the function, trained again; other networks are refused."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from paperlib.settings import StudentSettings
+from paperlib.student.models import build_model, fuse_model
+from paperlib.student.network import with_form
+from paperlib.student.revival import can_be_revived, revive, silent_channels
+
+SILENCED = {0: [1, 4], 1: [2], 2: [], 3: [5]}
+
+
+def patches() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return F.interpolate(torch.rand(6, 3, 9, 9, generator=generator) * 255, size=27, mode="bilinear")
+
+
+@pytest.fixture
+def student():
+    """A collapsed student of four blocks, some of whose channels are silenced by their BN's shift."""
+    torch.manual_seed(3)
+    model = build_model(StudentSettings(channels=8, blocks=4, branches=2)).eval()
+    for block, channels in SILENCED.items():
+        for channel in channels:
+            model.body[block].identity.bias.data[channel] = -1e6
+    return with_form(model, "collapsed")
+
+
+def test_silent_channels_are_counted(student):
+    assert silent_channels(student, patches()) == list(SILENCED.values())
+    assert silent_channels(fuse_model(student), patches()) == list(SILENCED.values())
+
+
+def test_revived_channels_carry_a_signal_and_the_function_stays(student):
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    twin, counts = revive(student, patches(), seed=1)
+    assert counts == [2, 1, 0, 1]
+    assert silent_channels(twin, patches()) == [[], [], [], []]
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    with torch.no_grad():
+        # all but the last block's: nobody reads them; on other photographs too
+        x = patches().flip(0, 2)
+        features, other = student.stem(x), twin.stem(x)
+        for index in range(3):
+            features, other = (fuse_model(model).body[index](maps)
+                               for model, maps in ((student, features), (twin, other)))
+            kept = [c for c in range(8) if c not in SILENCED[index]]
+            torch.testing.assert_close(other[:, kept], features[:, kept], rtol=1e-4, atol=1e-3)
+            assert all(other[:, channel].std() > 0 for channel in SILENCED[index])
+
+
+def test_the_last_block_starts_small(student):
+    """Its channels go straight to the head: a fresh kernel of full size would change the picture."""
+    last = {3: [5]}
+    for block in range(3):
+        for channel in SILENCED[block]:
+            student.body[block].identity.bias.data[channel] = 0.0
+    twin, counts = revive(student, patches(), seed=1)
+    assert counts == [0, 0, 0, 1]
+    maps = {}
+    for name, model in (("before", student), ("after", twin)):
+        fused = fuse_model(model)
+        fused.body[3].register_forward_hook(lambda *call, name=name: maps.update({name: call[2]}))
+        with torch.no_grad():
+            fused(patches())
+    spread = maps["after"].transpose(0, 1).flatten(1).std(1)
+    neighbours = maps["before"].transpose(0, 1).flatten(1).std(1)[[c for c in range(8) if c not in last[3]]].median()
+    assert 0.01 * neighbours < spread[5] < 0.15 * neighbours
+
+
+def test_gradient_reaches_revived_channels(student):
+    """Through a silent channel none passes; after the revival the kernels that read it move, then it does."""
+    target = patches().repeat_interleave(3, 2).repeat_interleave(3, 3)
+    twin, _ = revive(student, patches(), seed=1)
+    for model, moves in ((student, False), (twin, True)):
+        model.zero_grad()
+        (model(patches()) - target).square().mean().backward()
+        reader = model.body[1].conv_kxk[0].conv.weight.grad[:, SILENCED[0]]
+        assert (reader.abs().amax() > 0) == moves
+
+
+def test_equal_seeds_give_equal_kernels(student):
+    first, second, other = (revive(student, patches(), seed)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_nothing_silent_nothing_changed():
+    torch.manual_seed(3)
+    student = with_form(build_model(StudentSettings(channels=8, blocks=2, branches=2)).eval(), "collapsed")
+    twin, counts = revive(student, patches(), seed=1)
+    assert counts == [0, 0]
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["repconv", "repdw"])
+def test_other_blocks_are_refused(arch):
+    model = build_model(StudentSettings(channels=8, blocks=2, arch=arch))
+    assert silent_channels(model, patches()) == [[], []]
+    assert not can_be_revived(model)
+    with pytest.raises(ValueError, match="MobileOne"):
+        revive(model, patches(), seed=1)
+
+
+def test_a_fused_student_is_refused(student):
+    assert not can_be_revived(fuse_model(student))
+    with pytest.raises(ValueError, match="MobileOne"):
+        revive(fuse_model(student), patches(), seed=1)
