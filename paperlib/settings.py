@@ -273,8 +273,8 @@ class Settings(_Section):
     def _stage_can(self) -> Self:
         for name in ("stage1", "stage3"):
             if getattr(self, name).revive:
-                raise ValueError(f"{name} cannot revive channels (stage 1 has none to revive, stage 3 no branches): set "
-                                 "stage2.revive instead")
+                raise ValueError(f"{name} cannot revive channels (stage 1 has none to revive, stage 3 no branches): "
+                                 "set stage2.revive instead")
         return self
 
 
