@@ -83,11 +83,12 @@ def baseline(run: Run, rows: Rows, changed: float) -> Markdown:
         f"{against(paper - matlab, 'MATLAB’s')}, as measured here."])
 
 
-def stage1(run: Run, rows: Rows, history: Sequence[Mapping[str, float]]) -> Markdown:
-    """02: the student against bicubic, and whether the training was long enough.
+def stage1(run: Run, rows: Rows, history: Sequence[Mapping[str, float]], silent: Sequence[int]) -> Markdown:
+    """02: the student against bicubic, whether the training was long enough, and the channels that it lost.
 
     Args:
         history: rows of `Fit.history`.
+        silent: channels without a signal in each block.
     """
     mine, bicubic = _psnr(rows, "stages", "stage1"), _psnr(run, "B", "bicubic")
     best = max(history, key=lambda row: row["psnr_rgb"])
@@ -99,6 +100,9 @@ def stage1(run: Run, rows: Rows, history: Sequence[Mapping[str, float]]) -> Mark
         f"{'fell' if last['loss'] < first['loss'] else 'did not fall'}.",
         f"The best validation is the last (step {last['step']:,}): a longer training might still gain." if rising else
         f"The best of {len(history)} validations is at step {best['step']:,} of {last['step']:,}.",
+        "No channel has fallen silent." if not sum(silent) else
+        f"{sum(silent)} of {len(silent) * run.settings.student.channels} channels have fallen silent and learn nothing "
+        "more unless `stage2.revive` wakes them.",
         "" if bicubic is None or mine is None or mine > bicubic else
         "So far the network is worse than the formula it is to replace: this training is too short."])
 

@@ -48,18 +48,20 @@ def test_the_kernels_are_compared_both_ways(run):
 def test_stage_1_says_whether_it_passed_bicubic(run):
     history = [{"step": 1, "loss": 0.2, "psnr_rgb": 20.0}, {"step": 2, "loss": 0.1, "psnr_rgb": 27.5}]
     rows = [row("stages", "stage1", 27.5)]
-    assert "Run 01_data" in saw.stage1(run, rows, history).data
+    assert "Run 01_data" in saw.stage1(run, rows, history, [0] * 8).data
     run.record("01_data", [row("B", "bicubic", 27.0)])
-    good = saw.stage1(run, rows, history).data
+    good = saw.stage1(run, rows, history, [0] * 8).data
     assert "0.50 dB above bicubic" in good
     assert "it fell" in good
     assert "might still gain" in good
+    assert "No channel has fallen silent" in good
     assert "too short" not in good
-    bad = saw.stage1(run, [row("stages", "stage1", 21.0)], history[::-1]).data
+    bad = saw.stage1(run, [row("stages", "stage1", 21.0)], history[::-1], [7, 4, 0, 0, 0, 0, 0, 8]).data
     assert "6.00 dB below bicubic" in bad
     assert "did not fall" in bad
     assert "too short" in bad
     assert "at step 2 of 1" in bad
+    assert "19 of 256 channels have fallen silent" in bad
 
 
 def test_a_teacher_weaker_than_its_student_is_called_so(run):

@@ -1,11 +1,13 @@
 """Silent channels: found, revived without a change of the function, trained again; other networks are refused."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from paperlib.settings import StudentSettings
-from paperlib.student.models import build_model, fuse_model
+from paperlib.student.models import build_model, fuse_model, read_published
 from paperlib.student.network import with_form
 from paperlib.student.revival import can_be_revived, revive, silent_channels
 
@@ -102,6 +104,17 @@ def test_other_blocks_are_refused(arch):
     assert not can_be_revived(model)
     with pytest.raises(ValueError, match="MobileOne"):
         revive(model, patches(), seed=1)
+
+
+def test_no_channel_of_the_authors_student_is_silent(assets, data_root):
+    """As notebook 02 says."""
+    student = read_published(assets / "aio_mai" / "ckpt_best_s2_deploy.pt")
+    photographs = sorted((data_root / "benchmark" / "Set5" / "HR").glob("*.png"))
+    assert len(photographs) == 5
+    for path in photographs:
+        hr = np.asarray(Image.open(path).convert("RGB"))
+        lr = torch.tensor(hr[::3, ::3].copy()).permute(2, 0, 1)[None].float()
+        assert silent_channels(student, lr) == [[]] * 8
 
 
 def test_a_fused_student_is_refused(student):
