@@ -43,7 +43,7 @@ def table_line(start: str) -> list[str]:
 
 
 SETS = ("Set5", "Set14", "B100", "validation")
-BOX = {"float": "float_before_qat", "**INT8 TFLite": "tflite_dynamic",
+BOX = {"float |": "float_before_qat", "float, result": "float_in_8_bits", "**INT8 TFLite": "tflite_dynamic",
        "the same weights by post-training": "tflite_post_training"}
 
 

@@ -56,6 +56,21 @@ class TorchUpscaler:
         return sr.clamp(0, 255).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
+class In8Bits:
+    """An upscaler whose result is rounded to 8-bit pixels: what a float network could give at best in an INT8 file.
+
+    Args:
+        upscaler: gives float32 (3h, 3w, 3) in 0..255.
+    """
+
+    def __init__(self, upscaler: TorchUpscaler) -> None:
+        self.inner, self.name, self.radius = upscaler, f"{upscaler.name}, in 8 bits", upscaler.radius
+        self.about = upscaler.about | {"result": "rounded to 8 bits"}
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        return np.rint(self.inner(lr))
+
+
 class QuantisedUpscaler:
     """A quantised graph as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, by fake-quant in PyTorch.
 

@@ -10,7 +10,7 @@ import torch
 
 from paperlib.data.dataset import Data, calibration
 from paperlib.evaluation.authors import FILES, authors_folder
-from paperlib.evaluation.networks import TorchUpscaler
+from paperlib.evaluation.networks import In8Bits, TorchUpscaler
 from paperlib.evaluation.scoring import measure
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity, parity_images
 from paperlib.export.npu import estimate_if_available, estimate_npu, vela_available
@@ -131,6 +131,7 @@ class Shipped:
         fused = load_model(self.run.stage_folder("stage3") / "fused.safetensors")
         qat = load_qat(self.run.stage_folder("stage3") / "qat.safetensors")
         rows += measure(data, TorchUpscaler(fused, "fused"), "export", "float_before_qat", "fp32")
+        rows += measure(data, In8Bits(TorchUpscaler(fused, "fused")), "export", "float_in_8_bits", "fp32")
         rows += measure(data, self.upscaler("float"), "export", "float_after_qat", "fp32")
         rows += measure(data, TorchUpscaler(qat, "QAT"), "export", "fakequant", "fake-quant")
         rows += [row | {"table": "export", "row": "tflite_dynamic"} for row in rows if row["row"] == "student_deploy"]

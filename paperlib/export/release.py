@@ -20,7 +20,8 @@ from paperlib.profiles import note
 from paperlib.settings import Settings
 from paperlib.weights import FILES, FOLDER
 
-SCORES = {("export", "float_before_qat"): "float", ("export", "fakequant"): "fake-quantised",
+SCORES = {("export", "float_before_qat"): "float", ("export", "float_in_8_bits"): "float, result in 8 bits",
+          ("export", "fakequant"): "fake-quantised",
           ("export", "tflite_dynamic"): "INT8 TFLite"}
 """Rows of 06_tflite_eval that stand on the model card."""
 
@@ -103,6 +104,7 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]]) -> 
         f"- stage {number}: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
         f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}"
         f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), form {stage.form}, "
+        f"{'silent channels revived, ' if stage.revive else ''}"
         f"loss {_terms(stage.loss)}; {minutes:.0f} min"
         for number, stage, minutes in zip((1, 2, 3), (settings.stage1, settings.stage2, settings.stage3),
                                           facts["minutes"], strict=True))

@@ -47,7 +47,7 @@ def prepare_qat(
     graph = float_graph(fused, settings, images)
     if settings.rounding == "data":
         graph = round_to_data(graph, images)
-    model = TfliteQat(fused, calibrate(graph, images), graph, _pixel_grids(settings.skip))
+    model = TfliteQat(fused, calibrate(graph, images), graph)
     model.skip = settings.skip
     return model.train()
 
@@ -64,11 +64,6 @@ def float_graph(fused: nn.Module, settings: QuantSettings, images: Sequence[np.n
     if settings.skip == "exact":
         graph = exact_skip(graph, calibrate(graph, images)[skip_input(graph)].high)
     return graph
-
-
-def _pixel_grids(skip: str) -> tuple[str, ...]:
-    """Owners of grids, besides image and result, that hold pixels."""
-    return ("stem",) if skip == "exact" else ()
 
 
 def freeze_observers(model: nn.Module) -> None:
@@ -114,7 +109,7 @@ def load_qat(path: str | Path) -> nn.Module:
         graph = deployment_graph(fused)
         if about["skip"] == "exact":
             graph = exact_skip(graph, peak=255.0)  # the shapes; the weights are read below
-        model = TfliteQat(fused, {}, graph, _pixel_grids(about["skip"]))
+        model = TfliteQat(fused, {}, graph)
         model.skip = about["skip"]
     load_weights(model, tensors, path)
     return model.eval()

@@ -5,7 +5,7 @@ range calibrated by least squares and then kept (learnt step sizes gave nothing:
 Image and result: 8-bit pixels. ADD has its own grid; what only moves values (PixelShuffle, concatenation) has none.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -62,19 +62,18 @@ class TfliteQat(nn.Module):
         fused: model in form "fused"; its weights are copied.
         grids: start of the activation grids, per owner (`calibrate`); empty: placeholders, to be loaded.
         graph: another form of the same network, for instance without ADD; default: `deployment_graph(fused)`.
-        pixels: owners of further grids that hold whole pixel values 0..255 and must stay so.
     """
 
     quantiser = "tflite"
 
     def __init__(
-        self, fused: nn.Module, grids: Mapping[str, QParams], graph: Graph | None = None, pixels: Collection[str] = (),
+        self, fused: nn.Module, grids: Mapping[str, QParams], graph: Graph | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.form, self.clamp, self.skip = fused.settings, "qat", True, "add"
         self.graph = graph or deployment_graph(fused)
         self.owners = qparam_owners(self.graph)
-        image = {self.owners[self.graph.nodes[0].name], self.owners[self.graph.nodes[-1].name], *pixels}
+        image = {self.owners[self.graph.nodes[0].name], self.owners[self.graph.nodes[-1].name]}
         self.kernels = nn.ModuleDict(
             {_key(node.name): Kernel(node.weight, node.bias) for node in self.graph.nodes if node.weight is not None})
         self.grids = nn.ModuleDict(

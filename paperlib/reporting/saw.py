@@ -189,14 +189,15 @@ def shipped(run: Run, rows: Rows, parity: pd.DataFrame) -> Markdown:
     Args:
         parity: of `Shipped.parity`.
     """
-    file, fake, ptq, full = (_psnr(rows, "export", name) for name in (
-        "tflite_dynamic", "fakequant", "tflite_post_training", "float_before_qat"))
+    file, fake, ptq, full, pixels = (_psnr(rows, "export", name) for name in (
+        "tflite_dynamic", "fakequant", "tflite_post_training", "float_before_qat", "float_in_8_bits"))
     equal, far = parity["equal"].min(), round(parity["max_lsb"].max())
     gain, box = file - ptq, _psnr(rows, "box", "box_int8")
     return said(run, [
         f"The file is {against(file - fake, 'the fake-quantised network')}: {100 * equal:.2f} % of its values are "
         f"equal, the others at most {far} step{'s' if far > 1 else ''} away.",
-        f"INT8 against float: the file is {against(file - full, 'the float network it was trained from')}.",
+        f"INT8 against float: the file is {against(file - full, 'the float network it was trained from')}; rounding "
+        f"that network's result to 8-bit pixels alone costs {full - pixels:.3f} dB.",
         f"Learnt grids are {against(gain, 'post-training ones')} on the same weights"
         + ("." if gain > 0.02 else ": in this run keeping them gains nothing."),
         _compared(box, file, "The student in the box", "this run's own file", "06_tflite_eval"),

@@ -233,7 +233,7 @@ def test_exact_skip_is_trained_saved_and_read_from_the_settings(tmp_path):
 def test_exact_skip_has_no_noise_on_its_way():
     model = prepare_qat(deployed("mobileone"), EXACT, IMAGES)
     train(model, 2)
-    assert quantised_graph(model).grids["stem"] == IMAGE_GRID
+    assert quantised_graph(model).grid("stem") == IMAGE_GRID
     fresh = quantised_graph(prepare_qat(deployed("mobileone"), EXACT, IMAGES))
     assert {row["name"]: row["sqnr_db"] for row in layer_sqnr(fresh, IMAGES)}["stem"] > 120
 

@@ -110,10 +110,12 @@ def test_the_file_is_judged_against_both_ways_and_the_box(run, far, words):
     run.record("01_data", [row("B", "bicubic", 26.8)])
     parity = pd.DataFrame([{"equal": 0.99, "max_lsb": 1.0}, {"equal": 0.98, "max_lsb": far}])
     rows = [row("export", name, value) for name, value in {
-        "tflite_dynamic": 27.66, "fakequant": 27.66, "tflite_post_training": 27.5, "float_before_qat": 27.7}.items()]
+        "tflite_dynamic": 27.66, "fakequant": 27.66, "tflite_post_training": 27.5, "float_before_qat": 27.7,
+        "float_in_8_bits": 27.68}.items()]
     text = saw.shipped(run, [*rows, row("box", "box_int8", 28.4)], parity).data
     assert "98.00 % of its values are equal, the others " + words in text
     assert "0.16 dB above post-training ones on the same weights." in text
+    assert "8-bit pixels alone costs 0.020 dB" in text
     assert "28.40 dB, 0.74 dB above this run's own file" in text
     assert "1.60 dB above bicubic" in text
     rows[2] = row("export", "tflite_post_training", 27.7)
