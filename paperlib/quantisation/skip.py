@@ -41,9 +41,8 @@ def exact_skip(graph: Graph, peak: float) -> Graph:
     On the authors' stage-2 weights nearly all INT8 noise arises on the two grids of the skip (stem and sum: 0.19 each
     of a mean squared error of 0.45; 0.9 on one bright photograph). Here it is gone: 400 steps of QAT give 31.469 dB on
     Set5 and 27.600 on Set14 (31.446 and 27.590 with ADD; float 31.511 and 27.627), and 0.06 dB below float on large
-    photographs, for 6.7 % more MACs (7.6 %
-    since the image is read as well). Before QAT it is worse (31.23): patch kernels add up over areas, so their rounding
-    must be learnt.
+    photographs, for 6.7 % more MACs (7.6 % since the image is read as well). Before QAT it is worse (31.23): patch
+    kernels add up over areas, so their rounding must be learnt.
 
     Args:
         graph: student with FusedConv blocks.
