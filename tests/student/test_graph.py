@@ -76,6 +76,21 @@ def test_exact_skip_keeps_pixels_whole():
     assert torch.equal(maps["stem"][:, 27], torch.full_like(x[:, 0], 255.0))
 
 
+def test_exact_skip_passes_pixels_on_through_two_inputs():
+    """So that no weight of the head is near 1: its INT8 steps are half as large."""
+    fused = deployed("mobileone")
+    with torch.no_grad():  # stem channel 0 is red itself, and all of the head's channels pass it on
+        fused.stem.weight[0] = 0
+        fused.stem.weight[0, 0, 1, 1] = 1
+        fused.head.weight[:, 0, 1, 1] = 1
+    head = exact_skip(deployment_graph(fused), 100.0)["head"]
+    channels = fused.settings.channels
+    patch, image = head.weight[:, channels : channels + 28], head.weight[:, channels + 28 :]
+    torch.testing.assert_close(patch[:, [4, 13, 22]], image)
+    assert image[:, 0, 1, 1].abs().max() < 0.75
+    assert (image + patch[:, [4, 13, 22]])[:, 0, 1, 1].mean() > 0.9
+
+
 def test_exact_skip_is_for_the_student():
     for arch in ("abpn", "repdw"):
         with pytest.raises(ValueError, match="global skip"):
