@@ -35,8 +35,8 @@ def exact_skip(graph: Graph, peak: float) -> Graph:
     concat(f, patch, image), and f, which is never negative, is scaled to fill the same 0..255. No ADD is left.
 
     The image is there twice, as the patch's centre and by itself, because the head passes each pixel on with a weight
-    near 1 while its other weights stay below 0.35: shared by two inputs it is 0.5, and the head's steps are half as
-    large.
+    near 1 while its other weights (of the student in the box) stay below 0.35: shared by two inputs it is 0.5, and the
+    head's steps are half as large.
 
     On the authors' stage-2 weights nearly all INT8 noise arises on the two grids of the skip (stem and sum: 0.19 each
     of a mean squared error of 0.45; 0.9 on one bright photograph). Here it is gone: 400 steps of QAT give 31.469 dB on

@@ -122,7 +122,7 @@ def _restart(block: MobileOneBlock, chosen: Tensor, before: Tensor, size: float,
 
 
 def _unread(block: MobileOneBlock, chosen: Tensor, before: Tensor) -> None:
-    """Make a block ignore the chosen inputs, which were constant 0 until now; its function stays."""
+    """Make a block ignore the chosen inputs; its function stays, since a closed ReLU gave 0 until now."""
     for branch in (*block.conv_kxk, block.conv_scale):
         branch.conv.weight[:, chosen] = 0.0
     identity = block.identity
