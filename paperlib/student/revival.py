@@ -5,6 +5,9 @@ is deployed has less capacity than it pays for. `silent_channels` counts them; `
 leaves the function as it is, so that the next stage can use them.
 """
 
+from collections.abc import Iterator
+from itertools import islice
+
 import torch
 from timm.models.byobnet import MobileOneBlock
 from torch import Tensor, nn
@@ -13,19 +16,20 @@ from paperlib.student.blocks import kernel_and_bias
 from paperlib.student.network import Student, fuse, with_form
 
 SILENT = 1e-3
-"""A channel is silent whose standard deviation is below this part of its block's median."""
+"""A channel is silent whose largest value is below this part of its block's median standard deviation."""
 LAST = 0.05
 """Size of a revived channel of the last block, against its neighbours: the head reads it at once (global skip)."""
 
 
 @torch.no_grad()
-def _block_maps(student: Student, lr_255: Tensor) -> list[Tensor]:
-    """The body's maps on a batch, as deployed: the stem's output, then each block's; (B, C, h, w)."""
+def _block_maps(student: Student, lr_255: Tensor) -> Iterator[Tensor]:
+    """The body's maps on a batch, as deployed, one by one: the stem's output, then each block's; (B, C, h, w)."""
     fused = fuse(student).eval()
-    maps = [fused.stem(lr_255)]
+    features = fused.stem(lr_255)
+    yield features
     for block in fused.body:
-        maps.append(block(maps[-1]))
-    return maps
+        features = block(features)
+        yield features
 
 
 def _spread(images: Tensor) -> Tensor:
@@ -33,8 +37,9 @@ def _spread(images: Tensor) -> Tensor:
     return images.transpose(0, 1).flatten(1).std(1)
 
 
-def _silent(spread: Tensor) -> Tensor:
-    return spread <= SILENT * spread.median()
+def _silent(features: Tensor) -> Tensor:
+    """Which channels of a block's output (B, C, h, w), never negative, are closed everywhere; (C,)."""
+    return features.amax((0, 2, 3)) <= SILENT * _spread(features).median()
 
 
 def silent_channels(student: Student, lr_255: Tensor) -> list[list[int]]:
@@ -44,7 +49,8 @@ def silent_channels(student: Student, lr_255: Tensor) -> list[list[int]]:
         student: in any form, of any block.
         lr_255: (B, 3, h, w) in 0..255, photographs.
     """
-    return [torch.nonzero(_silent(_spread(x))).flatten().tolist() for x in _block_maps(student, lr_255)[1:]]
+    blocks = islice(_block_maps(student, lr_255), 1, None)
+    return [torch.nonzero(_silent(features)).flatten().tolist() for features in blocks]
 
 
 def can_be_revived(model: nn.Module) -> bool:
@@ -75,17 +81,16 @@ def revive(student: Student, lr_255: Tensor, seed: int) -> tuple[Student, list[i
         raise ValueError("only a student of MobileOne blocks that is not fused has branches to revive")
     twin, generator, counts = with_form(student, "collapsed"), torch.Generator().manual_seed(seed), []
     # one look before anything changes: a revived neighbour would raise the median that the others are held against
-    maps = _block_maps(twin, lr_255)
-    spreads = [_spread(x) for x in maps[1:]]
-    for index, (block, spread) in enumerate(zip(twin.body, spreads, strict=True)):
-        silent = _silent(spread)
+    maps = list(_block_maps(twin, lr_255))
+    found = [(_silent(features), _spread(features)) for features in maps[1:]]
+    for index, (block, (silent, spread)) in enumerate(zip(twin.body, found, strict=True)):
         counts.append(int(silent.sum()))
         if not counts[-1]:
             continue
         size = float(spread[~silent].median()) if (~silent).any() else 1.0
         last = index + 1 == len(twin.body)
         _restart(block, silent, maps[index], size * (LAST if last else 1.0), generator)
-        maps = _block_maps(twin, lr_255)
+        maps = list(_block_maps(twin, lr_255))
         if not last:
             _unread(twin.body[index + 1], silent, maps[index + 1])
     return with_form(twin, student.form), counts
@@ -122,7 +127,7 @@ def _restart(block: MobileOneBlock, chosen: Tensor, before: Tensor, size: float,
 
 
 def _unread(block: MobileOneBlock, chosen: Tensor, before: Tensor) -> None:
-    """Make a block ignore the chosen inputs; its function stays, since a closed ReLU gave 0 until now."""
+    """Make a block ignore the chosen inputs; its function stays, for they were 0."""
     for branch in (*block.conv_kxk, block.conv_scale):
         branch.conv.weight[:, chosen] = 0.0
     identity = block.identity

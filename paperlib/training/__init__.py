@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ablations": ["backbones", "sizes", "stage3_variants", "teacher_shares"],
         "losses": ["confidence_map", "kd_weight"],
         "shares": ["loss_shares"],
-        "stages": ["open_teacher", "recalibrated", "stage1", "stage2", "stage3", "stage3_targets", "teacher_targets"],
+        "stages": ["open_teacher", "recalibrated", "revival_patches", "stage1", "stage2", "stage3", "stage3_targets",
+                   "teacher_targets"],
     },
 )

@@ -39,9 +39,6 @@ from paperlib.teacher.network import MambaIRv2Light, start_bilinear
 from paperlib.teacher.outputs import outputs_key, teacher_outputs
 from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
 
-REVIVAL_PATCHES = 128
-"""Training patches on which silent channels are found."""
-
 
 @dataclass
 class Trained:
@@ -123,6 +120,11 @@ def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSetti
     return with_form(model, stage.form)
 
 
+def revival_patches(data: Data, settings: Settings) -> Tensor:
+    """The training patches (128, 3, p, p) in 0..255 on which silent channels are found before stage 2."""
+    return patches_of(data, settings, "stage2/revival", settings.stage2).batch(0, 128).lr.float()
+
+
 def _revived(model: nn.Module, data: Data, settings: Settings) -> nn.Module:
     """The student of stage 1 as stage 2 takes it: silent channels revived where the settings say so."""
     if not settings.stage2.revive:
@@ -130,8 +132,7 @@ def _revived(model: nn.Module, data: Data, settings: Settings) -> nn.Module:
     if not can_be_revived(model):
         tell("stage2: revive is for MobileOne blocks; this network goes on as stage 1 left it")
         return model
-    patches = patches_of(data, settings, "stage2/revival", settings.stage2)
-    model, counts = revive(model, patches.batch(0, REVIVAL_PATCHES).lr.float(), settings.seed)
+    model, counts = revive(model, revival_patches(data, settings), settings.seed)
     tell(f"stage2: {sum(counts)} silent channels get fresh kernels (by block: {', '.join(map(str, counts))})")
     return model
 

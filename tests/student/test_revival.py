@@ -35,6 +35,14 @@ def test_silent_channels_are_counted(student):
     assert silent_channels(fuse_model(student), patches()) == list(SILENCED.values())
 
 
+def test_a_constant_channel_is_open(student):
+    """It passes its gradient on; to take it away would change what the next block reads."""
+    block = student.body[2]
+    for bn in (*(branch.bn for branch in block.conv_kxk), block.conv_scale.bn, block.identity):
+        bn.weight.data[6], bn.bias.data[6] = 0.0, 2.0
+    assert silent_channels(student, patches()) == list(SILENCED.values())
+
+
 def test_revived_channels_carry_a_signal_and_the_function_stays(student):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     twin, counts = revive(student, patches(), seed=1)
