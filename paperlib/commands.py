@@ -178,16 +178,17 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from paperlib.data.open_photographs import fetch_open
+    from paperlib.data.public_photographs import SETS, fetch_photographs
+    from paperlib.data.public_photographs import listed as photographs_of
     from paperlib.environment import data_dir
 
     if not args.what:
-        raise UserError("data fetch: what? There is `paperlib data fetch open`.")
+        raise UserError(f"data fetch: what? There is {', '.join(f'`paperlib data fetch {name}`' for name in SETS)}.")
     if not args.to and not data_dir():
-        raise UserError("data fetch open: into which folder? Set PAPERLIB_DATA to the one with the folders of your "
-                        "photographs, or name one with --to.")
+        raise UserError(f"data fetch {args.what}: into which folder? Set PAPERLIB_DATA to the one with the folders of "
+                        "your photographs, or name one with --to.")
     folder = user_path(args.to) if args.to else data_dir() / args.what
-    failed = fetch_open(folder, tell=lambda line: print(line, flush=True))
+    failed = fetch_photographs(folder, photographs_of(args.what), tell=lambda line: print(line, flush=True))
     listed(failed)
     return 1 if failed else 0
 
@@ -196,7 +197,7 @@ def data(args: argparse.Namespace) -> int:
     if args.action == "fetch":
         return _fetch(args)
     if args.what or args.to:
-        raise UserError(f"data {args.action} takes no {args.what or '--to'}; that is for `paperlib data fetch open`.")
+        raise UserError(f"data {args.action} takes no {args.what or '--to'}; that is for `paperlib data fetch`.")
     from paperlib.data.div2k import prepare
     from paperlib.data.pixel_store import open_store
     from paperlib.data.splits import status

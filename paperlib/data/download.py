@@ -40,7 +40,7 @@ def download(url: str, path: Path, size: int | None, sha256: str, progress: Prog
 
 def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progress | None = None, *,
           largest: int = 64_000_000, host: str = "", place: str = "PAPERLIB_CACHE", retries: int | None = None,
-          timeout: float = TIMEOUT) -> str:
+          timeout: float = TIMEOUT, digest: Callable[[Path], str] = sha256_file) -> str:
     """Fetch a file, continuing a partial download (`<name>.part`), and check it.
 
     Args:
@@ -50,6 +50,7 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
         place: what names another place for the file, for messages.
         retries: attempts, instead of `RETRIES`.
         timeout: seconds without data after which an attempt ends.
+        digest: what is held against `sha256`: that of the bytes, or of what they stand for.
 
     Returns:
         "" when the file is there, else in a few words why not; what came of it is kept, unless it is wrong.
@@ -90,11 +91,11 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
             problem = getattr(reason, "strerror", None) or str(reason)
     if problem:
         return f"{problem}; {_there(part)} bytes of it are kept" if _there(part) else problem
-    if (digest := sha256_file(part)) != sha256:
+    if (found := digest(part)) != sha256:
         with part.open("rb") as file:
             page = " (a web page)" if file.read(64).lstrip().startswith(b"<") else ""
         part.unlink()
-        return f"it gave wrong bytes{page}, SHA-256 {digest}, expected {sha256}; they are deleted"
+        return f"it gave wrong bytes{page}, SHA-256 {found}, expected {sha256}; they are deleted"
     part.replace(path)
     return ""
 

@@ -147,5 +147,8 @@ def named_folder(name: str) -> Path:
                             "or give an absolute path.")
         path = root / name
     if not path.is_dir():
-        raise UserError(f"no image folder at {path}. Correct the data settings, or PAPERLIB_DATA.")
+        from paperlib.data.public_photographs import SETS
+
+        fetch = f"Run `paperlib data fetch {name}`, correct" if name in SETS else "Correct"
+        raise UserError(f"no image folder at {path}. {fetch} the data settings, or PAPERLIB_DATA.")
     return path

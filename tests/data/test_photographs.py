@@ -79,6 +79,10 @@ def test_missing_and_empty_folders_are_told(tmp_path, monkeypatch):
         named_folder("bsds400")
     with pytest.raises(UserError, match="no image folder"):
         named_folder(str(tmp_path / "absent"))
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    with pytest.raises(UserError, match="Run `paperlib data fetch cid22`, correct the data settings"):
+        named_folder("cid22")
+    monkeypatch.delenv("PAPERLIB_DATA")
     with pytest.raises(UserError, match="holds no image"):
         find_images(tmp_path)
     with pytest.raises(UserError, match=r"data\.train names none"):

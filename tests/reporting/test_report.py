@@ -180,7 +180,7 @@ def test_what_is_no_formula_stays_as_it_was_written(run):
 def test_the_package_ships_what_the_page_is_made_of():
     folder = Path(paperlib.__file__).parent
     patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for place, names in {"data": ["open.csv"], "evaluation": ["reported.csv"],
+    for place, names in {"data": ["open.csv", "cid22.csv", "clic_val.csv"], "evaluation": ["reported.csv"],
                          "reporting": ["report.html", "report.css", "compare.css", "peers.csv",
                                        "paper.mplstyle"]}.items():
         package = f"paperlib.{place}".rstrip(".")

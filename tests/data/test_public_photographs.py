@@ -1,4 +1,4 @@
-"""Openly licensed photographs from a local host that breaks off or lies: what is wrong is told."""
+"""Public photographs from a local host that breaks off or lies: what is wrong is told."""
 
 import csv
 import io
@@ -12,9 +12,17 @@ import pytest
 from PIL import Image
 
 from paperlib.cli import main
-from paperlib.data import open_photographs
+from paperlib.data import public_photographs
 from paperlib.data.download import fetch
-from paperlib.data.open_photographs import MADE, Photograph, fetch_open, listed, reduce_photograph
+from paperlib.data.public_photographs import (
+    MADE,
+    SETS,
+    Photograph,
+    fetch_photographs,
+    listed,
+    pixels_sha256,
+    reduce_photograph,
+)
 from paperlib.errors import UserError
 
 
@@ -65,7 +73,7 @@ def server(monkeypatch):
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.behave, httpd.asked = {}, []
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    monkeypatch.setattr(open_photographs, "RAW", f"http://127.0.0.1:{httpd.server_port}")
+    monkeypatch.setattr(public_photographs, "RAW", f"http://127.0.0.1:{httpd.server_port}")
     monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
     yield httpd
     httpd.shutdown()
@@ -95,38 +103,93 @@ def break_off(handler, data):
 
 def test_they_are_fetched_reduced_and_kept(server, photographs, tmp_path):
     told, folder = [], tmp_path / "open"
-    assert fetch_open(folder, photographs, told.append) == []
+    assert fetch_photographs(folder, photographs, told.append) == []
     assert told[0] == f"3 photographs into {folder}: 3 × CC0-1.0"
     assert sorted(path.name for path in folder.iterdir()) == ["of_a.jpg", "of_b.jpg", "of_c.jpg"]
     with Image.open(folder / "of_a.jpg") as image:
         assert image.size == (200, 133)
     assert server.asked[0] == ("sets/some where/a.jpg", None)
     server.asked.clear()
-    assert fetch_open(folder, photographs, told.append) == []
+    assert fetch_photographs(folder, photographs, told.append) == []
     assert server.asked == []
     assert told[-1].startswith("3 of 3 are in")
+
+
+def png(seed: int, level: int = 6) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()
+
+
+def test_a_lossless_file_is_believed_by_its_pixels_and_kept_as_it_comes(server, monkeypatch, tmp_path):
+    pixels = sha256(np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8).tobytes()).hexdigest()
+    for name, content in {"a": png(1), "b": png(1, level=0), "c": png(2), "d": b"no picture"}.items():
+        monkeypatch.setitem(CONTENTS, f"sets/{name}.png", content)
+    photographs = [Photograph(f"{name}.png", "owner/name", f"sets/{name}.png", "CC0-1.0", "30x20", commit="HEAD",
+                              pixels_sha256=pixels) for name in "abcd"]
+    folder = tmp_path / "lossless"
+    other, none = fetch_photographs(folder, photographs, lambda _: None)
+    assert f"sets/c.png: it gave wrong bytes, SHA-256 {pixels_sha256_of(png(2), tmp_path)}, expected {pixels}" in other
+    assert "sets/d.png: it gave wrong bytes, SHA-256 none (cannot read" in none
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a.png": png(1), "b.png": png(1, level=0)}
+    server.asked.clear()
+    assert fetch_photographs(folder, photographs[:2], lambda _: None) == []
+    assert server.asked == []
+    (folder / "a.png").write_bytes(png(2))
+    (changed,) = fetch_photographs(folder, photographs[:2], lambda _: None)
+    assert "another file than the listed one" in changed
+
+
+def pixels_sha256_of(content: bytes, folder: Path) -> str:
+    (folder / "x.png").write_bytes(content)
+    return pixels_sha256(folder / "x.png")
+
+
+def test_a_list_can_name_the_commit():
+    photograph = Photograph("a.png", "owner/name", "some where/a.png", "CC0-1.0", "1x1", commit="0123")
+    assert photograph.url == f"{public_photographs.RAW}/owner/name/0123/some%20where/a.png"
+
+
+@pytest.mark.parametrize(("name", "count"), [("cid22", 209), ("clic_val", 14)])
+def test_the_lossless_lists_are_those_of_the_photographs_at_hand(name, count, data_root):
+    photographs = listed(name)
+    assert len(photographs) == count
+    assert sorted(one.file for one in photographs) == sorted(path.name for path in (data_root / name).iterdir())
+    for photograph in photographs[:: max(1, count // 14)]:
+        path = data_root / name / photograph.file
+        assert pixels_sha256(path) == photograph.pixels_sha256
+        with Image.open(path) as image:
+            assert "x".join(map(str, image.size)) == photograph.size
+
+
+def test_the_command_offers_every_list(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "--help"])
+    assert f"{{{','.join(SETS)}}}" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
+    assert all(listed(name) for name in SETS)
 
 
 def test_a_page_wrong_bytes_or_nothing_costs_only_itself(server, photographs, tmp_path):
     server.behave = {"a.jpg": page, "c.jpg": break_off}
     photographs.append(Photograph("of_d.jpg", "owner/name", "sets/d.jpg", "CC0-1.0", "1x1", "0" * 64, "0" * 64))
     folder = tmp_path / "open"
-    first, second = fetch_open(folder, photographs, lambda _: None)
+    first, second = fetch_photographs(folder, photographs, lambda _: None)
     assert "a.jpg: it gave wrong bytes (a web page)" in first
     assert second.endswith("sets/d.jpg: the host answered 404 Not Found")
     assert sorted(path.name for path in folder.iterdir()) == ["of_b.jpg", "of_c.jpg"]
     assert [ask[1] for ask in server.asked if ask[0].endswith("c.jpg")] == [None, "bytes=100-"]
     server.behave = {}
-    (again,) = fetch_open(folder, photographs, lambda _: None)
+    (again,) = fetch_photographs(folder, photographs, lambda _: None)
     assert "sets/d.jpg" in again
     assert (folder / "of_a.jpg").is_file()
 
 
 def test_a_host_out_of_reach_is_not_asked_for_every_photograph(photographs, monkeypatch, tmp_path):
-    monkeypatch.setattr(open_photographs, "RAW", "http://127.0.0.1:9")
+    monkeypatch.setattr(public_photographs, "RAW", "http://127.0.0.1:9")
     monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
     told = []
-    failed = fetch_open(tmp_path / "open", photographs * 2, told.append)
+    failed = fetch_photographs(tmp_path / "open", photographs * 2, told.append)
     assert len(failed) == 4
     assert all("Connection refused" in line for line in failed[:3])
     assert "3 more were not tried" in failed[3]
@@ -158,13 +221,13 @@ def test_a_length_that_is_no_number_is_not_believed(server, photographs, tmp_pat
 def test_other_bytes_of_the_same_original_are_kept_and_told(server, photographs, tmp_path):
     other = Photograph(**vars(photographs[0]) | {"reduced_sha256": "0" * 64})
     told, folder = [], tmp_path / "open"
-    assert fetch_open(folder, [other], told.append) == []
+    assert fetch_photographs(folder, [other], told.append) == []
     assert "another Pillow" in told[-1]
     assert (folder / MADE).is_file()
-    assert fetch_open(folder, [other], told.append) == []
+    assert fetch_photographs(folder, [other], told.append) == []
     assert len(server.asked) == 1
     (folder / other.file).write_bytes(b"something else")
-    (failure,) = fetch_open(folder, [other], told.append)
+    (failure,) = fetch_photographs(folder, [other], told.append)
     assert "another file than the listed one" in failure
     assert (folder / other.file).read_bytes() == b"something else"
 
@@ -192,11 +255,11 @@ def test_the_list_is_the_one_of_the_photographs_at_hand(data_root, monkeypatch, 
         assert sha256(path.read_bytes()).hexdigest() == photograph.reduced_sha256
         with Image.open(path) as image:
             assert "x".join(map(str, image.size)) == photograph.size
-    with open_photographs.LIST.open(encoding="utf-8", newline="") as file:
+    with (public_photographs.LISTS / "open.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     values = ["../x.jpg", *list(lines[0].values())[1:]]
     (tmp_path / "open.csv").write_text(f"{','.join(lines[0])}\n{','.join(values)}\n")
-    monkeypatch.setattr(open_photographs, "LIST", tmp_path / "open.csv")
+    monkeypatch.setattr(public_photographs, "LISTS", tmp_path)
     with pytest.raises(UserError, match="no plain name"):
         listed()
 
@@ -208,7 +271,7 @@ def test_the_command_needs_a_folder_and_gives_1_where_some_are_missing(server, p
     assert "PAPERLIB_DATA" in capsys.readouterr().err
     assert main(["data", "fetch"]) == 2
     assert main(["data", "status", "open"]) == 2
-    monkeypatch.setattr(open_photographs, "listed", lambda: photographs)
+    monkeypatch.setattr(public_photographs, "listed", lambda name: photographs)
     server.behave = {"b.jpg": page}
     capsys.readouterr()
     assert main(["data", "fetch", "open", "--to", str(tmp_path / "mine")]) == 1
