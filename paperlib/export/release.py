@@ -4,9 +4,12 @@
 scores they were shipped with, and a model card. `python -m paperlib.export.release RUN` fills it from a finished run.
 """
 
+import json
 import math
 import shutil
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +97,28 @@ def _float_values(path: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
 
 
-def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]]) -> str:
+def _table(lines: Sequence[dict[str, str]]) -> str:
+    """Lines of equal keys as a table of Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (
+        lines[0].keys(), ["---"] * len(lines[0]), *(line.values() for line in lines)))
+
+
+def _seeds_text(record: dict[str, Any] | None) -> str:
+    """The card's part on seeds, from `seeds.json`; empty where there is none."""
+    if record is None:
+        return ""
+    return f"""
+Stages 2 and 3 anew from the same stage 1 with the seeds {', '.join(map(str, record['seeds']))}: mean ± sample standard
+deviation over seeds, PSNR RGB in dB (`python -m paperlib.benchmarks.seeds`, commit `{record['commit'][:12]}`):
+
+{_table(seeds_table(record['rows']))}
+"""
+
+
+def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]], seeds: dict[str, Any] | None) -> str:
     """The model card: what it is, what it learnt from, what it scores, what it cannot do."""
     settings, photographs = facts["settings"], facts["photographs"]
     values = tflite_values(folder / FILES["pretrained"]), _float_values(folder / FILES["pretrained-float"])
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (
-        scores[0].keys(), ["---"] * len(scores[0]), *(line.values() for line in scores)))
     stages = "\n".join(
         f"- stage {number}: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
         f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}"
@@ -132,8 +151,8 @@ Trained by this kit, profile `{settings.profile}`, commit `{facts['commit'][:12]
 
 LR by MATLAB's bicubic; RGB without border crop, Y with a 3-pixel border.
 
-{table}
-
+{_table(scores)}
+{_seeds_text(seeds)}
 ## Licence and limits
 
 The weights are Apache-2.0, as the kit. The training photographs are not included: {
@@ -149,6 +168,40 @@ def _terms(loss: Any) -> str:
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
 
 
+def seeds_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Mean ± sample standard deviation over seeds of float network, INT8 file and their difference, PSNR RGB in dB.
+
+    Args:
+        rows: of `seeds.json`, fp32 and int8 of each image set with one value a seed.
+    """
+    values = {(row["dataset"], row["precision"]): row["values"] for row in rows}
+    lines = []
+    for name in dict.fromkeys(dataset for dataset, _ in values):
+        float_, int8 = values[name, "fp32"], values[name, "int8"]
+        cost = [after - before for before, after in zip(float_, int8, strict=True)]
+        columns = {"float": (float_, ""), "INT8 TFLite": (int8, ""), "INT8 minus float": (cost, "+")}
+        lines.append({"images": Path(name).name} | {
+            title: f"{statistics.mean(numbers):{sign}.3f} ± {statistics.stdev(numbers):.3f}"
+            for title, (numbers, sign) in columns.items()})
+    return lines
+
+
+def _seeds(run: Any, sha256: str) -> dict[str, Any] | None:
+    """The run's `seeds.json` (`paperlib.benchmarks.seeds`), where it has one.
+
+    Raises:
+        UserError: it is of another student than the file with this hash.
+    """
+    path = run.out / "seeds.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["files"].get(str(run.settings.seed)) != sha256:
+        raise UserError(f"{path} is of another student than the one to be shipped. Run python -m "
+                        f"paperlib.benchmarks.seeds --out {run.out} again, or remove it.")
+    return record
+
+
 def ship_pretrained(run: Any, folder: Path = FOLDER) -> Path:
     """Copy a run's student into the package, with hashes, scores and card; returns the folder.
 
@@ -156,8 +209,8 @@ def ship_pretrained(run: Any, folder: Path = FOLDER) -> Path:
         run: a finished run (`paperlib.run.Run`): 05 and 06 have written their records.
 
     Raises:
-        UserError: the run has not come that far, a file is not the one that was measured, or a record lacks what the
-            card must say.
+        UserError: the run has not come that far, a file is not the one that was measured, a record lacks what the
+            card must say, or `seeds.json` is of another student.
     """
     record = run.records().get("06_tflite_eval")
     if record is None:
@@ -167,7 +220,7 @@ def ship_pretrained(run: Any, folder: Path = FOLDER) -> Path:
     measured = {file["sha256"] for file in record["inputs"].values()}
     if sha256_file(sources["pretrained"]) not in measured:
         raise UserError(f"{sources['pretrained']} is not the file that 06_tflite_eval measured. Run 06 again.")
-    facts = _facts(run)
+    facts, seeds = _facts(run), _seeds(run, sha256_file(sources["pretrained"]))
     folder.mkdir(exist_ok=True)
     for name, source in sources.items():
         with atomic_path(folder / FILES[name]) as temporary:
@@ -176,7 +229,7 @@ def ship_pretrained(run: Any, folder: Path = FOLDER) -> Path:
     write_json(folder / "weights.json", {
         "files": {file: sha256_file(folder / file) for file in FILES.values()}, "commit": record["commit"],
         "scores": scores})
-    write_text(folder / "MODEL_CARD.md", _card(facts, folder, scores))
+    write_text(folder / "MODEL_CARD.md", _card(facts, folder, scores, seeds))
     return folder
 
 

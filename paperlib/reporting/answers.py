@@ -111,7 +111,8 @@ def _run_text(run: Path, link: str, question: str) -> str:
     lines = [_table_line(run, name, records, link) for name in TABLES]
     table = ["| paper's table | notebooks | records | minutes | verdicts |", "| --- | --- | --- | --- | --- |",
              *("| " + " | ".join(line) + " |" for line in lines if line)]
-    beside = [f"[{path.name}]({link}/{path.name})" for name in ("summary.md", "report.html", "tried.md", "bench.json")
+    beside = [f"[{path.name}]({link}/{path.name})" for name in ("summary.md", "report.html", "tried.md", "seeds.json",
+                                                              "bench.json")
               for path in [run / name] if path.is_file()]
     return "\n\n".join([
         f"## {link.removeprefix('reference/')}", question,

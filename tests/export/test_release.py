@@ -18,6 +18,7 @@ from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.release import ship_pretrained
 from paperlib.export.tflite import inspect_tflite, tflite_values
+from paperlib.files import sha256_file, write_json
 from paperlib.quantisation.skip import exact_skip
 from paperlib.rows import measured_row
 from paperlib.run import open_run
@@ -124,6 +125,19 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     assert "; 2 min\n" in card
     assert "BSDS500 (its photographs" in card
     assert f"- pictures shared with reported images: {shared[0]}\n" in card
+    assert "with the seeds" not in card
+    rows_of = [{"dataset": "benchmark/Set5", "precision": precision, "values": values}
+               for precision, values in (("fp32", [31.45, 31.47]), ("int8", [31.40, 31.44]))]
+    seeds = {"seeds": [run.settings.seed, 7], "commit": "0123456789abcdef", "files": {}, "rows": rows_of}
+    write_json(run.out / "seeds.json", seeds)
+    with pytest.raises(UserError, match=r"seeds\.json is of another student"):
+        ship_pretrained(run, tmp_path / "box")
+    write_json(run.out / "seeds.json", seeds | {"files": {str(run.settings.seed): sha256_file(int8)}})
+    ship_pretrained(run, tmp_path / "box")
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"with the seeds {run.settings.seed}, 7: mean" in card
+    assert "commit `0123456789ab`" in card
+    assert "| Set5 | 31.460 ± 0.014 | 31.420 ± 0.028 | -0.040 ± 0.014 |" in card
     other = open_run("benchmark", run.out, {"data.train": ["my_photographs"]})
     other.record("06_tflite_eval", rows, inputs={"dynamic": int8})
     with pytest.raises(UserError, match="the data set my_photographs"):
