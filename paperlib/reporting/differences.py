@@ -15,9 +15,11 @@ LEARNT = ("D", "qat_teacher_learnt")
 """The same training's file that keeps the learnt grids, where the published way is post-training quantisation."""
 OWN = ("switches", "as_set")
 """Stage 3 as a profile sets it, where that is not the paper's; the switches are then changes of it."""
-AGAINST = {"branches_qat": ("switches", "quantiser_paper"), "ortho_kd_0": ("D", "ortho_kd_1"),
-           "ortho_kd_0_learnt": ("D", "ortho_kd_1_learnt")}
-"""Rows that are one change away from another row than stage 3 as published; where that was not run, both changed."""
+AGAINST = {"branches_qat": ("switches", "quantiser_paper")} | {
+    f"{row}{file}": ("D", f"{base}{file}") for file in ("", "_learnt")
+    for row, base in (("ortho_kd_0", "ortho_kd_1"), ("kd_10", "qat_direct"), ("kd_100", "qat_direct"))}
+"""Rows that are one change away from another row than stage 3 as published, a larger weight of the teacher from none;
+where that was not run, beside stage 3 as published."""
 
 
 @dataclass(frozen=True)

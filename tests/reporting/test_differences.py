@@ -36,6 +36,20 @@ def test_every_variant_is_compared_with_its_own_base(tmp_path):
     assert "## What it would take to win" in text
 
 
+def test_a_larger_weight_of_the_teacher_is_held_against_none(tmp_path):
+    run = open_run("demo", tmp_path)
+    values = {"qat_teacher": 27.0, "qat_direct": 26.9, "kd_10": 26.95, "kd_100": 27.3, "qat_teacher_learnt": 28.0,
+              "qat_direct_learnt": 27.8, "kd_100_learnt": 28.1, "ortho_kd_1": 27.5, "ortho_kd_0": 27.4}
+    run.record("07_ablations", [row("D", name, [value, value]) for name, value in values.items()])
+    found = {line.row: (line.against, round(line.effect.mean, 3)) for line in differences(run)}
+    assert found["kd_10"] == ("qat_direct", 0.05)
+    assert found["kd_100"] == ("qat_direct", 0.4)
+    assert found["kd_100_learnt"] == ("qat_direct_learnt", 0.3)
+    assert found["ortho_kd_0"] == ("ortho_kd_1", -0.1)
+    run.record("07_ablations", [row("D", name, [values[name]] * 2) for name in ("qat_teacher", "kd_100")])
+    assert [line.against for line in differences(run)] == ["qat_teacher"]
+
+
 @pytest.mark.parametrize(("low", "high", "words"), [
     (0.01, 0.05, "better"), (-0.05, -0.01, "worse"), (-0.01, 0.015, "no difference"), (-0.01, 0.03, "undecided"),
     (0.001, 0.004, "no difference worth a word"), (None, None, "undecided (one seed)")])
