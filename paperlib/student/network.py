@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from paperlib.settings import SCALE, StudentSettings
 from paperlib.student.blocks import FusedConv, FusedRepDW, RepConv, RepDW, collapsed_forward, fuse_block, mobileone
 from paperlib.student.graph import Node, _conv
+from paperlib.student.moments import summed_forward, sums_branches
 
 
 def _training_block(settings: StudentSettings) -> nn.Module:
@@ -74,9 +75,14 @@ class Student(nn.Module):
         first = self.stem(x)  # (B, C, H, W)
         features = first
         for block in self.body:
-            features = collapsed_forward(block, features) if self.form == "collapsed" else block(features)
+            features = self._run_block(block, features)
         sr = self.shuffle(self._in_float(self.head, features + first))  # (B, 3, 3H, 3W)
         return torch.clamp(F.relu(sr), max=255.0) if self.clamp else sr
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.form == "collapsed":
+            return collapsed_forward(block, x)
+        return summed_forward(block, x) if sums_branches(block, x) else block(x)
 
     def _in_float(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         """The layer outside autocast, in the type of its weights: in 128..255 bfloat16 has whole steps of 1."""
