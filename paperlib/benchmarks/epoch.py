@@ -1,10 +1,10 @@
 """Benchmark `epoch`: one published epoch (50 steps, then validation) as the field runs it and as this kit does.
 
-The field's way: for every sample two whole PNG files are decoded and cropped; the branches run in PyTorch's default
-layout, with the C library's default allocator; every epoch ends with PSNR and SSIM of the expanded form on 2K images.
-Ours: pixels from the store, channels-last, the kernels' allocator settings, validation on the fused form. Each side
-runs in processes of its own, because an allocator is chosen when a process starts. Both draw the same patches from the
-same weights, and must arrive at the same losses.
+The field's way: for every sample two whole PNG files are decoded and cropped; the branches run one by one in PyTorch's
+default layout, with the C library's default allocator; every epoch ends with PSNR and SSIM of the expanded form on 2K
+images. Ours: pixels from the store, branches summed (`student.moments`), channels-last, the kernels' allocator
+settings, validation on the fused form. Each side runs in processes of its own, because an allocator is chosen when a
+process starts. Both draw the same patches from the same weights, and must arrive at the same losses.
 """
 
 import json
@@ -24,6 +24,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import nn
 
+from paperlib.benchmarks.timing import branch_by_branch
 from paperlib.data.dataset import Batch, TrainSet, assemble
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
@@ -92,6 +93,8 @@ def run_side(side: str, folder: Path, steps: int, batch: int, patch: int) -> dic
     model: nn.Module = build_model(StudentSettings(init="bilinear")).train()
     if side == "collapsed":
         model = with_form(model, "collapsed")
+    elif side == "naive":
+        branch_by_branch(model)
     layout = torch.contiguous_format if side == "naive" else torch.channels_last
     model = model.to(memory_format=layout)
     optimizer, loss_settings = torch.optim.Adam(model.parameters(), lr=1e-4), LossSettings(l1=1.0)

@@ -18,7 +18,7 @@ from skimage.metrics import structural_similarity
 from paperlib.benchmarks.epoch import bench_epoch, photograph
 from paperlib.benchmarks.light import bench_light
 from paperlib.benchmarks.tflite import bench_int8, bench_upscale
-from paperlib.benchmarks.timing import fraction_of_peak, interleaved, peak_rate
+from paperlib.benchmarks.timing import branch_by_branch, fraction_of_peak, interleaved, peak_rate
 from paperlib.benchmarks.training import cost_table
 from paperlib.data.dataset import TrainSet
 from paperlib.data.pixel_store import open_store
@@ -71,8 +71,7 @@ def bench_step(rounds: int = 7, batch: int = 16, patch: int = 42) -> dict[str, A
     """A training step: expanded as the kit does it, against branch by branch, and collapsed against expanded."""
     torch.manual_seed(0)
     ours = build_model(StudentSettings()).train().to(memory_format=torch.channels_last)
-    plain = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
-    plain._run_block = lambda block, x: block(x)
+    plain = branch_by_branch(copy.deepcopy(ours).to(memory_format=torch.contiguous_format))
     collapsed = with_form(ours, "collapsed")
     lr, hr = torch.rand(batch, 3, patch, patch) * 255, torch.rand(batch, 3, SCALE * patch, SCALE * patch) * 255
     last = lr.contiguous(memory_format=torch.channels_last)

@@ -24,6 +24,12 @@ def interleaved(
     return {name: pick(values) for name, values in times.items()}
 
 
+def branch_by_branch(student: torch.nn.Module) -> torch.nn.Module:
+    """The student, in place, with every branch of a block computed by itself: what `student.moments` spares."""
+    student._run_block = lambda block, x: block(x)
+    return student
+
+
 @torch.no_grad()
 def peak_rate(batch: int, patch: int, channels: int = 32, rounds: int = 5) -> dict[str, Any]:
     """The fastest that this machine does float32 multiply–adds in any of several ways, as a yardstick.
