@@ -104,4 +104,7 @@ if __name__ == "__main__":
     parser.add_argument("--profile", default="benchmark")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236])
     given = parser.parse_args()
-    print(compare(given.out, given.seeds, given.profile))
+    try:
+        print(compare(given.out, given.seeds, given.profile))
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
