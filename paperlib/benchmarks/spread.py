@@ -18,12 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paperlib.data.dataset import open_data
+from paperlib.data.dataset import calibration, open_data
 from paperlib.environment import KERNEL_ENVIRONMENT, provenance, root
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.upscalers import load_upscaler
+from paperlib.export.convert import export_ptq, export_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import write_json
+from paperlib.quantisation.int8 import post_training_graph
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.reporting.reference import kind_of
 from paperlib.run import open_run
 from paperlib.student.models import fuse_model
@@ -56,8 +60,17 @@ def trained_rows(out: Path, whole: bool = False) -> list[dict[str, Any]]:
     targets = teacher_targets(run, data, source)
     second = stage2(run, data, targets)
     rows += measure(data, TorchUpscaler(fuse_model(second.model), "stage 2"), "B", "student_stage2", "fp32")
-    third = stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)
-    return rows + measure(data, TorchUpscaler(third.model, "QAT"), "stages", "fakequant", "fake-quant")
+    fused = fuse_model(recalibrated(run, data), clamp=True)
+    images = calibration(data, run.settings)
+    plain = prepare_qat(fused, run.settings.quant, images).eval()
+    rows += measure(data, TorchUpscaler(plain, "rounded"), "stages", "rounded_before_qat", "fake-quant")
+    third = stage3(run, data, fused, targets)
+    rows += measure(data, TorchUpscaler(third.model, "QAT"), "stages", "fakequant", "fake-quant")
+    graph, folder = quantised_graph(third.model), run.stage_folder("export")
+    files = {"tflite_dynamic": export_tflite(graph, folder / "learnt.tflite"),
+             "tflite_post_training": export_ptq(post_training_graph(graph), images, folder / "ptq.tflite")}
+    return rows + [row for name, path in files.items()
+                   for row in measure(data, TFLiteUpscaler(path), "export", name, "int8")]
 
 
 def on_machine(variables: Mapping[str, str], whole: bool = False) -> dict[str, Any]:
@@ -82,13 +95,13 @@ def spread(machines: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dic
         machines: rows by machine; only rows that all have are compared.
 
     Returns:
-        {"trained" or "untrained": {metric: {"largest", "median"}}}.
+        By `kind_of` {metric: {"largest", "median"}}.
     """
     tables = [{tuple(row[name] for name in ("table", "row", "precision", "metric", "dataset")): row["value"]
                for row in rows} for rows in machines.values()]
     found: dict[str, dict[str, list[float]]] = {}
     for key in set.intersection(*map(set, tables)):
-        found.setdefault(kind_of(key[1]), {}).setdefault(key[3], []).extend(
+        found.setdefault(kind_of(*key[:3]), {}).setdefault(key[3], []).extend(
             abs(one[key] - other[key]) for one, other in itertools.combinations(tables, 2))
     return {kind: {metric: {"largest": max(values), "median": statistics.median(values)}
                    for metric, values in sorted(metrics.items())} for kind, metrics in sorted(found.items())}

@@ -7,7 +7,14 @@ import pytest
 from paperlib.benchmarks.spread import ALLOWANCE, measure_spread, spread
 from paperlib.errors import UserError
 from paperlib.reporting import reference
-from paperlib.reporting.reference import compare, disagreements, overview, reference_text, stated_spread
+from paperlib.reporting.reference import (
+    compare,
+    disagreements,
+    kind_of,
+    overview,
+    reference_text,
+    stated_spread,
+)
 from paperlib.rows import measured_row
 from paperlib.run import open_run
 
@@ -107,6 +114,24 @@ def test_a_missing_or_damaged_spread_says_how_to_get_it(clone, tmp_path, text):
         stated_spread()
     run = open_run("demo", tmp_path / "results" / "demo")
     assert "Not compared" in reference_text(run)
+
+
+@pytest.mark.parametrize(("table", "name", "precision", "kind"), [
+    ("B", "bicubic", "fp32", "untrained"), ("B", "bicubic_antialiased", "fp32", "untrained"),
+    ("stages", "stage1", "fp32", "trained"), ("C", "mobileone_float", "fp32", "trained"),
+    ("C", "mobileone", "fp32", "rounded"), ("stages", "fakequant", "fake-quant", "rounded"),
+    ("D", "qat_teacher", "int8", "rounded")])
+def test_what_is_rounded_to_grids_is_a_kind_of_its_own(table, name, precision, kind):
+    assert kind_of(table, name, precision) == kind
+
+
+def test_rounded_rows_have_their_own_limit(clone):
+    committed, run = clone
+    for each, value in ((committed, 27.0), (run, 27.15)):
+        each.record("02_stage1", [row("stage1", value), row("fakequant", value, precision="fake-quant")])
+    found = compare(run, committed, LIMITS | {"rounded": {"psnr": 0.2}})
+    assert dict(zip(found.values["row"], found.values["agrees"], strict=True)) == {
+        "stage1": False, "fakequant": True}
 
 
 def test_the_spread_is_the_largest_difference_between_any_two_machines():
