@@ -48,13 +48,13 @@ class Comparison:
 def kind_of(table: str, row: str, precision: str) -> str:
     """What stands behind a row: nothing trained ("untrained", the bicubic baselines), "trained" weights, or "rounded".
 
-    Where kernels and ranges are rounded to grids of 256 steps, a last bit decides where a grid falls. Table C's column
-    FP32 is of fake-quantised networks, as in the paper.
+    Where kernels and ranges are rounded to grids of 256 steps, a last bit decides where a grid falls; not so in the
+    student in the box, whose grids lie fixed. Table C's column FP32 is of fake-quantised networks, as in the paper.
     """
     if row.startswith("bicubic"):
         return "untrained"
     rounded = precision in ("int8", "fake-quant") or (table == "C" and not row.endswith("_float"))
-    return "rounded" if rounded else "trained"
+    return "rounded" if rounded and table != "box" else "trained"
 
 
 def reference_folder(profile: str) -> Path:
