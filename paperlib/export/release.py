@@ -4,7 +4,6 @@
 scores they were shipped with, and a model card. `python -m paperlib.export.release RUN` fills it from a finished run.
 """
 
-import json
 import math
 import shutil
 import statistics
@@ -18,7 +17,7 @@ from safetensors import safe_open
 
 from paperlib.errors import UserError
 from paperlib.export.tflite import tflite_values
-from paperlib.files import atomic_path, sha256_file, write_json, write_text
+from paperlib.files import atomic_path, read_json, sha256_file, write_json, write_text
 from paperlib.profiles import note
 from paperlib.settings import Settings
 from paperlib.weights import FILES, FOLDER
@@ -195,7 +194,7 @@ def _seeds(run: Any, sha256: str) -> dict[str, Any] | None:
     path = run.out / "seeds.json"
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     if record["files"].get(str(run.settings.seed)) != sha256:
         raise UserError(f"{path} is of another student than the one to be shipped. Run python -m "
                         f"paperlib.benchmarks.seeds --out {run.out} again, or remove it.")

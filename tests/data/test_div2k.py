@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from hosts import break_off
 from PIL import Image
 
 from paperlib.data import div2k
@@ -94,17 +95,6 @@ def test_downloaded_unpacked_checked_and_read(server, dataset, tmp_path):
 
 
 def test_broken_connection_continues_where_it_stopped(server, dataset, tmp_path):
-    def break_off(handler, data):
-        if handler.headers.get("Range"):
-            return False
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data[:100])
-        handler.wfile.flush()
-        handler.close_connection = True
-        return True
-
     server.behave = break_off
     archive = dataset[0][0]
     download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)

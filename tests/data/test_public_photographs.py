@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hosts import break_off
 from PIL import Image
 
 from paperlib.cli import main
@@ -86,18 +87,6 @@ def page(handler, _):
     handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
     handler.wfile.write(body)
-    return True
-
-
-def break_off(handler, data):
-    if handler.headers.get("Range"):
-        return False
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(data)))
-    handler.end_headers()
-    handler.wfile.write(data[:100])
-    handler.wfile.flush()
-    handler.close_connection = True
     return True
 
 
