@@ -75,6 +75,18 @@ class _Audited(_Loose):
     evidence: str | None = None
 
 
+class _Part(_Loose):
+    commit: str | None
+    dirty: bool | None
+    seconds: Number
+    device: str
+    threads: int
+    versions: dict[str, str | None]
+    seeds: list[int]
+    archs: list[str]
+    conditions: list[str]
+
+
 class _Record(_Loose):
     """What tables, summary and report take from a record; those with a value here may be missing."""
 
@@ -91,6 +103,7 @@ class _Record(_Loose):
     inputs: Object
     settings: Object
     teacher: str | None = None
+    parts: list[_Part] | None = None
     history: list[dict[str, Number | None]] | None = None
     export: _Export | None = None
     audit: list[_Audited] | None = None

@@ -107,7 +107,8 @@ def _run_text(run: Path, link: str, question: str) -> str:
     if not notebooks:
         raise UserError(f"{run} holds no record of a notebook. Restore it with git, or remove the folder.")
     last = records[notebooks[-1]]
-    commits = ", ".join(dict.fromkeys((records[name]["commit"] or "none")[:8] for name in notebooks))
+    commits = ", ".join(dict.fromkeys((part["commit"] or "none")[:8] for name in notebooks
+                                      for part in records[name].get("parts") or [records[name]]))
     lines = [_table_line(run, name, records, link) for name in TABLES]
     table = ["| paper's table | notebooks | records | minutes | verdicts |", "| --- | --- | --- | --- | --- |",
              *("| " + " | ".join(line) + " |" for line in lines if line)]

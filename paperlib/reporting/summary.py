@@ -88,9 +88,12 @@ def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[str]:
         if record is None:
             lines.append(f"- {name}: not run")
             continue
-        commit = (record["commit"] or "no commit")[:12] + (", with changes" if record["dirty"] else "")
-        lines.append(f"- [{name}](records/{name}.json): {record['seconds']:.0f} s, {commit}, seed {record['seed']}, "
-                     f"torch {record['versions'].get('torch')}, {record['device']}, {record['threads']} threads")
+        for part in record.get("parts") or [record]:  # several: `paperlib.reporting.join`
+            commit = (part["commit"] or "no commit")[:12] + (", with changes" if part["dirty"] else "")
+            seeds = (f"seed {record['seed']}" if part is record else "seeds " + ", ".join(map(str, part["seeds"]))
+                     + " of " + ", ".join((*part["archs"], *part["conditions"])))
+            lines.append(f"- [{name}](records/{name}.json): {part['seconds']:.0f} s, {commit}, {seeds}, "
+                         f"torch {part['versions'].get('torch')}, {part['device']}, {part['threads']} threads")
     return lines
 
 

@@ -146,18 +146,27 @@ def values_of(row: Mapping[str, Any]) -> np.ndarray:
 
 
 def _effect(rows: Sequence[Mapping[str, Any]], signs: Sequence[float]) -> Effect | None:
-    """Effect of a signed sum of measured rows; None where their seeds are others, so that they cannot be paired.
+    """Effect of a signed sum of measured rows over the seeds that all have; None where they cannot be paired.
 
     Rows without per-image values are compared by their means.
     """
     parts = [values_of(row) for row in rows]
     by_image = len({part.shape[1] for part in parts}) == 1 and all(row.get("images") for row in rows)
     parts = parts if by_image else [part.mean(1, keepdims=True) for part in parts]
-    seeds = max(len(part) for part in parts)
-    parts = [np.repeat(part, seeds, 0) if len(part) == 1 and row.get("row") in UNTRAINED else part
-             for part, row in zip(parts, rows, strict=True)]
-    named = {tuple(row["seed_ids"]) for row in rows if row.get("seed_ids") and row.get("row") not in UNTRAINED}
-    if len({part.shape for part in parts}) > 1 or len(named) > 1:
+    trained = [row.get("row") not in UNTRAINED for row in rows]
+    named = [row.get("seed_ids") for row, is_trained in zip(rows, trained, strict=True) if is_trained]
+    if named and all(named):
+        common = [seed for seed in named[0] if all(seed in others for others in named)]
+        if not common:
+            return None
+        parts = [part[[row["seed_ids"].index(seed) for seed in common]] if is_trained else part
+                 for part, row, is_trained in zip(parts, rows, trained, strict=True)]
+    elif len({tuple(seeds) for seeds in named if seeds}) > 1:
+        return None
+    most = max(len(part) for part in parts)
+    parts = [part if is_trained or len(part) > 1 else np.repeat(part, most, 0)
+             for part, is_trained in zip(parts, trained, strict=True)]
+    if len({part.shape for part in parts}) > 1:
         return None
     total = sum(sign * part for sign, part in zip(signs, parts, strict=True))
     effect = paired_effect(total, np.zeros_like(total))
