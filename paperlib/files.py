@@ -195,9 +195,19 @@ def write_text(path: str | Path, text: str, place: str = "--out") -> Path:
     return Path(path)
 
 
+_NUMBERS = re.compile(r"\[\n\s*((?:-?\d[^,\n]*|null)(?:,\n\s*(?:-?\d[^,\n]*|null))*)\n\s*\]")
+"""A list of numbers alone as `json` indents it; no string in JSON holds a line break."""
+
+
+def json_text(value: object) -> str:
+    """`value` as indented JSON, lists of numbers on one line each (a third of a record's bytes are saved)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return _NUMBERS.sub(lambda found: f"[{', '.join(part.strip() for part in found[1].split(','))}]", text)
+
+
 def write_json(path: str | Path, value: object, place: str = "--out") -> Path:
-    """Write `value` as indented JSON with a final newline, atomically. Returns the path."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", place)
+    """Write `value` as `json_text` with a final newline, atomically. Returns the path."""
+    return write_text(path, json_text(value) + "\n", place)
 
 
 def read_json(path: str | Path) -> Any:

@@ -20,7 +20,7 @@ from paperlib import run as run_module
 from paperlib.data.images import read_rgb
 from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
-from paperlib.files import sha256_file
+from paperlib.files import sha256_file, write_json
 from paperlib.rows import ROW_COLUMNS, measured_row
 from paperlib.run import open_run
 
@@ -306,3 +306,12 @@ def test_a_figure_can_be_shown_without_being_saved(run):
     figure.subplots().plot([0, 1])
     assert run.show(figure, "a line").alt == "a line"
     assert not (run.out / "figures").exists()
+
+
+def test_lists_of_numbers_take_one_line_in_a_file_and_everything_is_read_back_as_it_was(tmp_path):
+    value = {"images": [[27.125, -3e-07, None], [1, 2, 3]], "names": ["1", "2,\n3"], "empty": [], "flags": [True],
+             "text": "[\n  1,\n  2\n]", "mixed": [1, "a", {"b": [4]}]}
+    text = write_json(tmp_path / "record.json", value).read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "    [27.125, -3e-07, null],\n    [1, 2, 3]\n" in text
+    assert '"b": [4]' in text
