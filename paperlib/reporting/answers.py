@@ -25,9 +25,10 @@ HEADING = """# Committed results
 
 Written by `python -m paperlib.reporting.answers` from the files in `reference/`; a test compares it with them. A run of
 your own writes `results/<profile>/`, which git ignores, and ends with a comparison with the reference of its profile.
-Commands are as they were given at the commit beside them. Minutes are those of the notebooks that a table needs, on the
-machine of the record, with the trainings that they continued. Verdicts are explained at the top of each summary. What
-can be set, with the profiles' values: [settings.md](settings.md)."""
+Commands are as they were given at the commit beside them; where several stand there, the experiment was trained in
+parts, joined by `python -m paperlib.reporting.join`, and its record names each part's trainings. Minutes are those of
+the notebooks that a table needs, on the machine of the record, with the trainings that they continued. Verdicts are
+explained at the top of each summary. What can be set, with the profiles' values: [settings.md](settings.md)."""
 
 AUTHORS = "authors' file"
 

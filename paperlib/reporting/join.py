@@ -152,8 +152,12 @@ def _parts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _both(one: Mapping[str, Any], other: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of `reproduce`: the minutes of both, and single settings with all trainings in them."""
-    given, costs = one.get("overrides", {}), [record.get("notebooks", {}).get(NAME) for record in (one, other)]
+    """The record of `reproduce`: the minutes of both, and the single settings of both, with all trainings in them.
+
+    Both were set alike (`joined`): what one command leaves out was its profile's value then, and is so by these.
+    """
+    given = one.get("overrides", {}) | other.get("overrides", {})
+    costs = [record.get("notebooks", {}).get(NAME) for record in (one, other)]
     notebooks = {NAME: {"seconds": round(sum(cost["seconds"] for cost in costs), 1),
                         "peak_bytes": max(cost["peak_bytes"] for cost in costs)}} if all(costs) else {}
     return dict(one) | {"seconds": round(one["seconds"] + other["seconds"], 1),
