@@ -84,6 +84,8 @@ def _joined_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[
                                 "the first does not hold.")
             found |= values
         row, seeds = present[0][0], sorted(found)
+        if missing := [seed for seed in seeds if found[seed][0] is None]:
+            raise UserError(f"{name} has no value for seed {missing[0]}. Run the part that lacks it again.")
         if len(seeds) == 1:
             rows.append(dict(row) | {"seed_ids": seeds})
             continue

@@ -103,3 +103,14 @@ def test_the_audit_stands_on_the_page_with_its_worst_photograph(folder):
     text = answers_text(folder)
     assert "| a.tflite | dynamic int8 | 30.750 |" in text
     assert "1.25 dB behind their dynamic one on one photograph, two of Set: its input grid ends at 250" in text
+
+
+def test_of_an_experiment_in_parts_every_commit_is_named_once(folder):
+    path = folder / "demo" / "records" / "04_stage2.json"
+    record = json.loads(path.read_text())
+    same = {name: record[name] for name in ("dirty", "seconds", "device", "threads", "versions")}
+    parts = [same | {"commit": commit, "seeds": [1], "archs": [], "conditions": []}
+             for commit in ("a" * 40, "b" * 40, "a" * 40)]
+    path.write_text(json.dumps(record | {"parts": parts}))
+    assert "aaaaaaaa, bbbbbbbb; threads" in answers_text(folder)
+    assert answers_text(folder).count("aaaaaaaa") == 1

@@ -95,6 +95,14 @@ def test_parts_of_another_experiment_are_refused_and_nothing_is_written(tmp_path
     assert {path: path.read_bytes() for path in into.rglob("*") if path.is_file()} == before
 
 
+def test_a_row_that_could_not_be_measured_is_not_averaged(tmp_path):
+    one, other = (json.loads((part(tmp_path / str(seed), ["qat_teacher"], [seed]) / "records" / "07_ablations.json")
+                             .read_text()) for seed in (1, 2))
+    other["rows"][0] |= {"value": None, "images": None}
+    with pytest.raises(UserError, match="no value for seed 2"):
+        joined(one, other)
+
+
 def test_a_part_is_joined_once(tmp_path):
     into, more = part(tmp_path / "into", ["qat_teacher"], [1]), part(tmp_path / "more", ["qat_teacher"], [2])
     join(into, more)
