@@ -18,6 +18,7 @@ from paperlib.reporting.figures import drops
 from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import write_summary
 from paperlib.reporting.tables import write_tables
+from paperlib.reporting.verdicts import UNTRAINED
 from paperlib.rows import measured_row, wrong_record
 from paperlib.run import Run
 from paperlib.settings import flatten
@@ -27,6 +28,8 @@ GRID = ("archs", "seeds", "conditions", "switches")
 """The settings of `ablation` that say which trainings there are; the others say how each is made."""
 FACTS = ("run", "commit", "dirty", "versions", "device", "cuda", "cpu", "threads", "platform", "load_average",
          "started", "seconds", "peak_memory_bytes")
+NO_SEED = -1
+"""Stands for the seed of a row in which nothing is drawn at random."""
 _KEY = ("table", "row", "precision", "metric", "dataset")
 
 
@@ -56,6 +59,8 @@ def _by_seed(record: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[dict[str,
     for row in record["rows"]:
         several = row.get("values") is not None
         seeds = row.get("seed_ids") or record["settings"]["ablation"]["seeds"][: len(row["values"]) if several else 1]
+        if row["row"] in UNTRAINED:
+            seeds = [NO_SEED]
         values = row["values"] if several else [row["value"]]
         images = row.get("images") if several else [row["images"]] if row.get("images") else None
         found[tuple(row[name] for name in _KEY)] = row, dict(zip(
@@ -87,7 +92,7 @@ def _joined_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[
         if missing := [seed for seed in seeds if found[seed][0] is None]:
             raise UserError(f"{name} has no value for seed {missing[0]}. Run the part that lacks it again.")
         if len(seeds) == 1:
-            rows.append(dict(row) | {"seed_ids": seeds})
+            rows.append(dict(row) | ({} if seeds == [NO_SEED] else {"seed_ids": seeds}))
             continue
         known = {"steps", "images", "seed_ids", "value", "values", "sd", *_KEY}
         more = {field: value for field, value in row.items() if field not in known}
@@ -133,7 +138,8 @@ def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"parts of one experiment are set alike; here {'; '.join(different)}. Run the part again with "
                         "the settings of the first.")
     rows = _joined_rows(one, other)
-    if sum(len(row["seed_ids"]) for row in rows) == sum(len(values) for _, values in _by_seed(one).values()):
+    before = sum(len(values) for _, values in _by_seed(one).values())
+    if sum(len(row.get("seed_ids") or [NO_SEED]) for row in rows) == before:
         raise UserError("the part brings no training that the first does not hold. Nothing was joined.")
     return dict(one) | {
         "settings": one["settings"] | {"ablation": one["settings"]["ablation"] | _grid(one, other)},

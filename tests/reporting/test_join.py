@@ -95,6 +95,18 @@ def test_parts_of_another_experiment_are_refused_and_nothing_is_written(tmp_path
     assert {path: path.read_bytes() for path in into.rglob("*") if path.is_file()} == before
 
 
+def test_a_row_without_training_stays_one_row_whatever_the_seeds(tmp_path):
+    one, other = (json.loads((part(tmp_path / str(seed), ["qat_teacher"], [seed]) / "records" / "07_ablations.json")
+                             .read_text()) for seed in (1, 2))
+    bicubic = measured_row("B", "bicubic", "fp32", "psnr", 26.0, "validation", images=[25.0, 27.0])
+    for record in (one, other):
+        record["rows"].append(bicubic)
+    assert joined(one, other)["rows"][1] == bicubic
+    other["rows"][1] = bicubic | {"value": 26.5}
+    with pytest.raises(UserError, match="bicubic"):
+        joined(one, other)
+
+
 def test_a_row_that_could_not_be_measured_is_not_averaged(tmp_path):
     one, other = (json.loads((part(tmp_path / str(seed), ["qat_teacher"], [seed]) / "records" / "07_ablations.json")
                              .read_text()) for seed in (1, 2))

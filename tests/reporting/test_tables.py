@@ -112,6 +112,50 @@ def test_smaller_profiles_speak_of_trends_and_name_what_was_compared(tmp_path):
     assert rows["student_deploy"].verdict is Verdict.NOT_RUN
 
 
+PIPELINE = {("C", "mobileone_float", "fp32"): 29.0, ("C", "mobileone", "fp32"): 28.9, ("C", "mobileone", "int8"): 28.7}
+
+
+def recorded_pipeline(run, rows=PIPELINE, more=()):
+    """Table C's MobileOne over two seeds and two images."""
+    run.record("07_ablations", [*more, *(
+        measured_row(*key, "psnr", [value, value + 0.02], "validation", seed_ids=[1, 2],
+                     images=[[value - 1, value + 1], [value - 0.98, value + 1.02]]) for key, value in rows.items())])
+
+
+def test_table_cs_pipeline_stands_for_table_b_where_only_that_was_run(tmp_path):
+    run = open_run("demo", tmp_path / "demo")
+    bicubic = measured_row("B", "bicubic", "fp32", "psnr", 26.0, "validation", images=[25.0, 27.0])
+    recorded_pipeline(run, more=[bicubic])
+    rows = {row.row: row for row in tables.table_rows(run, ["B", "abstract"]) if row.metric == "psnr"}
+    assert rows["student_stage2"].verdict is Verdict.HOLDS
+    assert rows["student_stage2"].reproduced == pytest.approx(29.01)
+    assert "(as C mobileone_float fp32)" in rows["student_stage2"].evidence
+    assert rows["student_deploy"].reproduced == pytest.approx(28.91)
+    assert rows["student_dynamic_tflite"].reproduced == pytest.approx(28.71)
+    assert rows["student_fixed_tflite"].verdict is Verdict.NOT_RUN
+
+
+def test_table_b_measured_by_its_own_notebooks_is_not_replaced(tmp_path):
+    run = open_run("demo", tmp_path / "demo")
+    run.record("04_stage2", [measured_row("B", "student_stage2", "fp32", "psnr", 27.0, "validation")])
+    recorded_pipeline(run)
+    rows = {row.row: row for row in tables.table_rows(run, ["B"]) if row.metric == "psnr"}
+    assert rows["student_stage2"].reproduced == 27.0
+
+
+def test_an_older_record_without_the_float_row_stands_for_nothing(tmp_path):
+    run = open_run("demo", tmp_path / "demo")
+    recorded_pipeline(run, {key: value for key, value in PIPELINE.items() if key[1] != "mobileone_float"})
+    assert all(row.verdict is Verdict.NOT_RUN for row in tables.table_rows(run, ["B", "abstract"]))
+
+
+def test_a_short_pipeline_of_table_c_cannot_miss_table_b_of_the_paper(tmp_path):
+    run = open_run("paper", tmp_path / "paper", {"ablation.stage1_steps": 7})
+    recorded_pipeline(run)
+    rows = {row.row: row for row in tables.table_rows(run, ["B"]) if row.metric == "psnr"}
+    assert rows["student_stage2"].verdict not in (Verdict.MISSED, Verdict.REPRODUCED)
+
+
 def test_one_seed_decides_nothing_however_large_the_difference(tmp_path):
     run = open_with(tmp_path, "demo", {("B", "bicubic", "fp32", "psnr"): 26.0,
                                        ("B", "student_stage2", "fp32", "psnr"): 29.0})

@@ -12,6 +12,7 @@ from paperlib.data.dataset import TrainSet, lr_batches, open_data
 from paperlib.errors import UserError
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import score_pairs
+from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.tflite import inspect_tflite
 from paperlib.profiles import METHODS, load_settings
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
@@ -279,3 +280,19 @@ def test_short_schedules_warm_up_for_a_tenth_and_keep_a_longer_or_no_warm_up():
     for warmup, expected in ((0.02, 0.1), (0.3, 0.3), (0.0, 0.0)):
         settings = load_settings("benchmark", {"stage1.warmup": warmup})
         assert ablations._short(settings, 1, {}).stage1.warmup == expected
+
+
+def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "_backbone", lambda run, data, arch, seed: [])
+    run = open_run("smoke", tmp_path, TINY | {"ablation.archs": ["fsrcnn"], "ablation.seeds": [1, 2]})
+    data = open_data(run.settings.data)
+    rows = backbones(run, data)
+    assert {(row["table"], row["row"], row["precision"]) for row in rows} == {("B", "bicubic", "fp32")}
+    expected = [score_pairs(Bicubic(), [pair])["psnr_rgb"] for pair in data.valid]
+    assert rows[0]["images"] == pytest.approx(expected, abs=1e-4)
+    run.record("01_data", rows)
+    assert backbones(run, data) == []
+    other = open_run("smoke", tmp_path / "c", TINY | {"ablation.archs": ["repdw"], "ablation.seeds": [1]})
+    monkeypatch.setattr(ablations, "teacher_targets", lambda *_: None)
+    monkeypatch.setattr(ablations, "open_teacher", lambda *_: None)
+    assert backbones(other, data) == []  # Table C has no such row
