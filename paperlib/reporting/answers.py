@@ -18,6 +18,7 @@ from paperlib.errors import UserError
 from paperlib.files import write_text
 from paperlib.reporting.costs import speed_text
 from paperlib.reporting.settings_page import settings_text
+from paperlib.reporting.strongest import strongest_text
 from paperlib.reporting.tables import TABLES
 from paperlib.run import NOTEBOOKS
 
@@ -185,7 +186,8 @@ def answers_text(folder: Path) -> str:
     if runs != questions.keys():
         raise UserError(f"{folder / 'questions.json'} and the runs beside it differ in "
                         f"{', '.join(sorted(runs ^ questions.keys()))}. Say there what each run answers.")
-    parts = [HEADING, *(_run_text(folder / name, f"reference/{name}", text) for name, text in questions.items())]
+    parts = [HEADING, strongest_text(folder, list(questions)),
+             *(_run_text(folder / name, f"reference/{name}", text) for name, text in questions.items())]
     parts += [speed_text(path, f"reference/{path.relative_to(folder).as_posix()}")
               for path in sorted(folder.rglob("bench.json"))]
     if (folder / "audit.json").is_file():
