@@ -12,6 +12,7 @@ from paperlib.export.release import seeds_table
 from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.claims import CLAIMS, judged_claims
+from paperlib.reporting.differences import differences
 from paperlib.reporting.peers import peers_sentence
 from paperlib.run import Run
 from paperlib.weights import pretrained
@@ -94,9 +95,24 @@ def test_findings_have_a_record(words: str, number: Any):
 
 def test_the_teachers_share_is_the_recorded_one():
     record = json.loads((REFERENCE / STAGE3 / "teacher" / "records" / "07_ablations.json").read_text(encoding="utf-8"))
-    (taught,) = [line for line in record["shares"] if line["condition"] == "qat_teacher"]
-    kd, dct = 100 * taught["kd gradient"], 100 * taught["dct gradient"]
-    assert f"it has {kd:.2f} % of the gradient when it begins, the DCT {dct:.0f} %" in " ".join(README.split())
+    lines, text = {line["condition"]: line for line in record["shares"]}, " ".join(README.split())
+    kd, dct = (100 * lines["qat_teacher"][f"{term} gradient"] for term in ("kd", "dct"))
+    assert f"it has {kd:.2f} % of the gradient when it begins, the DCT {dct:.0f} %" in text
+    ten, hundred = (100 * lines[f"kd_{times}"]["kd gradient"] for times in (10, 100))
+    assert f"({ten:.1f} %, {hundred:.0f} % of the gradient)" in text
+
+
+def test_what_a_larger_weight_of_the_teacher_gives_is_the_recorded_effect():
+    run = Run(load_settings("benchmark"), REFERENCE / STAGE3 / "teacher", every_record=True)
+    found, text = {line.row: line for line in differences(run)}, " ".join(README.split()).replace("−", "-")
+    ten, hundred = (found[f"kd_{times}_learnt"] for times in (10, 100))
+    gains = [f"{line.effect.mean:+.3f} [{line.effect.low:+.3f}, {line.effect.high:+.3f}]" for line in (ten, hundred)]
+    assert f"the learnt grids gains {' and '.join(gains)} dB: no difference" in text
+    assert ten.words() == hundred.words() == "no difference"
+    assert {line.effect.seeds for line in (ten, hundred)} == {5}
+    noisier = [found[f"kd_{times}"] for times in (10, 100)]
+    assert [line.words() for line in noisier] == ["undecided", "undecided"]
+    assert all(-0.03 < line.effect.low < line.effect.high < 0.03 for line in noisier)
 
 
 @pytest.mark.parametrize(("claim", "folder", "words"), [
