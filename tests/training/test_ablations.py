@@ -296,3 +296,12 @@ def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured
     monkeypatch.setattr(ablations, "teacher_targets", lambda *_: None)
     monkeypatch.setattr(ablations, "open_teacher", lambda *_: None)
     assert backbones(other, data) == []  # Table C has no such row
+
+
+def test_fsrcnn_is_a_baseline_at_its_best_start(tmp_path):
+    """From PyTorch's start it is behind bicubic for thousands of steps."""
+    run = open_run("smoke", tmp_path, TINY | {"student.init": "default", "ablation.archs": ["fsrcnn"],
+                                              "ablation.seeds": [1], "ablation.stage1_steps": 1})
+    backbones(run, open_data(run.settings.data))
+    first = load_model(run.stage_folder("ablation/fsrcnn-1/stage1") / "student.safetensors")
+    assert first.settings.init == "bilinear"
