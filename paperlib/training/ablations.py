@@ -221,7 +221,7 @@ def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
     if "C" in tables:
         teacher_targets(run, data, open_teacher(run, data))  # once for all jobs
     known = run.rows()
-    measured = ((known["table"] == "B") & (known["row"] == "bicubic")).any()
+    measured = ((known["record"] == "01_data") & (known["row"] == "bicubic")).any()
     rows = [] if measured or "B" not in tables else measure(data, Bicubic(), "B", "bicubic", "fp32")
     return rows + _grid(_backbone, run, [data], run.settings.ablation.archs)
 

@@ -290,6 +290,8 @@ def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured
     assert {(row["table"], row["row"], row["precision"]) for row in rows} == {("B", "bicubic", "fp32")}
     expected = [score_pairs(Bicubic(), [pair])["psnr_rgb"] for pair in data.valid]
     assert rows[0]["images"] == pytest.approx(expected, abs=1e-4)
+    run.record("07_ablations", rows)
+    assert len(backbones(run, data)) == len(rows)  # 07 run again: its own record is no reason to leave the row out
     run.record("01_data", rows)
     assert backbones(run, data) == []
     other = open_run("smoke", tmp_path / "c", TINY | {"ablation.archs": ["repdw"], "ablation.seeds": [1]})
