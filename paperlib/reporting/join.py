@@ -183,7 +183,11 @@ def join(into: Path, part: Path) -> Path:
         UserError: a record is missing or damaged, or see `joined`.
     """
     (one, about), (other, beside) = _read(into), _read(part)
-    record = joined(one, other)
+    try:
+        record = joined(one, other)
+    except (KeyError, TypeError, ValueError) as error:  # what `wrong_record` does not look at
+        raise UserError(f"a record of {NAME} in {into} or {part} is damaged ({error!r}). Run the notebook again, or "
+                        "restore the file with git.") from error
     both = _both(about, beside, _grid(one, other))
     run = Run(load_settings(record["profile"], both["overrides"]), into, every_record=True)
     write_json(into / "records" / f"{NAME}.json", record)

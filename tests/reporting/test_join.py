@@ -122,6 +122,22 @@ def test_a_part_is_joined_once(tmp_path):
         join(into, more)
 
 
+@pytest.mark.parametrize("damage", [
+    lambda record: record["rows"][0].update(seed_ids=[1, 2, 3], values=[27.0]),
+    lambda record: record["settings"].pop("ablation"),
+    lambda record: record.pop("started") and record["settings"]["ablation"].pop("seeds")])
+def test_a_damaged_record_is_told_and_nothing_is_written(tmp_path, damage):
+    into, more = part(tmp_path / "into", ["qat_teacher"], [1]), part(tmp_path / "more", ["qat_teacher"], [2])
+    path = more / "records" / "07_ablations.json"
+    record = json.loads(path.read_text())
+    damage(record)
+    path.write_text(json.dumps(record))
+    before = {file: file.read_bytes() for file in into.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="damaged"):
+        join(into, more)
+    assert {file: file.read_bytes() for file in into.rglob("*") if file.is_file()} == before
+
+
 def test_what_an_older_version_did_not_know_has_its_methods_value(tmp_path):
     one, other = (json.loads((part(tmp_path / str(seed), ["qat_teacher"], [seed]) / "records" / "07_ablations.json")
                              .read_text()) for seed in (1, 2))
