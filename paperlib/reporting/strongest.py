@@ -1,7 +1,6 @@
 """Every reported number with the strongest verdict that any committed run gives it (paper section 7)."""
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ from typing import Any
 from paperlib.errors import UserError
 from paperlib.evaluation.reported import reported
 from paperlib.files import read_json
-from paperlib.reporting.tables import PAPER_TABLES
-from paperlib.reporting.verdicts import Verdict
+from paperlib.profiles import load_settings
+from paperlib.reporting.tables import PAPER_TABLES, measured_values
+from paperlib.reporting.verdicts import Key, Verdict, comparisons
+from paperlib.run import Run
 
 STRENGTH = {Verdict.REPRODUCED: 0, Verdict.MISSED: 0, Verdict.RECOMPUTED: 1, Verdict.HOLDS: 2, Verdict.FAILS: 2,
             Verdict.UNDECIDED: 3, Verdict.NOT_PUBLIC: 4, Verdict.NOT_RUN: 5}
@@ -57,19 +58,13 @@ def strongest(folder: Path, runs: Sequence[str]) -> dict[tuple[str, str, str], d
     return found
 
 
-COMPARISON = re.compile(r"(change by INT8 )?against (?:that of )?([\w ]+): paper ([^,]+), here ([^(]+) "
-                        r"\((\d+ seeds?)[^)]*\), (trend holds|trend fails|undecided)")
-"""A comparison as `verdicts.Comparison` is printed in a table's evidence."""
-
-
-def _difference(line: dict[str, Any]) -> tuple[str, str]:
-    """The paper's difference and ours with interval and seeds: the first that says what the row's verdict says."""
-    found = COMPARISON.findall(line["evidence"])
+def _difference(key: Key, line: dict[str, Any], values: dict[Key, dict[str, Any]]) -> tuple[str, str]:
+    """The paper's difference and ours with its interval: of the first comparison that says what the verdict says."""
+    found = comparisons(key, reported(), values)
     if not found:
         return "", ""
-    change, other, paper, here, seeds, _ = next((part for part in found if part[5] == line["verdict"]), found[0])
-    to = f"change by INT8, to that of {other}" if change else f"to {other}"
-    return f"{float(paper):+.3f} {to}", f"{here}, {seeds}"
+    chosen = next((comparison for comparison in found if comparison.word.value == line["verdict"]), found[0])
+    return f"{chosen.reported:+.3f} {chosen.label}", str(chosen.effect)
 
 
 def _words(metrics: dict[str, dict[str, Any]]) -> str:
@@ -85,10 +80,13 @@ def _words(metrics: dict[str, dict[str, Any]]) -> str:
 def strongest_text(folder: Path, runs: Sequence[str]) -> str:
     """`strongest` as a part of `results/README.md`: one line a row, in the order of the tables."""
     found, lines = strongest(folder, runs), []
+    values = {name: measured_values(Run(load_settings("benchmark"), folder / name, every_record=True)) for name in runs}
     for key in dict.fromkeys(key[:3] for key in reported()):
-        first = found[key].get("psnr") or next(iter(found[key].values()))
+        metric = "psnr" if "psnr" in found[key] else next(iter(found[key]))
+        first = found[key][metric]
         run = f"[{first['run']}](reference/{first['run']}/summary.md)" if first["reproduced"] else ""
-        lines.append([" ".join(key), *_difference(first), _words(found[key]), run, NEEDED[Verdict(first["verdict"])]])
+        difference = _difference((*key, metric), first, values[first["run"]]) if run else ("", "")
+        lines.append([" ".join(key), *difference, _words(found[key]), run, NEEDED[Verdict(first["verdict"])]])
     head = ["row", "the paper", "here", "strongest verdict", "run", "a stronger one needs"]
     return "\n\n".join([
         "## Every reported row",

@@ -45,9 +45,9 @@ def test_of_two_decided_runs_the_papers_method_comes_first_then_the_more_seeds(t
     table_d(tmp_path / "longer", (*NONE, 0.001))
     assert line_of(tmp_path, ["ours", "papers"], "D qat_teacher int8")[3].startswith("PSNR: trend fails")
     cells = line_of(tmp_path, ["ours", "papers", "longer"], "D qat_teacher int8")
-    assert cells[1] == "+0.089 to qat_direct int8"
+    assert cells[1] == "+0.089 against qat_direct int8"
     assert cells[2].startswith("+0.001 [")
-    assert cells[2].endswith(", 4 seeds")
+    assert cells[2].endswith("(4 seeds, 2 images)")
     assert cells[4] == "[longer](reference/longer/summary.md)"
 
 
@@ -62,7 +62,7 @@ def test_the_difference_shown_is_one_that_says_what_the_verdict_says(tmp_path):
     write_tables(run)
     cells = line_of(tmp_path, ["run"], "C mobileone int8")
     assert cells[3].startswith("PSNR: undecided")
-    assert cells[1] == "+0.106 change by INT8, to that of repconv"
+    assert cells[1] == "+0.106 change by INT8 against that of repconv"
     assert cells[5] == "more seeds"
 
 
