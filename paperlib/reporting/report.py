@@ -101,12 +101,16 @@ def _drawn(figure: Figure, name: str, words: str) -> dict[str, Any]:
 
 
 def _costs(run: Run) -> dict[str, dict[str, Any] | None]:
-    """Quality against operations, NPU cycles and CPU time, and the benchmarks; None where nothing was measured."""
-    ours = our_points(run)
+    """Quality against operations, NPU cycles and CPU time, and the benchmarks; None where nothing was measured.
+
+    Other people's points stand only beside a run that made a file.
+    """
+    made, ours = "06_tflite_eval" in run.records(), our_points(run)
     remark = "" if ours else "This run measured nothing on Set5, so it is not in the figure. "
     drawn = {
         "macs": (scatter(peer_points() + ours, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
-                         "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images"),
+                         "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images")
+                 if made else None,
                  remark + "Peers were trained for longer, on DIV2K and some on more."),
         "npu": (npu_scatter(run), "Cycles are estimated by Arm's Vela for Ethos-U NPUs: they rank forms of the "
                 "graph and say nothing of the challenge's phone."),

@@ -193,6 +193,8 @@ def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
     empty = " ".join(" ".join(_Page(write_report(run).read_text()).text).split())
     assert empty.count("Written by paperlib bench --json out/bench.json") == 2
     assert "not run Written by notebook 06_tflite_eval, with the extra npu" in empty
+    peers = "Peers were trained for longer"
+    assert peers not in empty
     psnr = lambda row, value: measured_row(*row, "int8", "psnr", value, "validation")
     estimate = {"accelerator": "ethos-u65-512", "cpu_operators": ["DEPTH_TO_SPACE"], "cycles_total": 3_000_000}
     run.record("06_tflite_eval", [psnr(("abstract", "student_fixed_tflite_learnt"), 27.0)], export={"npu": [estimate]})
@@ -220,6 +222,7 @@ def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
     page = _Page(write_report(run).read_text())
     words = " ".join(" ".join(page.text).split())
     assert "paperlib bench" not in words
+    assert peers in words
     assert len(page.sources) == 4
     assert "AntYSP is 2^3.59" in words
     (run.out / "bench.json").write_text("{")
