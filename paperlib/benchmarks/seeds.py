@@ -1,10 +1,9 @@
 """How far seeds apart the student comes out: `python -m paperlib.benchmarks.seeds`, after `paperlib reproduce`.
 
 Stage 1, the longest, is trained once. From its weights every seed trains stage 2 and what follows anew (other patches,
-other kernels in silent channels), exports its INT8 file and is measured on all image sets; with `--after stage2` only
-what follows that. The run's own seed is one of them; the others get a folder each, `seeds/<seed>/` in the run's. What
-comes out goes into `seeds.json` there, where the model card of that run finds it. Trainings that are finished are not
-repeated, a stopped one continues.
+other kernels in silent channels), exports its INT8 file and is measured on all image sets. The run's own seed is one of
+them; the others get a folder each, `seeds/<seed>/` in the run's. What comes out goes into `seeds.json` there, where the
+model card of that run finds it. Trainings that are finished are not repeated, a stopped one continues.
 """
 
 import argparse
@@ -28,85 +27,75 @@ from paperlib.training.ablations import over_seeds
 from paperlib.training.finetuning import finetune, left_in
 from paperlib.training.stages import open_teacher, recalibrated, stage2, stage3, stage3_targets, teacher_targets
 
-AFTER = {"stage1": "02", "stage2": "04"}
-"""The stage that all seeds share → the notebook that trains it."""
 
-
-def _start(out: Path, after: str) -> Path:
-    """The weights that a run's stage `after` left.
+def _stage1(out: Path) -> Path:
+    """The weights of a run's stage 1.
 
     Raises:
         UserError: there are none.
     """
-    path = out / "checkpoints" / after / "student.safetensors"
+    path = out / "checkpoints" / "stage1" / "student.safetensors"
     if not path.is_file():
-        raise UserError(f"{path} is missing: {after} comes first. Run paperlib reproduce --until {AFTER[after]} --out "
-                        f"{out}.")
+        raise UserError(f"{path} is missing: stage 1 comes first. Run paperlib reproduce --until 02 --out {out}.")
     return path
 
 
-def _folder(out: Path, seed: int, after: str) -> Path:
-    """A seed's folder in the run's, with the weights to start from; its teacher is found or trained anew."""
+def _folder(out: Path, seed: int) -> Path:
+    """A seed's folder in the run's, with the run's stage 1; its teacher is found anew, a small one trained anew."""
     folder = out / "seeds" / str(seed)
-    start = _start(out, after)
-    target = folder / start.relative_to(out)
+    target = folder / _stage1(out).relative_to(out)
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
-            shutil.copyfile(start, temporary)
+            shutil.copyfile(_stage1(out), temporary)
     return folder
 
 
-def one_seed(profile: str, folder: Path, settings: Mapping[str, Any], after: str = "stage1") -> dict[str, Any]:
-    """Train what follows stage `after` of the folder (or load it) and measure float network and INT8 file.
+def one_seed(profile: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Train what follows the folder's stage 1 (or load it) and measure float network and INT8 file.
 
     Returns:
-        `sha256` of the INT8 file, `kept_step` of the stage before stage 3, and `rows`: PSNR RGB of every image set,
-        fp32 and int8.
+        `sha256` of the INT8 file, `kept_step` of stage 2, and `rows`: PSNR RGB of every image set, fp32 and int8.
     """
     run = open_run(profile, folder, dict(settings))
     data = open_data(run.settings.data)
-    last = stage2(run, data, teacher_targets(run, data, open_teacher(run, data))) if after == "stage1" else None
+    second = stage2(run, data, teacher_targets(run, data, open_teacher(run, data)))
     fused = fuse_model(recalibrated(run, data), clamp=True)
-    if left_in(run.settings):
-        last = finetune(run, data, fused)
-        fused = last.model
+    fused = finetune(run, data, fused).model if left_in(run.settings) else fused
     third = stage3(run, data, fused, stage3_targets(run, data))
     file = export_tflite(quantised_graph(third.model), run.stage_folder("export") / "student_dynamic_int8.tflite")
     steps = run.settings.stage1.steps + run.settings.stage2.steps
     steps += run.settings.finetune.steps if left_in(run.settings) else 0
     rows = (measure(data, TorchUpscaler(fused, "float"), "seeds", "student", "fp32", steps=steps)
             + measure(data, TFLiteUpscaler(file), "seeds", "student", "int8", steps=steps + run.settings.stage3.steps))
-    return {"sha256": sha256_file(file), "kept_step": last.fit.kept_step if last else None,
+    return {"sha256": sha256_file(file), "kept_step": second.fit.kept_step,
             "rows": [row for row in rows if row["metric"] == "psnr"]}
 
 
-def compare(out: Path, seeds: Sequence[int], profile: str = "benchmark", more: Mapping[str, Any] | None = None,
-            after: str = "stage1") -> Path:
+def compare(out: Path, seeds: Sequence[int], profile: str = "benchmark", more: Mapping[str, Any] | None = None) -> Path:
     """Train and measure every seed and write `seeds.json` into the run's folder; returns its path.
 
     Args:
-        out: folder of a run whose stage `after` is trained.
+        out: folder of a run whose stage 1 is trained.
         seeds: the run's own first.
         more: settings of the run beside the profile's.
-        after: stage1 or stage2, the last stage that the seeds share.
 
     Raises:
-        UserError: fewer than two seeds, or the run has not trained that stage.
+        UserError: fewer than two seeds, the run has trained no stage 1, or it is another seed's.
     """
     if len(set(seeds)) < 2:
         raise UserError("a spread needs two seeds at least. Name them with --seeds.")
-    settings, results, start = dict(more or {}), [], sha256_file(_start(out, after))
+    settings, results, stage1 = dict(more or {}), [], sha256_file(_stage1(out))
     for seed in seeds:
-        folder = out if seed == seeds[0] else _folder(out, seed, after)
-        results.append(one_seed(profile, folder, settings | {"seed": seed}, after))
+        folder = out if seed == seeds[0] else _folder(out, seed)
+        results.append(one_seed(profile, folder, settings | {"seed": seed}))
         print(f"seed {seed}: " + ", ".join(f"{row['dataset']} {row['precision']} {row['value']:.3f}"
                                            for row in results[-1]["rows"]), flush=True)
     about = open_run(profile, out, settings | {"seed": seeds[0]})
     return write_json(out / "seeds.json", provenance() | {
-        "what": f"what follows {after} with several seeds, from one {after}; PSNR RGB in dB, per image, and over seeds",
+        "what": "stages 2 and 3 with several seeds, from one stage 1; PSNR RGB in dB, per image, and over seeds",
         "profile": profile, "settings": about.settings.model_dump(mode="json"), "seeds": list(seeds),
-        after: start,
+        "stage1": stage1,
         "files": {str(seed): result["sha256"] for seed, result in zip(seeds, results, strict=True)},
         "kept_steps": [result["kept_step"] for result in results],
         "rows": over_seeds([result["rows"] for result in results], seeds)})
@@ -117,9 +106,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=root() / "results" / "benchmark")
     parser.add_argument("--profile", default="benchmark")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236])
-    parser.add_argument("--after", choices=tuple(AFTER), default="stage1", help="the last stage that the seeds share")
     given = parser.parse_args()
     try:
-        print(compare(given.out, given.seeds, given.profile, after=given.after))
+        print(compare(given.out, given.seeds, given.profile))
     except UserError as error:
         parser.exit(2, f"{error}\n")

@@ -121,7 +121,6 @@ class Shipped:
         dynamic, fixed = self.upscaler("dynamic"), self.upscaler("fixed")
         settings = self.run.settings
         steps = settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
-        steps += settings.finetune.steps if settings.finetune.enabled else 0
         rows = measure(data, dynamic, "B", "student_deploy", "int8", steps=steps)
         rows += [row | {"table": "abstract", "row": "student_dynamic_tflite_learnt"} for row in rows]
         rows += measure(data, fixed, "abstract", "student_fixed_tflite_learnt", "int8", steps=steps)

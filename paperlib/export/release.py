@@ -63,7 +63,6 @@ def _facts(run: Any) -> dict[str, Any]:
     last, second, third = (records.get(name, {}) for name in ("06_tflite_eval", "04_stage2", "05_fuse_qat"))
     minutes = {name: records[name]["history"][-1]["seconds"] / 60 for name in STAGES
                if records.get(name, {}).get("history")}
-    tuned = third.get("finetune")
     try:
         settings = Settings.model_validate(last["settings"])
     except (KeyError, ValidationError):
@@ -77,7 +76,6 @@ def _facts(run: Any) -> dict[str, Any]:
         ("06_tflite_eval", "commit", last.get("commit")),
         *((name, "device (cpu model or GPU)", device) for name, device in trained.items()),
         *((name, "history of the training", minutes.get(name)) for name in STAGES),
-        ("05_fuse_qat", "history of the fine-tuning", tuned or not settings.finetune.enabled),
         ("04_stage2", "teacher", second.get("teacher")), ("05_fuse_qat", "targets of stage 3", third.get("targets")))
         if not found]
     if "overlaps" not in last:
@@ -89,8 +87,7 @@ def _facts(run: Any) -> dict[str, Any]:
                         "again, or write down what is missing.")
     return {"settings": settings, "commit": last["commit"], "device": ", ".join(dict.fromkeys(trained.values())),
             "teacher": second["teacher"], "targets": third["targets"], "photographs": photographs,
-            "overlaps": last["overlaps"], "minutes": [minutes[name] for name in STAGES],
-            "minutes of fine-tuning": tuned[-1]["seconds"] / 60 if tuned else None}
+            "overlaps": last["overlaps"], "minutes": [minutes[name] for name in STAGES]}
 
 
 def _float_values(path: Path) -> int:
@@ -109,10 +106,8 @@ def _seeds_text(record: dict[str, Any] | None) -> str:
     """The card's part on seeds, from `seeds.json`; empty where there is none."""
     if record is None:
         return ""
-    anew = "Fine-tuning and stage 3 anew from the same stage 2" if "stage2" in record else (
-        "What follows stage 1 anew from the same stage 1")
     return f"""
-{anew} with the seeds {', '.join(map(str, record['seeds']))}: mean ± sample standard
+Stages 2 and 3 anew from the same stage 1 with the seeds {', '.join(map(str, record['seeds']))}: mean ± sample standard
 deviation over seeds, PSNR RGB in dB (`python -m paperlib.benchmarks.seeds`, commit `{record['commit'][:12]}`):
 
 {_table(seeds_table(record['rows']))}
@@ -123,18 +118,14 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]], see
     """The model card: what it is, what it learnt from, what it scores, what it cannot do."""
     settings, photographs = facts["settings"], facts["photographs"]
     values = tflite_values(folder / FILES["pretrained"]), _float_values(folder / FILES["pretrained-float"])
-    first, second, last = facts["minutes"]
-    trainings = [("stage 1", settings.stage1, settings.stage1.form, first),
-                 ("stage 2", settings.stage2, settings.stage2.form, second),
-                 ("fine-tuning", settings.finetune, "folded", facts["minutes of fine-tuning"]),
-                 ("stage 3", settings.stage3, "folded", last)]
     stages = "\n".join(
-        f"- {name}: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
+        f"- stage {number}: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
         f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}"
-        f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), form {form}, "
+        f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), form {stage.form}, "
         f"{'silent channels revived, ' if stage.revive else ''}"
         f"loss {_terms(stage.loss)}; {minutes:.0f} min"
-        for name, stage, form, minutes in trainings if minutes is not None)
+        for number, stage, minutes in zip((1, 2, 3), (settings.stage1, settings.stage2, settings.stage3),
+                                          facts["minutes"], strict=True))
     return f"""# Model card: ×3 student, {values[0]:,} values in INT8
 
 Trained by this kit, profile `{settings.profile}`, commit `{facts['commit'][:12]}`, seed {settings.seed}, on {
