@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--force", action="store_true", help="run notebooks again that are current")
 
     command = add("train", commands.train, "Train one stage without its notebook, also under torchrun.")
-    command.add_argument("stage", choices=("stage1", "stage2", "finetune", "stage3"))
+    command.add_argument("stage", choices=("stage1", "stage2", "stage3"))
     choose(command, "out", "set")
 
     command = add("evaluate", commands.evaluate, "PSNR and SSIM of a model on a folder of images.")

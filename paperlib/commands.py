@@ -82,7 +82,7 @@ def reproduce(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     from paperlib.run import open_run
-    from paperlib.training.alone import train_stage
+    from paperlib.training.stages import train_stage
 
     run = open_run(_profile(args.profile), args.out, _overrides(args.assignments))
     print(f"trained: {train_stage(run, args.stage).path}")

@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "stage1.form": "expanded", "stage2.form": "expanded", "stage1.clip_body": 0.0, "stage1.clip_ends": 0.0,
         "stage2.clip_body": 3.0, "stage2.clip_ends": 2.0, "stage3.clip_body": 3.0, "stage3.clip_ends": 2.0,
         **{f"{stage}.ema": 0.999 for stage in _STAGES}, **{f"{stage}.optimizer": "adam" for stage in _STAGES},
-        **{f"{stage}.permute_colours": False for stage in _STAGES}, "stage2.revive": False, "finetune.enabled": False,
+        **{f"{stage}.permute_colours": False for stage in _STAGES}, "stage2.revive": False,
         "teacher.stage3": "same",
         "quant.quantiser": "paper", "quant.skip": "add", "quant.equalise": False, "quant.rounding": "nearest",
         **_loss("stage3", STAGE3_LOSS)},
@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "stage1.ema": 0.999, "stage2.ema": 0.999, "stage3.ema": 0.99, "teacher.stage3": "student",
         "stage1.optimizer": "soap", "stage2.optimizer": "soap", "stage3.optimizer": "adam",
         "stage1.permute_colours": True, "stage2.permute_colours": False, "stage3.permute_colours": False,
-        "stage2.revive": True, "finetune.enabled": True,
+        "stage2.revive": True,
         "quant.quantiser": "tflite", "quant.skip": "exact", "quant.equalise": True, "quant.rounding": "data",
         **_loss("stage3", CLOSE_TO_FLOAT)},
 }
@@ -77,7 +77,6 @@ SMOKE: dict[str, Any] = {
     "stage2": {"steps": 4, "batch": 2, "patch": 16, "lr": 1e-5, "decay": "halve", "ema_warmup": True,
                "validate_every": 2, "checkpoint_every": 2, "recalibrate_batches": 2, "loss": STAGE2_LOSS,
                "expect": "no meaningful score"},
-    "finetune": {"steps": 2, "batch": 2, "patch": 16, "ema_warmup": True, "validate_every": 2, "checkpoint_every": 2},
     "stage3": {"steps": 5, "batch": 2, "patch": 16, "lr": 1e-6, "decay": "halve", "ema_warmup": True,
                "validate_every": 5, "checkpoint_every": 5, "loss": STAGE3_LOSS, "expect": "no meaningful score"},
     "quant": {"calibration_images": 2},
@@ -96,8 +95,6 @@ DEMO: dict[str, Any] = {
     "stage2": {"steps": 150, "batch": 8, "patch": 40, "lr": 1e-4, "decay": "halve", "halve_every": 50,
                "ema_warmup": True, "validate_every": 50, "checkpoint_every": 50,
                "recalibrate_batches": 32, "loss": STAGE2_LOSS, "expect": "a small gain over stage 1, as in the paper"},
-    "finetune": {"steps": 150, "batch": 8, "patch": 40, "lr": 2e-4, "ema_warmup": True, "validate_every": 50,
-                 "checkpoint_every": 50},
     "stage3": {"steps": 240, "batch": 8, "patch": 40, "lr": 2e-5, "decay": "halve", "halve_every": 80,
                "ema_warmup": True, "validate_every": 80, "checkpoint_every": 40, "loss": STAGE3_LOSS,
                "expect": "a loss of some hundredths of a dB against float"},
@@ -116,8 +113,6 @@ BENCHMARK: dict[str, Any] = {
     "stage2": {"steps": 6_000, "batch": 16, "patch": 48, "lr": 1.5e-3, "warmup": 0.02, "hold": 0.4, "decay": "cosine",
                "validate_every": 1000, "checkpoint_every": 250, "loss": STAGE2_LOSS,
                "expect": "the authors' own stage 2 gained 0.015 dB over stage 1"},
-    "finetune": {"steps": 20_000, "batch": 9, "patch": 64, "lr": 1e-3, "warmup": 0.02, "hold": 0.4,
-                 "validate_every": 2000, "checkpoint_every": 250, "expect": "ours; the paper has no such stage"},
     "stage3": {"steps": 500, "batch": 8, "patch": 48, "lr": 1e-5, "decay": "cosine", "ema_warmup": True,
                "validate_every": 250, "checkpoint_every": 250, "loss": STAGE3_LOSS,
                "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
@@ -170,7 +165,7 @@ made. A seed is one: whoever reproduces draws other patches. Test sets stand bes
 _BEFORE = {
     "data": ("data",), "stage1": ("data", "student", "stage1"),
     "stage2": ("data", "student", "stage1", "teacher", "stage2"),
-    "stage3": ("data", "student", "stage1", "teacher", "stage2", "finetune", "stage3", "quant")}
+    "stage3": ("data", "student", "stage1", "teacher", "stage2", "stage3", "quant")}
 PARTS = _BEFORE | {"B": _BEFORE["stage3"], "C": (*_BEFORE["stage3"], "ablation"), "D": (*_BEFORE["stage3"], "ablation"),
                    "abstract": (*_BEFORE["stage3"], "export")}
 """Stage or table → the sections of the settings that its numbers depend on."""
@@ -179,8 +174,7 @@ PARTS = _BEFORE | {"B": _BEFORE["stage3"], "C": (*_BEFORE["stage3"], "ablation")
 def _compared(settings: Settings) -> dict[str, Any]:
     flat = flatten("", settings.model_dump(mode="json"))
     return {name: value for name, value in flat.items()
-            if not name.startswith(_NO_MATTER) and not name.endswith((".expect", ".checkpoint_every"))
-            and (not name.startswith("finetune.") or name == "finetune.enabled")}  # the paper has no such stage
+            if not name.startswith(_NO_MATTER) and not name.endswith((".expect", ".checkpoint_every"))}
 
 
 def differences_from_paper(settings: Settings) -> list[tuple[str, Any, Any]]:

@@ -40,10 +40,9 @@ MATTERS = (
     "profile", "seed", "data.source", "data.train_crop", "data.valid_crop", "data.max_train", "data.max_valid",
     "data.sampling", "student.channels", "student.blocks", "student.branches", "student.init", "stage1.steps",
     "stage1.batch", "stage1.patch", "stage1.lr", "stage2.steps", "stage2.batch", "stage2.patch", "stage2.lr",
-    "stage2.loss.dct", "stage2.loss.kd", "finetune.enabled", "finetune.steps", "teacher.kind", "teacher.outputs",
-    "stage3.steps", "stage3.lr", "stage3.loss.dct", "stage3.loss.kd", "quant.quantiser", "quant.observe_until",
-    "quant.skip", "quant.rounding", "export.height", "export.width", "export.overlap", "export.upsample",
-    "ablation.archs", "ablation.stage1_steps",
+    "stage2.loss.dct", "stage2.loss.kd", "teacher.kind", "teacher.outputs", "stage3.steps", "stage3.lr",
+    "stage3.loss.dct", "stage3.loss.kd", "quant.quantiser", "quant.observe_until", "quant.skip", "quant.rounding",
+    "export.height", "export.width", "export.overlap", "export.upsample", "ablation.archs", "ablation.stage1_steps",
     "ablation.stage3_steps", "ablation.seeds", "ablation.switches")
 """Settings that decide what a notebook shows, in the order of its table; the first eight are shown unfolded."""
 

@@ -183,21 +183,6 @@ class StageSettings(_Section):
         return self
 
 
-class FineTuneSettings(StageSettings):
-    """Fine-tuning of the folded student between stage 2 and stage 3 (ours; the paper has none)."""
-
-    enabled: bool = False
-    """False: stage 3 follows stage 2, as in the paper."""
-    steps: int = Field(20_000, ge=1)
-    """Steps of the optimiser."""
-    optimizer: Literal["adam", "soap"] = "soap"
-    """As in the other stages."""
-    lr: float = Field(1e-3, gt=0)
-    """Largest learning rate."""
-    loss: LossSettings = LossSettings(mse=1.0)
-    """Squared error, which is what PSNR measures."""
-
-
 class QuantSettings(_Section):
     """Quantisation-aware training and export (paper sections 4 and 5)."""
 
@@ -279,7 +264,6 @@ class Settings(_Section):
     teacher: TeacherSettings = TeacherSettings()
     stage1: StageSettings
     stage2: StageSettings
-    finetune: FineTuneSettings = FineTuneSettings()
     stage3: StageSettings
     quant: QuantSettings = QuantSettings()
     export: ExportSettings = ExportSettings()
@@ -287,10 +271,10 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _stage_can(self) -> Self:
-        for name in ("stage1", "finetune", "stage3"):
+        for name in ("stage1", "stage3"):
             if getattr(self, name).revive:
-                raise ValueError(f"{name} cannot revive channels (stage 1 has none to revive, a folded network no "
-                                 "branches): set stage2.revive instead")
+                raise ValueError(f"{name} cannot revive channels (stage 1 has none to revive, stage 3 no branches): "
+                                 "set stage2.revive instead")
         return self
 
 

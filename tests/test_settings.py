@@ -125,8 +125,6 @@ def test_differences_from_the_paper_are_listed_whatever_the_profile_says():
     ({"data.max_train": 100}, {"data", "stage1", "stage2", "stage3", "B", "C", "D", "abstract"}),
     ({"stage1.steps": 29_999}, {"stage1", "stage2", "stage3", "B", "C", "D", "abstract"}),
     ({"stage2.loss.kd": 0.3}, {"stage2", "stage3", "B", "C", "D", "abstract"}),
-    ({"finetune.enabled": True}, {"stage3", "B", "C", "D", "abstract"}),
-    ({"finetune.steps": 9}, set()),  # of a stage that is left out
     ({"quant.quantiser": "tflite"}, {"stage3", "B", "C", "D", "abstract"}),
     ({"ablation.stage2_steps": 100}, {"C", "D"}), ({"ablation.keep": "last"}, {"C", "D"}),
     ({"export.height": 360}, {"abstract"}), ({"seed": 1, "ablation.seeds": [1, 2], "data.tests": ["x"]}, set())])

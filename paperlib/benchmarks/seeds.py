@@ -1,8 +1,8 @@
 """How far seeds apart the student comes out: `python -m paperlib.benchmarks.seeds`, after `paperlib reproduce`.
 
-Stage 1, the longest, is trained once. From its weights every seed trains stage 2 and what follows anew (other patches,
-other kernels in silent channels), exports its INT8 file and is measured on all image sets. The run's own seed is one of
-them; the others get a folder each, `seeds/<seed>/` in the run's. What comes out goes into `seeds.json` there, where the
+Stage 1, the longest, is trained once. From its weights every seed trains stages 2 and 3 anew (other patches, other
+kernels in silent channels), exports its INT8 file and is measured on all image sets. The run's own seed is one of them;
+the others get a folder each, `seeds/<seed>/` in the run's. What comes out goes into `seeds.json` there, where the
 model card of that run finds it. Trainings that are finished are not repeated, a stopped one continues.
 """
 
@@ -24,7 +24,6 @@ from paperlib.quantisation.qat import quantised_graph
 from paperlib.run import open_run
 from paperlib.student.models import fuse_model
 from paperlib.training.ablations import over_seeds
-from paperlib.training.finetuning import finetune, left_in
 from paperlib.training.stages import open_teacher, recalibrated, stage2, stage3, stage3_targets, teacher_targets
 
 
@@ -52,7 +51,7 @@ def _folder(out: Path, seed: int) -> Path:
 
 
 def one_seed(profile: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Train what follows the folder's stage 1 (or load it) and measure float network and INT8 file.
+    """Train stages 2 and 3 from the folder's stage 1 (or load them) and measure float network and INT8 file.
 
     Returns:
         `sha256` of the INT8 file, `kept_step` of stage 2, and `rows`: PSNR RGB of every image set, fp32 and int8.
@@ -61,11 +60,9 @@ def one_seed(profile: str, folder: Path, settings: Mapping[str, Any]) -> dict[st
     data = open_data(run.settings.data)
     second = stage2(run, data, teacher_targets(run, data, open_teacher(run, data)))
     fused = fuse_model(recalibrated(run, data), clamp=True)
-    fused = finetune(run, data, fused).model if left_in(run.settings) else fused
     third = stage3(run, data, fused, stage3_targets(run, data))
     file = export_tflite(quantised_graph(third.model), run.stage_folder("export") / "student_dynamic_int8.tflite")
     steps = run.settings.stage1.steps + run.settings.stage2.steps
-    steps += run.settings.finetune.steps if left_in(run.settings) else 0
     rows = (measure(data, TorchUpscaler(fused, "float"), "seeds", "student", "fp32", steps=steps)
             + measure(data, TFLiteUpscaler(file), "seeds", "student", "int8", steps=steps + run.settings.stage3.steps))
     return {"sha256": sha256_file(file), "kept_step": second.fit.kept_step,

@@ -55,11 +55,9 @@ def cost_table(bench_step: Mapping[str, Any], profiles: tuple[str, ...] = PROFIL
     here, lines = rates(bench_step), []
     for profile in profiles:
         settings = load_settings(profile)
-        for name in ("stage1", "stage2", "finetune", "stage3"):
+        for name in ("stage1", "stage2", "stage3"):
             stage: StageSettings = getattr(settings, name)
-            if name == "finetune" and not settings.finetune.enabled:
-                continue
-            form = stage.form if name in ("stage1", "stage2") else "collapsed"  # the others train the fused network
+            form = "collapsed" if name == "stage3" else stage.form  # stage 3 trains the fused network
             flops = step_flops(settings, stage, form)
             line = {"profile": profile, "stage": name, "steps": stage.steps, "GFLOP / step": round(flops / 1e9, 1),
                     "h here": flops * stage.steps / here[form] / 3600}

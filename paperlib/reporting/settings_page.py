@@ -18,7 +18,7 @@ from paperlib.profiles import METHODS, load_settings
 from paperlib.settings import LossSettings, Settings, StageSettings
 
 SHOWN = ("paper", "benchmark", "demo")
-STAGES = ("stage1", "stage2", "finetune", "stage3")
+STAGES = ("stage1", "stage2", "stage3")
 LIMITS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "multiple_of": "a multiple of {}"}
 HEADING = """# Settings
 
@@ -70,7 +70,7 @@ def _profile(name: str) -> dict[str, Any]:
 
 
 def _values(names: list[str], profile: str) -> str:
-    """The values of a field in a profile; in several stages one where they are equal."""
+    """The values of a field in a profile; in the three stages one where they are equal."""
     values = []
     for name in names:
         value: Any = _profile(profile)
@@ -105,7 +105,8 @@ def settings_text() -> str:
     for name, field in Settings.model_fields.items():
         if name not in STAGES and _is_section(field):
             parts.append(_section(f"`{name}.`", field.annotation, (name,)))
-    parts += [_section(", ".join(f"`{stage}.`" for stage in STAGES), StageSettings, STAGES),
+    several = "`stage1.`, `stage2.`, `stage3.`"
+    parts += [_section(several, StageSettings, STAGES),
               _section(", ".join(f"`{stage}.loss.`" for stage in STAGES), LossSettings,
                        tuple(f"{stage}.loss" for stage in STAGES))]
     rows = "\n".join(f"| `{name}` | {_value(METHODS['paper'][name])} | {_value(METHODS['ours'][name])} |"

@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "ablations": ["backbones", "sizes", "stage3_variants", "teacher_shares"],
-        "finetuning": ["finetune", "float_student", "left_in"],
         "losses": ["confidence_map", "kd_weight"],
         "shares": ["loss_shares"],
         "stages": ["open_teacher", "recalibrated", "revival_patches", "stage1", "stage2", "stage3", "stage3_targets",

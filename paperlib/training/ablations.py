@@ -32,7 +32,6 @@ from paperlib.settings import Settings, StudentSettings, settings_hash
 from paperlib.student.graph import image_batch, macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model, weights_hash
 from paperlib.teacher.distillation import Targets
-from paperlib.training.finetuning import float_student
 from paperlib.training.jobs import run_jobs
 from paperlib.training.shares import loss_shares
 from paperlib.training.stages import (
@@ -156,7 +155,7 @@ def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
         One line a condition: `condition`, then for each term (`charbonnier`, `dct`, `kd`) its share of the summed loss
         (`<term> value`) and of the sum of the terms' gradient norms (`<term> gradient`), 0..1.
     """
-    lines, model = [], float_student(run, data)
+    lines, model = [], fuse_model(recalibrated(run, data), clamp=True)
     targets = stage3_targets(run, data, override(run.settings, PUBLISHED))
     for condition in run.settings.ablation.conditions:
         settings = _short(run.settings, run.settings.seed, PUBLISHED | CONDITIONS[condition])
@@ -175,15 +174,15 @@ def _variant(run: Run, data: Data, name: str, seed: int) -> list[dict[str, Any]]
     table, row, settings = what.table, what.row, _short(run.settings, seed, what.changes)
     name, steps = f"ablation/{name or 'as_set'}-{seed}/stage3", settings.stage1.steps + settings.stage2.steps
     before = {field: value for field, value in what.changes.items() if field.startswith("stage2.")}
-    whole = override(run.settings, before)
-    fused = float_student(run, data, whole)
+    start = recalibrated(run, data, settings=override(run.settings, before))
+    fused = fuse_model(start, clamp=True)
     if what.network == "untrained":
         path = export_ptq(deployment_graph(fused), calibration(data, settings),
                           run.stage_folder(name) / "dynamic_int8.tflite")
         return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
     targets = stage3_targets(run, data, settings) if settings.stage3.loss.kd > 0 else None
     if what.network == "branches":
-        model = _on_branches(run, data, recalibrated(run, data, settings=whole), targets, name, settings)
+        model = _on_branches(run, data, start, targets, name, settings)
     else:
         model = stage3(run, data, fused, targets, name, settings).model
     steps += settings.stage3.steps

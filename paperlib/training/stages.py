@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paperlib.data.dataset import Data, calibration, lr_batches, patches_of
+from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
 from paperlib.data.photographs import Pair
 from paperlib.environment import keep_freed_memory, tell
 from paperlib.evaluation.networks import TorchUpscaler
@@ -244,9 +244,9 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
 
 
 def _start_path(run: Run, settings: Settings) -> Path:
-    """The float student that stage 3 starts from: the file that the settings name, else this run's last stage."""
+    """The float student that stage 3 starts from: the file that the settings name, else this run's stage 2."""
     return user_path(settings.quant.start) if settings.quant.start else (
-        run.stage_folder("finetune" if settings.finetune.enabled else "stage2") / "student.safetensors")
+        run.stage_folder("stage2") / "student.safetensors")
 
 
 def _start(run: Run, settings: Settings) -> nn.Module:
@@ -272,3 +272,27 @@ def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Ta
     if settings.teacher.stage3 == "student":
         return self_targets(run, settings)
     return teacher_targets(run, data, open_teacher(run, data))
+
+
+def train_stage(run: Run, name: str) -> Trained:
+    """One stage of a run outside its notebook; under torchrun the first process prepares data and targets for all.
+
+    Only what one process does alone stands inside `main_process_first`: a training there would wait for ever for the
+    others, which wait for the first.
+
+    Args:
+        name: stage1, stage2 or stage3.
+
+    Raises:
+        UserError: the stage before it has not run, or see `fit`.
+    """
+    with processes().main_process_first():
+        if processes().is_main_process:
+            tell("opening the store of training pixels (built when it is used for the first time)")
+        data = open_data(run.settings.data)
+    if name == "stage1":
+        return stage1(run, data)
+    if name == "stage2":
+        return stage2(run, data, teacher_targets(run, data, open_teacher(run, data)))
+    targets = stage3_targets(run, data)
+    return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)

@@ -8,7 +8,7 @@ import torch
 from paperlib.cli import main
 from paperlib.data.dataset import lr_batches, open_data
 from paperlib.errors import UserError
-from paperlib.profiles import PROFILES, differences_from_paper, load_settings
+from paperlib.profiles import PROFILES, load_settings
 from paperlib.quantisation.fx_qat import FakeQuantize
 from paperlib.quantisation.qat import read_quantised
 from paperlib.run import open_run
@@ -17,8 +17,7 @@ from paperlib.student.models import fuse_model, load_model, save_student
 from paperlib.student.network import Student, fuse, with_form
 from paperlib.student.revival import silent_channels
 from paperlib.teacher.distillation import FILE, Targets
-from paperlib.training import alone, stages
-from paperlib.training.finetuning import finetune, float_student
+from paperlib.training import stages
 from paperlib.training.loop import recalibrate_bn
 from paperlib.training.stages import open_teacher, recalibrated, self_targets, stage1, stage2, stage3, stage3_targets
 
@@ -152,7 +151,7 @@ def test_stage_3_starts_from_weights_fused_with_those_statistics(tmp_path):
                                     "stage3.loss.kd": 0})
     stage1(run, data)
     stage2(run, data, Targets("none"))
-    alone.train_stage(run, "stage3")
+    stages.train_stage(run, "stage3")
     left = load_model(run.stage_folder("stage2") / "student.safetensors")
     anew = recalibrate_bn(left, lr_batches(data, run.settings, "recalibration", run.settings.stage2))
     start = load_model(run.stage_folder("stage3") / "fused.safetensors").body[0].conv.weight
@@ -218,45 +217,3 @@ def test_a_student_trained_by_soap_goes_through_all_stages(tmp_path):
     stage1(run, data)
     other = stage2(run, data, Targets("none"))
     assert not torch.equal(second.model.head.weight, other.model.head.weight)
-
-
-def test_a_folded_student_is_trained_further_before_stage_3_where_the_settings_say_so(tmp_path):
-    run, data = run_of(tmp_path, **{"finetune.enabled": True, "finetune.patch": 8, "finetune.steps": 2,
-                                    "finetune.ema": 0.0, "stage3.patch": 8, "stage3.steps": 1})
-    stage1(run, data)
-    stage2(run, data, Targets("none"))
-    fused = fuse_model(recalibrated(run, data), clamp=True)
-    before = fused.head.weight.clone()
-    with pytest.raises(UserError, match="finetune"):  # nothing to start stage 3 from yet
-        float_student(run, data)
-    tuned = finetune(run, data, fused)
-    assert set(tuned.fit.history[-1]) >= {"mse", "psnr_rgb"}
-    assert tuned.model.form == "fused"
-    assert torch.equal(fused.head.weight, before)
-    assert not torch.equal(tuned.model.head.weight, before)
-    assert torch.equal(float_student(run, data).head.weight, tuned.model.head.weight)
-    alone.train_stage(run, "stage3")
-    start = load_model(run.stage_folder("stage3") / "fused.safetensors")
-    assert torch.equal(start.head.weight, tuned.model.head.weight)
-    lr = torch.rand(1, 3, 8, 8) * 255
-    expected = (tuned.model(lr) / 255).clamp(0, 1)
-    torch.testing.assert_close(self_targets(run).compute(lr), expected)
-
-
-@pytest.mark.parametrize("changes", [{}, {"finetune.enabled": True, "quant.start": "named.safetensors"}])
-def test_without_it_stage_3_follows_stage_2(tmp_path, changes):
-    run, data = run_of(tmp_path, **changes)
-    stage1(run, data)
-    second = stage2(run, data, Targets("none")).path
-    if changes:
-        run, data = run_of(tmp_path, **(changes | {"quant.start": str(second)}))
-    fused = fuse_model(recalibrated(run, data), clamp=True)
-    assert torch.equal(float_student(run, data).head.weight, fused.head.weight)
-    with pytest.raises(UserError, match=r"finetune\.enabled is false, or quant\.start"):
-        finetune(run, data, fused)
-
-
-def test_the_papers_method_trains_nothing_between_stages_2_and_3():
-    assert load_settings("benchmark").finetune.enabled
-    assert not load_settings("benchmark", {"method": "paper"}).finetune.enabled
-    assert not any(name.startswith("finetune") for name, *_ in differences_from_paper(load_settings("demo")))
