@@ -98,6 +98,8 @@ def test_the_teachers_share_is_the_recorded_one():
     lines, text = {line["condition"]: line for line in record["shares"]}, " ".join(README.split())
     kd, dct = (100 * lines["qat_teacher"][f"{term} gradient"] for term in ("kd", "dct"))
     assert f"it has {kd:.2f} % of the gradient when it begins, the DCT {dct:.0f} %" in text
+    ortho = {term: 100 * lines["ortho_kd_1"][f"{term} gradient"] for term in ("dct", "kd")}
+    assert f"({ortho['dct']:.1f} % of the gradient, the teacher {ortho['kd']:.1f} %)" in text
     ten, hundred = (100 * lines[f"kd_{times}"]["kd gradient"] for times in (10, 100))
     assert f"({ten:.1f} %, {hundred:.0f} % of the gradient)" in text
 
@@ -110,6 +112,12 @@ def test_what_a_larger_weight_of_the_teacher_gives_is_the_recorded_effect():
     assert f"the learnt grids gains {' and '.join(gains)} dB: no difference" in text
     assert ten.words() == hundred.words() == "no difference"
     assert {line.effect.seeds for line in (ten, hundred)} == {5}
+    ortho, alone = found["ortho_kd_1"], found["ortho_kd_0"]
+    effect = ortho.effect
+    assert f"its file is {ortho.words()}, {effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}] dB" in text
+    assert (ortho.against, alone.against) == ("qat_teacher", "ortho_kd_1")
+    assert (ortho.effect.seeds, alone.effect.seeds) == (3, 3)
+    assert f"the teacher there: {alone.words()}, three seeds" in text
     noisier = [found[f"kd_{times}"] for times in (10, 100)]
     assert [line.words() for line in noisier] == ["undecided", "undecided"]
     assert all(-0.03 < line.effect.low < line.effect.high < 0.03 for line in noisier)
