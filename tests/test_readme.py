@@ -65,6 +65,17 @@ def test_the_spread_over_seeds_is_the_recorded_one():
     assert all(" | ".join(line.values()) in card for line in seeds_table(record["rows"]))
 
 
+def test_what_was_turned_down_is_said_as_recorded():
+    tried = (REFERENCE / "benchmark" / "tried.md").read_text(encoding="utf-8")
+    files = {"in the box": "benchmark/records/06_tflite_eval.json", "the candidate": "benchmark/restart.json"}
+    for start, file in files.items():
+        cells = [" / ".join(f"{value(file, row, name, metric):.3f}" for row in ("float_before_qat", "tflite_dynamic"))
+                 for metric, name in (*(("psnr", name) for name in SETS), ("psnr_y", "validation"))]
+        assert f"| {start} | {' | '.join(cells)} |" in tried
+    box, candidate = (value(file, "tflite_dynamic", "validation") for file in files.values())
+    assert f"a later candidate, {candidate - box:.2f} dB ahead on CLIC, was turned down" in " ".join(README.split())
+
+
 def test_who_leads_is_said_as_the_list_says_it():
     ours = {name: value("benchmark/records/06_tflite_eval.json", "tflite_dynamic", name) for name in SETS[:3]}
     assert peers_sentence(ours).rstrip(".") in " ".join(README.split())
