@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from paperlib.running import notebooks
 from paperlib.running.notebooks import KERNEL_FOLDER, execute, kernel_environment
 
 
@@ -35,6 +36,15 @@ def test_lines_of_a_kernel_and_of_its_workers_are_seen_once(tmp_path, capfd, mon
         execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path / "log")
     shown = capfd.readouterr().out
     assert [shown.count(f"{who}: step 1/1") for who in ("own", "worker")] == [1, 1]
+
+
+def test_memory_is_measured_however_soon_a_notebook_is_done(tmp_path, monkeypatch):
+    """The clock of the samples stands still here, as it did for a kernel that lived for less than half a second."""
+    monkeypatch.setattr(notebooks._PeakMemory, "_watch", lambda self: None)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("block = b'x' * 10**8")]),
+                   tmp_path / "a.ipynb")
+    with kernel_environment():
+        assert execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path / "log") > 1e8
 
 
 def test_without_loopback_the_reason_is_told(tmp_path):
