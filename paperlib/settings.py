@@ -201,7 +201,8 @@ class QuantSettings(_Section):
     """How the global skip is computed. add: as published; exact: without an ADD, carried by convolutions, so that INT8
     does not round it (`paperlib.quantisation.skip`; tflite only)."""
     start: str = ""
-    """A student checkpoint that stage 3 starts from (the authors' stage 2, say); empty: this run's own stage 2."""
+    """A student checkpoint that stage 3 starts from: an absolute path, one under PAPERLIB_ASSETS (the authors' stage 2,
+    say), or pretrained-float, the float student in the box; empty: this run's own stage 2."""
 
     @model_validator(mode="after")
     def _quantiser_can(self) -> Self:

@@ -27,7 +27,7 @@ NAME = "07_ablations"
 GRID = ("archs", "seeds", "conditions", "switches")
 """The settings of `ablation` that say which trainings there are; the others say how each is made."""
 FACTS = ("run", "commit", "dirty", "versions", "device", "cuda", "cpu", "threads", "platform", "load_average",
-         "started", "seconds", "peak_memory_bytes")
+         "started", "seconds", "peak_memory_bytes", "inputs")
 NO_SEED = -1
 """Stands for the seed of a row in which nothing is drawn at random."""
 _KEY = ("table", "row", "precision", "metric", "dataset")
@@ -134,6 +134,9 @@ def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         different.insert(0, f"profile = {one['profile']} and {other['profile']}")
     if one.get("teacher") != other.get("teacher"):
         different.append(f"teacher = {one.get('teacher')} and {other.get('teacher')}")
+    known, others = one.get("inputs", {}), other.get("inputs", {})
+    different += [f"{name} = {known[name]} and {others[name]}" for name in sorted(known.keys() & others.keys())
+                  if known[name] != others[name]]
     if different:
         raise UserError(f"parts of one experiment are set alike; here {'; '.join(different)}. Run the part again with "
                         "the settings of the first.")

@@ -20,7 +20,7 @@ from paperlib.data.photographs import named_folder
 from paperlib.data.splits import split_sources
 from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
-from paperlib.files import file_lock, read_json, remove_stale, sha256_file, user_path, write_json
+from paperlib.files import file_lock, read_json, remove_stale, sha256_file, write_json
 from paperlib.profiles import note
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.exported import export_notebooks
@@ -30,6 +30,7 @@ from paperlib.reporting.summary import write_summary
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
 from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
+from paperlib.weights import start_file
 
 STATE = ".state.json"
 """In the run's folder: what is remembered of its notebooks."""
@@ -48,7 +49,7 @@ def input_files(run: Run) -> list[Path]:
     sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
     files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
     folders = [named_folder(name) for name in settings.tests] + [folder for folder in [assets_dir()] if folder]
-    files += [user_path(start)] if (start := run.settings.quant.start) else []
+    files += [start_file(start)] if (start := run.settings.quant.start) else []
     return files + sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
 
 

@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "losses": ["confidence_map", "kd_weight"],
         "shares": ["loss_shares"],
         "stages": ["open_teacher", "recalibrated", "revival_patches", "stage1", "stage2", "stage3", "stage3_targets",
-                   "teacher_targets"],
+                   "start_path", "teacher_targets"],
     },
 )

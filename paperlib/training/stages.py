@@ -20,7 +20,7 @@ from paperlib.data.photographs import Pair
 from paperlib.environment import keep_freed_memory, tell
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import mean_psnr
-from paperlib.files import atomic_path, sha256_file, user_path
+from paperlib.files import atomic_path, sha256_file
 from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, save_qat
 from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
@@ -38,6 +38,7 @@ from paperlib.teacher.distillation import (
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
 from paperlib.teacher.outputs import outputs_key, teacher_outputs
 from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
+from paperlib.weights import start_file
 
 
 @dataclass
@@ -154,7 +155,7 @@ def recalibrated(run: Run, data: Data, name: str = "stage2", settings: Settings 
     """
     settings = settings or run.settings
     if name == "stage2" and settings.quant.start:
-        return _start(run, settings)
+        return _start(run)
     stage = settings.stage1 if name.endswith("stage1") else settings.stage2
     model = load_model(run.stage_folder(name) / "student.safetensors")
     if stage.form == "collapsed":
@@ -243,21 +244,20 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
     return Targets(f"{source.name} {outputs_key(source)}", key=outputs_key(source))
 
 
-def _start_path(run: Run, settings: Settings) -> Path:
-    """The float student that stage 3 starts from: the file that the settings name, else this run's stage 2."""
-    return user_path(settings.quant.start) if settings.quant.start else (
-        run.stage_folder("stage2") / "student.safetensors")
+def start_path(run: Run) -> Path:
+    """The float student that stage 3 starts from: what `quant.start` names (`start_file`), else this run's stage 2."""
+    named = run.settings.quant.start
+    return start_file(named) if named else run.stage_folder("stage2") / "student.safetensors"
 
 
-def _start(run: Run, settings: Settings) -> nn.Module:
-    path = _start_path(run, settings)
+def _start(run: Run) -> nn.Module:
+    path = start_path(run)
     return read_published(path) if path.suffix == ".pt" else load_model(path)
 
 
-def self_targets(run: Run, settings: Settings | None = None) -> Targets:
+def self_targets(run: Run) -> Targets:
     """The float student that stage 3 starts from as its teacher, as in the authors' released run."""
-    settings = settings or run.settings
-    model = fuse_model(_start(run, settings)).eval()
+    model = fuse_model(_start(run)).eval()
 
     @torch.no_grad()
     def compute(lr_255: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Ta
     """Stage 3's targets as the settings say: the teacher's, or those of the float student that it starts from."""
     settings = settings or run.settings
     if settings.teacher.stage3 == "student":
-        return self_targets(run, settings)
+        return self_targets(run)
     return teacher_targets(run, data, open_teacher(run, data))
 
 

@@ -7,8 +7,9 @@ they were shipped with, and a model card. It loads no torch: enlarging a picture
 import json
 from pathlib import Path
 
+from paperlib.environment import assets_dir
 from paperlib.errors import UserError
-from paperlib.files import sha256_file
+from paperlib.files import sha256_file, user_path
 
 FOLDER = Path(__file__).parent
 FILES = {"pretrained": "student_dynamic_int8.tflite", "pretrained-float": "student_float.safetensors"}
@@ -34,3 +35,25 @@ def pretrained(name: str = "pretrained", folder: Path = FOLDER) -> Path:
     if (found := sha256_file(path)) != wanted:
         raise UserError(f"{path} is damaged: SHA-256 {found[:16]}…, not {wanted[:16]}…. {again}")
     return path
+
+
+def start_file(name: str) -> Path:
+    """The checkpoint that `quant.start` names.
+
+    Args:
+        name: "pretrained-float" (the float student in the box), an absolute path, or one under PAPERLIB_ASSETS:
+            notebooks and commands run in different folders, so that no other relative path means one file.
+
+    Raises:
+        UserError: a relative path and PAPERLIB_ASSETS is unset, or a damaged box. Whether a file is there, its reader
+            says.
+    """
+    if name == "pretrained-float":
+        return pretrained(name)
+    path = user_path(name)
+    if path.is_absolute():
+        return path
+    if (assets := assets_dir()) is None:
+        raise UserError(f"quant.start={name}: PAPERLIB_ASSETS is unset. Set it to the folder that holds {name}, give "
+                        "an absolute path, or pretrained-float for the float student in the box.")
+    return assets / path

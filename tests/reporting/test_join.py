@@ -21,14 +21,14 @@ IMAGES = {("qat_teacher", 1): [27.0, 29.0], ("qat_teacher", 2): [27.1, 29.2], ("
 CONDITION = {"qat_teacher": "kd_1", "qat_direct": "kd_0", "kd_100": "kd_100"}
 
 
-def part(folder, rows, seeds, changes=None, teacher="the same", values=IMAGES, steps=30):
+def part(folder, rows, seeds, changes=None, teacher="the same", values=IMAGES, steps=30, inputs=None):
     """A run of notebook 07 with some rows of Table D, as `reproduce` leaves it."""
     overrides = {"ablation.seeds": seeds, "ablation.conditions": [CONDITION[row] for row in rows],
                  "ablation.archs": []} | (changes or {})
     run = open_run("demo", folder, overrides)
     trained = [[measured_row("D", row, "int8", "psnr", sum(values[row, seed]) / 2, "validation", steps=steps,
                              images=values[row, seed]) for row in rows] for seed in seeds]
-    run.record("07_ablations", over_seeds(trained, seeds), teacher=teacher, shares=[
+    run.record("07_ablations", over_seeds(trained, seeds), inputs or {"start": "aa"}, teacher=teacher, shares=[
         {"condition": row, "kd value": 0.25} for row in rows])
     run.record("00_reproduce", [], overrides=overrides, notebooks={"07_ablations": {"seconds": 60.0, "peak_bytes": 7}})
     return folder
@@ -53,6 +53,7 @@ def test_parts_with_other_seeds_give_the_rows_of_all_seeds_at_once(tmp_path):
                      for name in ("07_ablations", "00_reproduce"))
     assert record["settings"]["ablation"]["seeds"] == about["overrides"]["ablation.seeds"] == [1, 2, 3]
     assert [entry["seeds"] for entry in record["parts"]] == [[1, 3], [2]]
+    assert [entry["inputs"] for entry in record["parts"]] == [{"start": "aa"}] * 2
     assert about["notebooks"]["07_ablations"]["seconds"] == 120.0
     assert (into / "report.html").is_file()
     assert "qat_teacher" in (into / "tables" / "D.csv").read_text()
@@ -84,6 +85,7 @@ def test_three_parts_are_kept_apart_in_whatever_order_they_come(tmp_path):
     ({"changes": {"stage3.loss.dct": 0.5}}, "stage3.loss.dct = 0.015 and 0.5"),
     ({"changes": {"ablation.stage3_steps": 41}}, "ablation.stage3_steps = 40 and 41"),
     ({"teacher": "another"}, "teacher = the same and another"),
+    ({"inputs": {"start": "bb"}}, "start = aa and bb"),
     ({"steps": 31}, "trained for 30 and 31 steps"),
     ({"seeds": [1], "values": IMAGES | {("qat_teacher", 1): [9.0, 9.0]}}, "other values, seed 1"),
 ])

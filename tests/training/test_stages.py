@@ -19,7 +19,17 @@ from paperlib.student.revival import silent_channels
 from paperlib.teacher.distillation import FILE, Targets
 from paperlib.training import stages
 from paperlib.training.loop import recalibrate_bn
-from paperlib.training.stages import open_teacher, recalibrated, self_targets, stage1, stage2, stage3, stage3_targets
+from paperlib.training.stages import (
+    open_teacher,
+    recalibrated,
+    self_targets,
+    stage1,
+    stage2,
+    stage3,
+    stage3_targets,
+    start_path,
+)
+from paperlib.weights import pretrained
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "stage1.patch": 8, "stage2.patch": 8, "stage2.loss.kd": 0,
@@ -52,7 +62,7 @@ def test_another_stage_1_is_another_start(tmp_path):
         stage2(run, data, Targets("none"))
 
 
-def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path):
+def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path, monkeypatch):
     run, data = run_of(tmp_path)
     model = fuse(Student(run.settings.student))
     path = save_student(model, tmp_path / "mine.safetensors")
@@ -63,6 +73,11 @@ def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path):
     targets = stage3_targets(run, data)
     torch.testing.assert_close(targets.compute(lr), expected)
     assert targets.name == self_targets(run).name
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
+    assert start_path(run_of(tmp_path, **{"quant.start": "mine.safetensors"})[0]) == path
+    boxed, data = run_of(tmp_path, **{"quant.start": "pretrained-float"})
+    shipped = load_model(pretrained("pretrained-float"))
+    torch.testing.assert_close(recalibrated(boxed, data)(lr), shipped(lr))
     run, data = run_of(tmp_path, **{"quant.start": str(tmp_path / "none.safetensors")})
     with pytest.raises(UserError, match="no checkpoint at"):
         recalibrated(run, data)
