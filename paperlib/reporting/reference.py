@@ -171,12 +171,16 @@ def reference_text(run: Run) -> str:
     except UserError as error:
         return f"Not compared with the committed {run.settings.profile}: {error}"
     commits = ", ".join(dict.fromkeys((record["commit"] or "no commit")[:8] for record in records.values()))
+    table = overview(found)
+    if table.empty:
+        return (f"Not compared with the committed {run.settings.profile} ({commits}): it has no record of a notebook "
+                "that ran here.")
     limits = "; ".join(f"{kind} rows: PSNR ±{spread.get(kind, {}).get('psnr', PRINTED):.3f} dB, SSIM "
                        f"±{spread.get(kind, {}).get('ssim', PRINTED):.4f}" for kind in ("trained", "rounded"))
     line = (f"Against the committed {run.settings.profile} ({commits}): {int(found.values['agrees'].sum())} of "
             f"{len(found.values)} values agree within the spread between machines ({limits}; "
             f"results/reference/spread.json).")
-    parts, beyond = [line, overview(found).to_string(index=False)], disagreements(found)
+    parts, beyond = [line, table.to_string(index=False)], disagreements(found)
     if len(beyond):
         rest = f"\nand {len(beyond) - MOST} more" if len(beyond) > MOST else ""
         parts.append(f"These do not agree:\n{beyond.head(MOST).to_string(index=False)}{rest}")

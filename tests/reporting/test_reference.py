@@ -97,6 +97,14 @@ def test_a_setting_that_an_older_reference_does_not_know_counts_as_the_profiles(
     assert compare(run, committed, LIMITS).different == {}
 
 
+def test_a_run_of_other_notebooks_than_the_reference_is_said(clone):
+    _, run = clone
+    run.record("07_ablations", [row("kd_1", 27.1, table="D")])
+    text = reference_text(run)
+    assert text.startswith("Not compared with the committed demo (")
+    assert text.endswith("): it has no record of a notebook that ran here.")
+
+
 def test_no_reference_is_said(clone, tmp_path):
     committed, _ = clone
     assert reference_text(open_run("smoke", tmp_path / "smoke")).startswith("No reference for profile smoke")
