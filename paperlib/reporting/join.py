@@ -7,6 +7,7 @@ what it was made with (`parts`).
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,11 @@ def join(into: Path, part: Path) -> Path:
     return summary
 
 
+def commits(record: Mapping[str, Any]) -> list[str]:
+    """The commits of a record's parts, each once: settings say nothing of what the code did with them."""
+    return _union([(part.get("commit") or "none")[:8] for part in _parts(record)])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("into", type=Path, help="folder of the run that takes the trainings")
@@ -210,5 +216,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     try:
         print(join(given.into, given.part))
+        if len(made := commits(_read(given.into)[0])) > 1:
+            print(f"Parts of commits {', '.join(made)}: see by `git log` that nothing between them changed how these "
+                  "networks are trained; else restore the folder with git and train the part again.", file=sys.stderr)
     except UserError as error:
         parser.exit(2, f"{error}\n")

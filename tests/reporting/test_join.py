@@ -157,6 +157,11 @@ def test_the_command_joins_and_refuses_without_a_traceback(tmp_path):
     call = [sys.executable, "-m", "paperlib.reporting.join", str(into)]
     done = subprocess.run([*call, str(more)], capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == into / "summary.md"
+    assert not done.stderr
+    later = part(tmp_path / "later", ["qat_teacher"], [3]) / "records" / "07_ablations.json"
+    later.write_text(json.dumps(json.loads(later.read_text()) | {"commit": "0123456789"}))
+    done = subprocess.run([*call, str(later.parents[1])], capture_output=True, text=True, check=True)
+    assert "01234567: see by `git log` that nothing between them changed how" in done.stderr
     failed = subprocess.run([*call, str(tmp_path)], capture_output=True, text=True)
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
