@@ -135,6 +135,19 @@ def test_what_a_larger_weight_of_the_teacher_gives_is_the_recorded_effect():
     assert all(-0.03 < line.effect.low < line.effect.high < 0.03 for line in noisier)
 
 
+def test_what_the_teacher_gives_our_own_stage_2_is_the_recorded_effect():
+    run = Run(load_settings("benchmark"), REFERENCE / "stage3_from_own", every_record=True)
+    (found,) = [judged for part, judged in judged_claims(run) if part.text.startswith("Table D") and judged]
+    effect, record = found.effect, "stage3_from_own/records/07_ablations.json"
+    assert (found.word.value, effect.seeds) == ("undecided", 5)
+    lost = (value("benchmark/records/06_tflite_eval.json", "float_before_qat", "validation")
+            - value(record, "qat_teacher", "validation"))
+    gain = f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}] dB over five seeds".replace("-", "−")
+    assert f"is {lost:.3f} dB below float on CLIC and the teacher undecided, {gain}" in " ".join(README.split())
+    assert json.loads((REFERENCE / record).read_text(encoding="utf-8"))["inputs"]["stage 3's start"]["sha256"] == (
+        sha256_file(pretrained("pretrained-float")))
+
+
 @pytest.mark.parametrize(("claim", "folder", "words"), [
     ("Table B: the student beats bicubic, FP32", "blocks", "Table B: the student beats bicubic, FP32"),
     ("Table B: the student beats FSRCNN, FP32", "blocks", "Table B: the student beats FSRCNN, FP32"),
