@@ -96,7 +96,7 @@ def test_committed_results_are_light():
     done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout:
         pytest.skip("no git checkout, or no results in it")
-    assert sum((ROOT / name).stat().st_size for name in done.stdout.splitlines()) <= 10_500_000
+    assert sum((ROOT / name).stat().st_size for name in done.stdout.splitlines()) <= 10_000_000
 
 
 def test_modules_stay_small():

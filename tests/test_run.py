@@ -313,5 +313,5 @@ def test_lists_of_numbers_take_one_line_in_a_file_and_everything_is_read_back_as
              "text": "[\n  1,\n  2\n]", "mixed": [1, "a", {"b": [4]}]}
     text = write_json(tmp_path / "record.json", value).read_text(encoding="utf-8")
     assert json.loads(text) == value
-    assert "    [27.125, -3e-07, null],\n    [1, 2, 3]\n" in text
+    assert "  [27.125, -3e-07, null],\n  [1, 2, 3]\n" in text
     assert '"b": [4]' in text

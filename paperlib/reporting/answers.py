@@ -17,6 +17,7 @@ from paperlib.environment import root
 from paperlib.errors import UserError
 from paperlib.files import write_text
 from paperlib.reporting.costs import speed_text
+from paperlib.reporting.join import commits
 from paperlib.reporting.settings_page import settings_text
 from paperlib.reporting.strongest import strongest_text
 from paperlib.reporting.tables import TABLES
@@ -109,8 +110,7 @@ def _run_text(run: Path, link: str, question: str) -> str:
     if not notebooks:
         raise UserError(f"{run} holds no record of a notebook. Restore it with git, or remove the folder.")
     last = records[notebooks[-1]]
-    commits = ", ".join(dict.fromkeys((part["commit"] or "none")[:8] for name in notebooks
-                                      for part in records[name].get("parts") or [records[name]]))
+    made = ", ".join(dict.fromkeys(commit for name in notebooks for commit in commits(records[name])))
     lines = [_table_line(run, name, records, link) for name in TABLES]
     table = ["| paper's table | notebooks | records | minutes | verdicts |", "| --- | --- | --- | --- | --- |",
              *("| " + " | ".join(line) + " |" for line in lines if line)]
@@ -120,7 +120,7 @@ def _run_text(run: Path, link: str, question: str) -> str:
     return "\n\n".join([
         f"## {link.removeprefix('reference/')}", question,
         f"```\n{command(last['profile'], notebooks[0][:2], notebooks[-1][:2], _overrides(run, records))}\n```",
-        f"Commit {commits}; threads: {last['threads']}, {'a' if last['cuda'] else 'no'} GPU, "
+        f"Commit {made}; threads: {last['threads']}, {'a' if last['cuda'] else 'no'} GPU, "
         f"torch {last['versions']['torch']}. {', '.join(beside)}", "\n".join(table)])
 
 

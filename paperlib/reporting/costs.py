@@ -77,10 +77,12 @@ def latency_points(run: Run) -> list[dict[str, Any]]:
 
 
 def npu_scatter(run: Run) -> Figure | None:
-    """Quality against NPU cycles; None where nothing was estimated."""
+    """Quality against NPU cycles; None where fewer than two were estimated: one point is beside nothing."""
     points = npu_points(run)
+    if len(points) < 2:
+        return None
     return scatter(points, "cycles", "psnr", "NPU cycles of one inference (millions), Vela's estimate",
-                   "PSNR RGB, validation (dB)", "Quality against NPU cycles: left is better") if points else None
+                   "PSNR RGB, validation (dB)", "Quality against NPU cycles: left is better")
 
 
 def latency_scatter(run: Run) -> Figure | None:

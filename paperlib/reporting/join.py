@@ -135,7 +135,7 @@ def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         different.insert(0, f"profile = {one['profile']} and {other['profile']}")
     if one.get("teacher") != other.get("teacher"):
         different.append(f"teacher = {one.get('teacher')} and {other.get('teacher')}")
-    known, others = one.get("inputs", {}), other.get("inputs", {})
+    known, others = _inputs(one), _inputs(other)
     different += [f"{name} = {known[name]} and {others[name]}" for name in sorted(known.keys() & others.keys())
                   if known[name] != others[name]]
     if different:
@@ -161,6 +161,11 @@ def _shares(*records: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _parts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each part of a record was made with, and which trainings it brought."""
     return record.get("parts") or [{field: record[field] for field in FACTS if field in record} | _grid(record)]
+
+
+def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What all parts of a record read, by name; parts of an older version of the kit say nothing of it."""
+    return {name: found for part in record.get("parts") or [record] for name, found in part.get("inputs", {}).items()}
 
 
 def _both(one: Mapping[str, Any], other: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def join(into: Path, part: Path) -> Path:
 
 def commits(record: Mapping[str, Any]) -> list[str]:
     """The commits of a record's parts, each once: settings say nothing of what the code did with them."""
-    return _union([(part.get("commit") or "none")[:8] for part in _parts(record)])
+    return _union([(part.get("commit") or "none")[:8] for part in record.get("parts") or [record]])
 
 
 if __name__ == "__main__":

@@ -81,6 +81,16 @@ def test_three_parts_are_kept_apart_in_whatever_order_they_come(tmp_path):
     assert [entry["seeds"] for entry in record["parts"]] == [[3], [1], [2]]
 
 
+def test_the_inputs_of_every_part_count(tmp_path):
+    """The first part is of a version that recorded none."""
+    into = part(tmp_path / "into", ["qat_teacher"], [1])
+    path = into / "records" / "07_ablations.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {}}))
+    join(into, part(tmp_path / "more", ["qat_teacher"], [2]))
+    with pytest.raises(UserError, match="start = aa and bb"):
+        join(into, part(tmp_path / "last", ["qat_teacher"], [3], inputs={"start": "bb"}))
+
+
 @pytest.mark.parametrize(("other", "words"), [
     ({"changes": {"stage3.loss.dct": 0.5}}, "stage3.loss.dct = 0.015 and 0.5"),
     ({"changes": {"ablation.stage3_steps": 41}}, "ablation.stage3_steps = 40 and 41"),

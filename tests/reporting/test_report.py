@@ -216,6 +216,10 @@ def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
     assert "[bench.json](there/bench.json), by `paperlib bench`: commit 01234567, 2 threads of an Some CPU (avx2)" in (
         text)
     assert text.endswith("| data: cache vs decode | 150 | x |")
+    alone = open_run(run.settings.profile, run.out.parent / "alone")
+    alone.record("07_ablations", [psnr(("D", "qat_teacher_learnt"), 26.5)], graph_forms=forms)
+    assert costs.npu_scatter(run) is not None
+    assert costs.npu_scatter(alone) is None
     axes = costs.ratio_bars(bench).axes[0]
     assert axes.get_xscale() == "log"
     assert "right of 1 ours is faster" in axes.get_xlabel()
