@@ -7,9 +7,9 @@ Every field's default is the paper's value where the paper has one.
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Section(BaseModel):
@@ -243,12 +243,19 @@ class AblationSettings(_Section):
     """Steps of stage 3."""
     keep: Literal["best", "last"] = "last"
     """Which EMA weights a training leaves; the paper's numbers are those of the best epoch."""
-    seeds: tuple[int, ...] = (1234,)
-    """One training each of every row; comparisons are paired by seed."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1234,), min_length=1)
+    """One training each of every row; comparisons are paired by seed. No seed twice."""
     conditions: tuple[Literal["kd_0", "kd_1", "kd_10", "kd_100", "ortho_kd_0", "ortho_kd_1"], ...] = ("kd_1", "kd_0")
     """Table D: weights of the teacher and scalings of the DCT; kd_1 and kd_0 are the two that the paper reports."""
     switches: tuple[str, ...] = ()
     """Further one-change ablations of stage 3, by name; see `paperlib.training.variants`."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands twice: two equal trainings are no second measurement")
+        return seeds
 
 
 class Settings(_Section):

@@ -148,3 +148,9 @@ def test_rows_of_one_table_depend_on_different_parts():
 def test_numbers_that_are_none_are_refused(field, value):
     with pytest.raises(UserError, match=field):
         load_settings("smoke", f'{{"{field}": {value}}}')
+
+
+@pytest.mark.parametrize(("seeds", "words"), [([1, 1], "a seed stands twice"), ([], "at least 1"), ([-1], "greater")])
+def test_seeds_of_ablations_are_seeds_and_none_stands_twice(seeds, words):
+    with pytest.raises(UserError, match=words):
+        load_settings("smoke", {"ablation.seeds": seeds})

@@ -156,7 +156,7 @@ def _effect(rows: Sequence[Mapping[str, Any]], signs: Sequence[float]) -> Effect
     trained = [row.get("row") not in UNTRAINED for row in rows]
     named = [row.get("seed_ids") for row, is_trained in zip(rows, trained, strict=True) if is_trained]
     if named and all(named):
-        common = [seed for seed in named[0] if all(seed in others for others in named)]
+        common = [seed for seed in dict.fromkeys(named[0]) if all(seed in others for others in named)]
         if not common:
             return None
         parts = [part[[row["seed_ids"].index(seed) for seed in common]] if is_trained else part

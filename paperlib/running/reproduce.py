@@ -24,12 +24,14 @@ from paperlib.files import file_lock, read_json, remove_stale, sha256_file, writ
 from paperlib.profiles import note
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.exported import export_notebooks
+from paperlib.reporting.printed import format_tables
 from paperlib.reporting.reference import reference_text
 from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import write_summary
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
 from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
+from paperlib.training.variants import check_switches
 from paperlib.weights import start_file
 
 STATE = ".state.json"
@@ -169,6 +171,7 @@ def reproduce(
             or in which another run is going on.
     """
     run = open_run(profile, out, overrides)
+    check_switches(run.settings)
     paths = find_notebooks(folder or root() / "notebooks")
     chosen = _select(paths, first, last)
     with file_lock(run.out / ".lock"), kernel_environment():
@@ -253,5 +256,5 @@ def write_results(run: Run, state: Mapping[str, Any], overrides: Mapping[str, An
     summary = write_summary(run)
     export_notebooks(run)
     page = write_report(run)
-    print(f"\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n{note(run.settings)}\n\n"
-          f"{reference_text(run)}\n\nSummary: {summary}\nReport:  {page}", flush=True)
+    print(f"\n{format_tables(run.out)}\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n"
+          f"{note(run.settings)}\n\n{reference_text(run)}\n\nSummary: {summary}\nReport:  {page}", flush=True)

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 from paperlib.data.dataset import Data, calibration, patches_of
-from paperlib.errors import UserError
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.upscalers import Bicubic
@@ -44,7 +43,7 @@ from paperlib.training.stages import (
     teacher_targets,
     train,
 )
-from paperlib.training.variants import CONDITIONS, NO_TEACHER, PUBLISHED, REPORTED, SWITCHES, variant
+from paperlib.training.variants import CONDITIONS, NO_TEACHER, PUBLISHED, REPORTED, check_switches, variant
 
 ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": ("C", "repdw"),
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
@@ -216,7 +215,11 @@ def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
     """Tables B and C: each network trained, fused, trained for INT8, exported and measured.
 
     Beside Table B's networks stands bicubic enlargement, unless notebook 01 of this run has measured it.
+
+    Raises:
+        UserError: a switch of `stage3_variants`, which come afterwards, is unknown or makes no settings.
     """
+    check_switches(run.settings)  # of `stage3_variants`, hours later
     tables = {ROWS[arch][0] for arch in run.settings.ablation.archs}
     if "C" in tables:
         teacher_targets(run, data, open_teacher(run, data))  # once for all jobs
@@ -230,12 +233,10 @@ def stage3_variants(run: Run, data: Data) -> list[dict[str, Any]]:
     """Table D's conditions, and the switches beside stage 3 as the run's settings have it (row `as_set`).
 
     Raises:
-        UserError: an unknown switch.
+        UserError: an unknown switch, or some that do not go together.
     """
     size = run.settings.ablation
-    unknown = {part for switch in size.switches for part in switch.split("+")} - set(SWITCHES)
-    if unknown:
-        raise UserError(f"unknown ablation.switches {sorted(unknown)}. Known: {', '.join(SWITCHES)}.")
+    check_switches(run.settings)
     published = "kd_1" in size.conditions and _short(run.settings, 0, PUBLISHED) == _short(run.settings, 0, {})
     own = [] if published or not size.switches else [""]
     rows = _grid(_variant, run, [data], list(dict.fromkeys((*size.conditions, *own, *size.switches))))

@@ -6,8 +6,10 @@ A variant is a change of settings that a user could ask for with `--set`; `paper
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from paperlib.errors import UserError
+from paperlib.overrides import nearest, override
 from paperlib.profiles import METHODS, STAGE3_LOSS
-from paperlib.settings import LossSettings
+from paperlib.settings import LossSettings, Settings
 
 NO_TEACHER = {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0}
 ORTHO = {"stage3.loss.dct_norm": "ortho"}
@@ -79,3 +81,20 @@ def variant(name: str) -> Variant:
         return Variant("D", REPORTED.get(name, name), PUBLISHED | CONDITIONS[name], "fused", both_files=True)
     changes = {field: value for part in name.split("+") if part for field, value in SWITCHES[part].items()}
     return Variant("switches", name or "as_set", changes, NETWORKS.get(name, "fused"), both_files=False)
+
+
+def check_switches(settings: Settings) -> None:
+    """Refuse switches that are unknown, or that together make no settings, before anything is trained.
+
+    Raises:
+        UserError: there is one; known names, or what does not go together, are said.
+    """
+    for name in settings.ablation.switches:
+        for part in filter(None, name.split("+")):
+            if part not in SWITCHES:
+                raise UserError(f"unknown ablation.switches {part!r}. Nearest: {nearest(part, list(SWITCHES))}. "
+                                f"Known: {', '.join(SWITCHES)}.")
+        try:
+            override(settings, variant(name).changes)
+        except UserError as error:
+            raise UserError(f"ablation.switches {name!r} makes no settings: {error}") from error

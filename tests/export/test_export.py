@@ -204,6 +204,14 @@ def test_re_export_of_published_weights_loses_nothing(assets, data_root, tmp_pat
     assert share > 0.98
 
 
+def test_the_authors_tiles_share_16_pixels():
+    """A network that gives every tile one value shows where tiles meet: in the middle of what they share."""
+    picture = np.tile(np.arange(120, dtype=np.uint8)[:, None], (20, 1, 3))
+    flat = lambda x: np.full((3 * x.shape[0], 3 * x.shape[1], 3), float(x[0, 0, 0]))
+    got = run_padded(flat, picture, 20, 40)  # tiles from 0, 24, 48, 72 and 80
+    assert np.flatnonzero(np.diff(got[0, :, 0])).tolist() == [3 * column - 1 for column in (32, 56, 80, 96)]
+
+
 @pytest.mark.parametrize("size", [(7, 9), (20, 9), (24, 40)])
 def test_the_authors_borders_are_reflected_pixels(size):
     """Away from the padded sides the result is the exact one; beside them it is what the padded image gives."""

@@ -206,6 +206,15 @@ def test_nothing_surely_is_a_failure_of_a_reported_difference_and_noise_decides_
         assert trend(keys[0], reported.reported(), ours)[0] is word
 
 
+def test_one_training_named_twice_is_one():
+    keys = [("D", name, "int8", "psnr") for name in ("qat_teacher", "qat_direct")]
+    ours = {key: {"value": value, "values": [value, value], "images": [[value, value - 0.01]] * 2, "seed_ids": [1, 1]}
+            for key, value in zip(keys, (27.1, 27.0), strict=True)}
+    verdict, text = trend(keys[0], reported.reported(), ours)
+    assert verdict is Verdict.UNDECIDED
+    assert "1 seed" in text
+
+
 def test_other_seeds_are_not_paired():
     keys = [("D", name, "int8", "psnr") for name in ("qat_teacher", "qat_direct")]
     ours = {key: {"value": value, "values": [value, value], "seed_ids": seeds}

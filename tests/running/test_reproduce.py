@@ -111,7 +111,7 @@ def test_a_failure_stops_with_exit_code_1_and_is_taken_up_again_there(folder, ca
     assert "--from 02" in shown.err
     assert "--set stage1.steps=7" in shown.err
     assert "no photographs" in copy.read_text()
-    assert "Table A" not in shown.out
+    assert "Table A: " not in shown.out
 
     write_notebook(folder, "02_two")
     assert go(folder, overrides={"stage1.steps": 7}) == 0
@@ -170,6 +170,7 @@ def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd):
 @pytest.mark.parametrize(("more", "words"), [
     ({"overrides": {"stage1.stepz": 5}}, "stage1.stepz"),
     ({"overrides": {"stage1.steps": -5}}, "stage1.steps"),
+    ({"overrides": {"ablation.switches": ["teacher_non"]}}, "Nearest: teacher_none"),
     ({"last": "09"}, "no notebook '09'. There are 01, 02"),
     ({"first": "02", "last": "01"}, "Exchange"),
 ])

@@ -17,7 +17,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from paperlib.data.dataset import open_data
 from paperlib.evaluation.reported import reported
+from paperlib.evaluation.scoring import mean_psnr
+from paperlib.export.tflite import TFLiteUpscaler
+from paperlib.profiles import load_settings
 from paperlib.reporting.tables import COLUMNS, TABLES
 from paperlib.reporting.verdicts import Verdict
 from paperlib.run import NOTEBOOKS
@@ -72,7 +76,8 @@ def test_tables_have_every_reported_number_with_an_honest_verdict(results):
     assert words <= {verdict.value for verdict in Verdict} - {"reproduced", "missed"}
     assert float(found["B", "student_deploy", "int8", "psnr"]["reproduced"]) > 0
     assert "not the paper's numbers" in (out / "summary.md").read_text()
-    assert "Table C" in shown
+    for heading in ("Table A: ", "Table B: ", "Table C: ", "Table D: ", "Abstract: "):
+        assert f"\n{heading}" in shown
 
 
 def test_the_end_says_how_the_run_compares_with_the_committed_one(results):
@@ -91,6 +96,11 @@ def test_the_int8_file_is_what_was_trained(results):
     assert values["abstract", "student_dynamic_tflite"] == values["export", "tflite_post_training"]
     assert values["abstract", "student_dynamic_tflite_learnt"] == values["export", "tflite_dynamic"]
     assert values["abstract", "student_fixed_tflite"] != values["abstract", "student_fixed_tflite_learnt"]
+    pairs = open_data(load_settings("smoke").data).valid
+    for row, kind, borders in (("dynamic_tflite", "ptq", "true"), ("fixed_tflite", "ptq_fixed", "reflected"),
+                               ("dynamic_tflite_learnt", "dynamic", "true"), ("fixed_tflite_learnt", "fixed", "true")):
+        file = TFLiteUpscaler(results[0] / record["inputs"][kind]["file"], borders=borders)
+        assert values["abstract", f"student_{row}"] == pytest.approx(mean_psnr(pairs, file), abs=1e-4)
 
 
 def test_the_report_is_one_page_without_network(results):

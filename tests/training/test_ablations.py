@@ -13,7 +13,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.upscalers import Bicubic
-from paperlib.export.tflite import inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.profiles import METHODS, load_settings
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
@@ -90,8 +90,14 @@ def test_post_training_has_no_spread_over_seeds(tmp_path):
 
 def test_unknown_switches_are_refused(tmp_path):
     run, data = open_after_stage2(tmp_path, ["branches"])
-    with pytest.raises(UserError, match="branches_qat"):
+    with pytest.raises(UserError, match=r"'branches'\. Nearest: branches_qat"):
         stage3_variants(run, data)
+    with pytest.raises(UserError, match="Nearest: branches_qat"):  # not after the hours that the networks take
+        backbones(run, data)
+    together, data = open_after_stage2(tmp_path, ["quantiser_paper+skip_exact", "teacher_none+ema_off"],
+                                       **{"method": "ours"})
+    with pytest.raises(UserError, match=r"'quantiser_paper\+skip_exact' makes no settings: "):
+        backbones(together, data)
 
 
 class TestBranches:
@@ -240,8 +246,12 @@ def test_a_backbone_goes_through_the_papers_whole_pipeline(tmp_path):
     assert values["repconv", "fp32"] == pytest.approx(fakequant, abs=1e-4)
     unrounded = [score_pairs(TorchUpscaler(fused, ""), [pair])["psnr_rgb"] for pair in data.valid]
     assert values["repconv_float", "fp32"] == pytest.approx(unrounded, abs=1e-4)
-    for kind in ("ptq", "dynamic"):
-        assert inspect_tflite(folder / "stage3" / f"{kind}_int8.tflite", 8, 8)["float_tensors"] == []
+    for kind, row in (("ptq", "repconv"), ("dynamic", "repconv_learnt")):
+        file = folder / "stage3" / f"{kind}_int8.tflite"
+        assert inspect_tflite(file, 8, 8)["float_tensors"] == []
+        shipped = [score_pairs(TFLiteUpscaler(file), [pair])["psnr_rgb"] for pair in data.valid]
+        assert values[row, "int8"] == pytest.approx(shipped, abs=1e-4)
+    assert values["repconv", "int8"] != values["repconv_learnt", "int8"]
 
 
 def test_ablations_leave_the_last_weights_and_the_paper_profile_the_best():

@@ -64,9 +64,10 @@ def by_hand(model: nn.Module, settings: StageSettings) -> tuple[nn.Module, dict[
                 limit = settings.clip_body if name.startswith("body") else settings.clip_ends
                 if weight.ndim == 4 and limit:
                     weight.clamp_(-limit, limit)
+        decay = min(settings.ema, 1 - (1 + step) ** (-2 / 3)) if settings.ema_warmup else settings.ema
         for name, value in live.state_dict().items():  # the average begins with the weights after the first step
             if value.is_floating_point():
-                average[name] = settings.ema * average[name] + (1 - settings.ema) * value if step else value.clone()
+                average[name] = decay * average[name] + (1 - decay) * value if step else value.clone()
     return live, average
 
 
@@ -82,6 +83,7 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 CASES = {
     "plain": {}, "λ(t)": {"loss": DISTILS}, "gradient clip": {"clip_grad": 1e-7, "lr": 0.02},
     "weight clip": {"clip_body": 0.05, "clip_ends": 0.03, "lr": 0.01}, "slow average": {"ema": 0.9, "lr": 0.01},
+    "average that begins fast": {"ema": 0.9, "ema_warmup": True, "lr": 0.01},
 }
 
 
@@ -96,7 +98,8 @@ def test_a_stage_is_its_arithmetic(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "without"), [
     ("λ(t)", {"loss": DISTILS.model_copy(update={"kd_mid": None})}), ("gradient clip", {"clip_grad": 0}),
-    ("weight clip", {"clip_body": 0}), ("weight clip", {"clip_ends": 0}), ("slow average", {"ema": 0.5})])
+    ("weight clip", {"clip_body": 0}), ("weight clip", {"clip_ends": 0}), ("slow average", {"ema": 0.5}),
+    ("average that begins fast", {"ema_warmup": False})])
 def test_each_case_notices_what_it_is_about(name, without):
     """Without it the arithmetic ends elsewhere, by far more than the tolerance above."""
     _, average = by_hand(start(), stage(**CASES[name]))

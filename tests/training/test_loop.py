@@ -190,7 +190,7 @@ RUN = """
         twelve = stage(steps=12, checkpoint_every=3, optimizer={optimizer!r})
         result = fit(with_form(Student(SMALL), {form!r}), twelve, stopping, Path({folder!r}) / folder, name="t",
                      score=score, quiet=True)
-        torch.save(result.model.state_dict(), Path({folder!r}) / (folder + ".pt"))
+        torch.save([result.model.state_dict(), result.history], Path({folder!r}) / (folder + ".pt"))
 
     for folder, stop in {plan!r}:  # forked before anything is computed, so that imports are paid for once
         child = os.fork()
@@ -211,8 +211,13 @@ def test_killed_training_ends_with_the_same_bits(tmp_path, form, optimizer):
                                       folder=str(tmp_path), plan=plan))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    whole, killed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
+    (whole, log), (killed, other) = (torch.load(tmp_path / f"{name}.pt", weights_only=True)
+                                     for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    seconds = [[row.pop("seconds") for row in rows] for rows in (log, other)]
+    assert other == log  # a mean since the last validation counts the steps before a kill too
+    assert len(log) > 3
+    assert all(times == sorted(times) for times in seconds)  # time adds up over the parts
 
 
 @pytest.mark.parametrize("change", [lambda state: state["live"].popitem(), lambda state: state["optimizer"].clear(),
