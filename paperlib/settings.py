@@ -7,7 +7,7 @@ Every field's default is the paper's value where the paper has one.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -243,8 +243,8 @@ class AblationSettings(_Section):
     """Steps of stage 3."""
     keep: Literal["best", "last"] = "last"
     """Which EMA weights a training leaves; the paper's numbers are those of the best epoch."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1234,), min_length=1)
-    """One training each of every row; comparisons are paired by seed. No seed twice."""
+    seeds: tuple[int, ...] = (1234,)
+    """One training each of every row; comparisons are paired by seed. At least one, none negative, none twice."""
     conditions: tuple[Literal["kd_0", "kd_1", "kd_10", "kd_100", "ortho_kd_0", "ortho_kd_1"], ...] = ("kd_1", "kd_0")
     """Table D: weights of the teacher and scalings of the DCT; kd_1 and kd_0 are the two that the paper reports."""
     switches: tuple[str, ...] = ()
@@ -252,9 +252,11 @@ class AblationSettings(_Section):
 
     @field_validator("seeds")
     @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _are_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed stands twice: two equal trainings are no second measurement")
+        if not seeds or min(seeds) < 0:
+            raise ValueError("at least one seed is needed, and none is negative")
         return seeds
 
 

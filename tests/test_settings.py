@@ -150,7 +150,8 @@ def test_numbers_that_are_none_are_refused(field, value):
         load_settings("smoke", f'{{"{field}": {value}}}')
 
 
-@pytest.mark.parametrize(("seeds", "words"), [([1, 1], "a seed stands twice"), ([], "at least 1"), ([-1], "greater")])
+@pytest.mark.parametrize(("seeds", "words"), [
+    ([1, 1], "a seed stands twice"), ([], "at least one seed"), ([-1], "none is negative")])
 def test_seeds_of_ablations_are_seeds_and_none_stands_twice(seeds, words):
     with pytest.raises(UserError, match=words):
         load_settings("smoke", {"ablation.seeds": seeds})

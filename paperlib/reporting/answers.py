@@ -51,14 +51,19 @@ def _records(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _overrides(run: Path, records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The single settings that a run was started with: from its record, else from an executed notebook."""
+    """The single settings that a run was started with: from its record, else from an executed notebook.
+
+    Raises:
+        UserError: neither says them; a command without them would be another run's.
+    """
     if "overrides" in records.get("00_reproduce", {}):
         return dict(records["00_reproduce"]["overrides"])
     for path in sorted((run / "notebooks").glob("*.ipynb")):
         text = _json(path)["metadata"].get("papermill", {}).get("parameters", {}).get("overrides")
         if text:
             return dict(json.loads(text))
-    return {}
+    raise UserError(f"{run} does not say which single settings it was started with. Give its 00_reproduce.json the "
+                    "field overrides, {} where there were none.")
 
 
 def _word(value: Any) -> str:

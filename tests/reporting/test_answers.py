@@ -12,6 +12,7 @@ from paperlib.reporting.answers import answers_text, command, run_page, write_an
 from paperlib.reporting.tables import write_tables
 from paperlib.rows import measured_row
 from paperlib.run import open_run
+from paperlib.settings import flatten
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -68,6 +69,26 @@ def test_a_table_names_notebooks_records_minutes_and_verdicts(folder):
     assert "paperlib reproduce --profile demo --until 04 --set stage1.steps=7 quant.start=.../start.pt" in text
     assert not [line for line in text.splitlines() if line.startswith("| C: ")]  # nothing measured
     assert write_answers(folder.parent).read_text(encoding="utf-8") == text
+
+
+def test_single_settings_are_those_of_the_records_and_are_never_guessed(folder):
+    runs = [path.parents[1] for path in (RESULTS / "reference").rglob("00_reproduce.json")]
+    compared = 0
+    for run in runs:
+        overrides = json.loads((run / "records" / "00_reproduce.json").read_text(encoding="utf-8"))["overrides"]
+        for record in (run / "records").glob("07*.json"):
+            made = flatten("", json.loads(record.read_text(encoding="utf-8"))["settings"])
+            for name, value in overrides.items():
+                if name in made:
+                    assert made[name] == value, (record, name)
+                    compared += 1
+    assert compared > 30
+    path = folder / "demo" / "records" / "00_reproduce.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["overrides"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match="does not say which single settings"):
+        answers_text(folder)
 
 
 def test_a_command_names_what_is_not_usual():
