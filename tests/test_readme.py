@@ -14,7 +14,9 @@ from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.claims import judged_claims
 from paperlib.reporting.differences import differences
+from paperlib.reporting.effects import paired_effect
 from paperlib.reporting.peers import peers_sentence
+from paperlib.reporting.verdicts import values_of
 from paperlib.run import Run
 from paperlib.weights import pretrained
 
@@ -97,12 +99,13 @@ def test_the_box_is_the_recorded_file():
 
 @pytest.mark.parametrize(("words", "number"), [
     ("float {} dB on Set5", lambda: audited("stage2_fp32", "Set5")),
-    ("the paper's way {},", lambda: value(f"{STAGE3}/teacher/records/07_ablations.json", "qat_teacher", "Set5")),
+    ("the paper's way {} (31.322", lambda: value(f"{STAGE3}/teacher/records/07_ablations.json", "qat_teacher", "Set5")),
+    ("({} without stage 3)", lambda: value(f"{STAGE3}/grid/records/07_ablations.json", "post_training", "Set5")),
     ("{} with its learnt grids",
      lambda: value(f"{STAGE3}/teacher/records/07_ablations.json", "qat_teacher_learnt", "Set5")),
-    ("arithmetic with an ADD {},",
+    ("rounded to data: with an ADD {},",
      lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "residual_add", "Set5")),
-    ("rounded to data {} ±", lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "as_set", "Set5")),
+    ("with an exact skip {} ±", lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "as_set", "Set5")),
     ("± {} dB (three seeds",
      lambda: value(f"{STAGE3}/rounded/records/07_ablations.json", "as_set", "Set5", field="sd"))])
 def test_findings_have_a_record(words: str, number: Any):
@@ -131,11 +134,12 @@ def test_what_a_larger_weight_of_the_teacher_gives_is_the_recorded_effect():
     assert {line.effect.seeds for line in (ten, hundred)} == {5}
     ortho, alone = found["ortho_kd_1"], found["ortho_kd_0"]
     effect = ortho.effect
-    assert f"its file is {ortho.words()}, {effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}] dB" in text
+    interval = f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}] dB"
+    assert f"the post-training file is {ortho.words()}, {interval}" in text
     assert (ortho.against, alone.against) == ("qat_teacher", "ortho_kd_1")
     assert (ortho.effect.seeds, alone.effect.seeds) == (5, 5)
     learnt = found["ortho_kd_0_learnt"]
-    assert f"the teacher there: {alone.words()}, inside ±0.03, and {learnt.words()} with learnt grids" in text
+    assert f"gives beside it: {alone.words()}, inside ±0.03, and {learnt.words()} with learnt grids" in text
     noisier = [found["kd_10"], found["kd_100"], alone]
     assert [line.words() for line in noisier] == ["undecided"] * 3
     assert all(-0.03 < line.effect.low < line.effect.high < 0.03 for line in noisier)
@@ -176,6 +180,18 @@ def test_claims_say_what_the_records_say(claim, folder, words):
     assert cells[2].replace("−", "-").startswith(
         f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}] dB, {effect.seeds} seeds")
     assert cells[3] == found.word.value
+
+
+def test_what_int8_costs_from_float_is_computed_from_the_record():
+    """MobileOne's loss from its float network to its post-training file less RepConv's, by seed and image."""
+    record = json.loads((REFERENCE / "blocks" / "records" / "07_ablations.json").read_text(encoding="utf-8"))
+    rows = {(row["row"], row["precision"]): row for row in record["rows"]
+            if row["metric"] == "psnr" and row["dataset"] == "validation"}
+    assert len({tuple(rows[key]["seed_ids"]) for key in rows if key[0].startswith(("mobileone", "repconv"))}) == 1
+    cost = lambda arch: values_of(rows[arch, "int8"]) - values_of(rows[f"{arch}_float", "fp32"])
+    effect = paired_effect(cost("mobileone"), cost("repconv"))
+    found = f"(from float: {effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}])".replace("-", "−")
+    assert table_line("Table C: INT8 costs MobileOne less than RepConv")[2].endswith(found)
 
 
 def test_the_reported_number_of_the_files_is_the_papers():

@@ -121,20 +121,21 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]], see
     stages = "\n".join(
         f"- stage {number}: {stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels, "
         f"{OPTIMISERS[stage.optimizer]}, learning rate {stage.lr:g} ({stage.decay}"
-        f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), form {stage.form}, "
+        f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), "
+        f"{f'form {stage.form}' if number < 3 else 'fused'}, "
         f"{'silent channels revived, ' if stage.revive else ''}"
         f"loss {_terms(stage.loss)}; {minutes:.0f} min"
         for number, stage, minutes in zip((1, 2, 3), (settings.stage1, settings.stage2, settings.stage3),
                                           facts["minutes"], strict=True))
     return f"""# Model card: ×3 student, {values[0]:,} values in INT8
 
-Trained by this kit, profile `{settings.profile}`, commit `{facts['commit'][:12]}`, seed {settings.seed}, on {
-    facts['device']}.
-**Data and schedule: {note(settings)}**; the paper trains on DIV2K for 18 GPU hours.
+Trained by this kit, profile `{settings.profile}`, measured at commit `{facts['commit'][:12]}`, seed {
+    settings.seed}, on {facts['device']}.
+**Data and schedule: {note(settings)}**; the paper trains on DIV2K, 18 hours by its authors' log.
 
 - `{FILES['pretrained-float']}`: fused float network, {values[1]:,} weights and biases, RGB 0..255 in and out, clamped.
 - `{FILES['pretrained']}`: the same after quantisation-aware training, {values[0]:,} weights and biases{
-    ' (more, for its skip is carried by convolutions)' if settings.quant.skip == 'exact' else ''}; every tensor INT8,
+    ' (more, for its skip is carried by convolutions)' if settings.quant.skip == 'exact' else ''}; no tensor in float,
   any input size.
 
 ## Training

@@ -63,5 +63,6 @@ def claims_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame([
         {"claim": claim.text,
          "the paper (dB)": f"{claim.reported:+.3f}",
-         "here (dB)": str(found.effect) if found else "", "verdict": found.word.value if found else "not run"}
+         "here (dB)": f"{found.effect}{found.note}" if found else "",
+         "verdict": found.word.value if found else "not run"}
         for claim, found in judged_claims(run)])

@@ -211,9 +211,11 @@ def test_who_leads_is_read_from_the_list():
     behind = peers_sentence(dict(zip(sets, (31.47, 27.58, 27.395), strict=True)))
     assert behind.startswith("Of 5 public INT8 files of up to 100K parameters")
     first, second, third = behind.partition("B100): ")[2].rstrip(".").split("; ")
-    assert first == "PureConvSR trial 10 (97K, 31.573 / 27.630 / 27.410) on all"
-    assert second == "NCNet (52K, 31.500 / 27.583 / 27.361) on Set5 and Set14"
-    assert third == "PureConvSR trial 17 (76K, 31.465 / 27.584 / 27.340) on Set14"
+    assert first == "PureConvSR trial 10 (97K, 31.573 / 27.63 / 27.41) ahead on all"
+    assert second == "NCNet (52K, 31.500 / 27.583 / 27.361) ahead on Set5 and Set14"
+    assert third == "PureConvSR trial 17 (76K, 31.465 / 27.584 / 27.340) ahead on Set14"
+    rounded = peers_sentence(dict(zip(sets, (31.573, 27.627, 27.4), strict=True)))
+    assert rounded.endswith("PureConvSR trial 10 (97K, 31.573 / 27.63 / 27.41) ahead on B100 and level on Set14.")
     assert peers_sentence(dict.fromkeys(sets, 40.0)).endswith("none is ahead of it on any set.")
     assert "trial 10" not in peers_sentence(dict.fromkeys(sets, 20.0), largest=80_000)
     with FILE.open(encoding="utf-8", newline="") as file:
