@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--max-images", type=_count, metavar="N", help="only the first N images")
 
     command = add("upscale", commands.upscale, "Enlarge pictures ×3.")
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder of pictures, or glob")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture of up to 150 megapixels, folder, or glob")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
 

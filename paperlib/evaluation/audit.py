@@ -31,6 +31,8 @@ from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.settings import DataSettings
 from paperlib.student.models import load_pickle, read_published
 
+DIV2K_VALIDATION = "DIV2K validation"
+
 
 def _best(log: list[dict[str, str]], stage: str) -> tuple[float, float, int]:
     """PSNR, SSIM and epoch of a stage's best validation."""
@@ -68,6 +70,33 @@ def authors_report() -> list[dict[str, Any]]:
              "reproduced": value, "verdict": "recomputed", "evidence": evidence}
             for row, precision, papers, values, evidence in lines
             for metric, paper, value in zip(("psnr", "ssim"), papers, values, strict=True)]
+
+
+MEASURED_AS = {"student_stage2 (Table B)": "stage2_fp32", "student_deploy (Table B, called INT8)": "stage3_fakequant",
+               "mobileone (Table C, called FP32)": "stage3_fakequant",
+               "stage-3 weights as float graph": "stage3_weights_fp32",
+               "dynamic TFLite (abstract, Tables C and D)": "dynamic_int8", "fixed TFLite (abstract)": "fixed_int8"}
+"""Rows of `authors_report` → the published file behind each, by its name in `FILES`."""
+
+
+def side_by_side(recomputed: Sequence[Mapping[str, Any]], measured: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the paper reports, what the authors' log and report say, and what their files score here, on one line each.
+
+    Args:
+        recomputed: rows of `authors_report`.
+        measured: of `measured_authors`; only DIV2K's validation images, on which the paper reports, are compared.
+
+    Returns:
+        row, precision, metric, `paper`, `their report`, `here`, `here - report`; None where there is none.
+    """
+    found = {line["as"]: line for line in measured.to_dict("records") if line["dataset"] == DIV2K_VALIDATION}
+    lines = []
+    for row in recomputed:
+        here = found.get(MEASURED_AS.get(row["row"], ""), {}).get(f"{row['metric']}_rgb")
+        lines.append({name: row[name] for name in ("row", "precision", "metric")} | {
+            "paper": row["reported"], "their report": row["reproduced"], "here": here,
+            "here - report": None if here is None else here - row["reproduced"]})
+    return lines
 
 
 def released_run() -> dict[str, Any]:
@@ -137,7 +166,7 @@ def sets_at_hand() -> dict[str, Sequence[Pair]]:
         sets = {"embedded": validation_pairs(DataSettings(source="embedded"))}
     div2k = DataSettings(source="div2k")
     if all(find_folder(div2k_folder(div2k), archive) for archive in ARCHIVES if archive.split == "valid"):
-        sets["DIV2K validation"] = validation_pairs(div2k)  # what the paper reports on
+        sets[DIV2K_VALIDATION] = validation_pairs(div2k)  # what the paper reports on
     return sets
 
 
@@ -153,7 +182,9 @@ def verify() -> dict[str, Any]:
         raise UserError(f"the audit needs the authors' files: set PAPERLIB_ASSETS to a folder that holds aio_mai/ with "
                         f"{', '.join([*FILES.values(), REPORT, LOG])}. They are not at hand, and {error}") from error
     input_grid = read_published_qat(folder / FILES["stage3_fakequant"]).grid("input")
-    return {"recomputed": authors_report(), "measured": measured_authors(sets_at_hand()).to_dict("records"),
+    recomputed, measured = authors_report(), measured_authors(sets_at_hand())
+    return {"side_by_side": side_by_side(recomputed, measured), "recomputed": recomputed,
+            "measured": measured.to_dict("records"),
             "released_run": released_run(), "input_grid": [input_grid.low, input_grid.high],
             "provenance": provenance(),
             "sha256": {file: sha256_file(folder / file) for file in [*FILES.values(), REPORT, LOG]}}

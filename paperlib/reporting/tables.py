@@ -109,7 +109,8 @@ def audit_rows(run: Run) -> list[Row]:
     lines = [(name, line) for name, record in run.records().items() for line in record.get("audit") or []]
     return [Row(line.get("table") or "audit", line["row"], line["precision"], line["metric"], line.get("reported"),
                 line.get("reproduced"), line.get("tolerance"), line["verdict"],
-                line.get("evidence") or f"records/{name}.json", run.settings.profile) for name, line in lines]
+                ": ".join(filter(None, (f"records/{name}.json", line.get("evidence")))), run.settings.profile)
+            for name, line in lines]
 
 
 def audit_table(run: Run) -> pd.DataFrame:
@@ -177,10 +178,21 @@ def by_row(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
+class Whole(pd.DataFrame):
+    """A table that a notebook or terminal shows with the whole text of every cell."""
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return super()._repr_html_()
+
+    def __repr__(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return super().__repr__()
+
+
 def reported_vs_measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:
     """Reported beside measured for the named tables, one line a row: the closing cell of a notebook, shown whole."""
-    pd.set_option("display.max_colwidth", None)
-    return by_row(table_rows(run, tables))
+    return Whole(by_row(table_rows(run, tables)))
 
 
 def measured(run: Run, tables: Sequence[str]) -> pd.DataFrame:

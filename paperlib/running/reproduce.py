@@ -20,6 +20,7 @@ from paperlib.data.photographs import named_folder
 from paperlib.data.splits import split_sources
 from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
+from paperlib.evaluation.authors import authors_folder
 from paperlib.files import file_lock, read_json, remove_stale, sha256_file, write_json
 from paperlib.profiles import note
 from paperlib.reporting.claims import claims_table
@@ -42,7 +43,8 @@ SHARES = {"01": 3, "02": 22, "03": 11, "04": 11, "05": 10, "06": 7, "07": 36}
 
 def input_files(run: Run) -> list[Path]:
     """The files outside the run that its results depend on: photographs, test sets, weights in PAPERLIB_ASSETS, the
-    checkpoint that `quant.start` names. (A downloaded teacher has one hash or is refused.)
+    authors' files where they were downloaded, the checkpoint that `quant.start` names. (A downloaded teacher has one
+    hash or is refused.)
 
     Raises:
         UserError: a folder of photographs is missing.
@@ -50,9 +52,9 @@ def input_files(run: Run) -> list[Path]:
     settings = run.settings.data
     sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
     files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
-    folders = [named_folder(name) for name in settings.tests] + [folder for folder in [assets_dir()] if folder]
+    folders = {*map(named_folder, settings.tests), assets_dir(), authors_folder()} - {None}
     files += [start_file(start)] if (start := run.settings.quant.start) else []
-    return files + sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return files + sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
 
 
 def package_files() -> list[Path]:

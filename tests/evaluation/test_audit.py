@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -98,6 +99,26 @@ def test_without_the_authors_files_there_is_no_audit(monkeypatch, tmp_path):
     assert audit.measured_authors({}).empty
     with pytest.raises(audit.UserError, match=rf"{FILES['fixed_int8']}.*not at hand.*refused"):
         audit.verify()
+
+
+def test_paper_report_and_file_stand_on_one_line():
+    report = [{"row": row, "precision": "", "metric": metric, "reported": paper, "reproduced": value}
+              for row, metric, paper, value in (
+                  ("dynamic TFLite (abstract, Tables C and D)", "psnr", 30.0003, 30.00028),
+                  ("fixed TFLite (abstract)", "ssim", 0.857, 0.8568), ("bicubic (Table B)", "psnr", 28.26, 28.49))]
+    measured = pd.DataFrame([
+        {"as": name, "dataset": dataset, "psnr_rgb": psnr, "ssim_rgb": 0.85}
+        for name, dataset, psnr in (("dynamic_int8", "Set5", 31.3), ("dynamic_int8", "DIV2K validation", 30.001),
+                                    ("fixed_int8", "Set5", 31.2))])
+    dynamic, fixed, bicubic = audit.side_by_side(report, measured)
+    assert (dynamic["paper"], dynamic["their report"], dynamic["here"]) == (30.0003, 30.00028, 30.001)
+    assert dynamic["here - report"] == pytest.approx(0.00072)
+    assert (fixed["here"], fixed["here - report"], bicubic["here"]) == (None, None, None)
+
+
+def test_every_published_file_has_its_reported_row(assets):
+    assert set(audit.MEASURED_AS.values()) == set(FILES)
+    assert set(audit.MEASURED_AS) <= {row["row"] for row in authors_report()}
 
 
 def test_div2k_is_measured_where_it_is(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from paperlib.errors import UserError
@@ -330,6 +331,7 @@ def test_audit_rows_come_from_the_record_and_obey_the_vocabulary(tmp_path):
     run.record("06_tflite_eval", [], audit=[line])
     (row,) = tables.table_rows(run, ["audit"])
     assert (row.table, row.reproduced, row.delta) == ("audit", 31.294, None)
+    assert row.evidence.startswith("records/06_tflite_eval.json")
     assert row.evidence == "records/06_tflite_eval.json"
     run.record("06_tflite_eval", [], audit=[line | {"verdict": "reproduced"}])
     with pytest.raises(ValueError, match="paper profile"):
@@ -355,6 +357,12 @@ def test_reported_and_measured_stand_in_one_line_a_row(tmp_path):
     run.record("07_ablations", rows_of({("B", "bicubic", "fp32", "psnr"): 26.123456,
                                         ("B", "bicubic", "fp32", "ssim"): 0.8,
                                         ("B", "student_stage2", "fp32", "psnr"): 27.0}))
+    whole, width = tables.reported_vs_measured(run, ["B"]), pd.get_option("display.max_colwidth")
+    assert "-0.877 (1 seed, means of the set)" in whole._repr_html_()
+    whole.loc[0, "verdict"] = "word " * 30 + "end"
+    assert "word end" in whole._repr_html_()
+    assert "word end" in repr(whole)
+    assert pd.get_option("display.max_colwidth") == width  # a notebook's other tables are shown as ever
     shown = tables.reported_vs_measured(run, ["B"]).set_index("row")
     assert list(shown.index) == ["bicubic", "fsrcnn", "abpn", "student_stage2", "student_deploy"]
     assert shown.loc["bicubic", "reported"] == "28.26 / 0.828"

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from paperlib.errors import UserError
+from paperlib.evaluation.authors import PUBLISHED
 from paperlib.files import file_lock
 from paperlib.run import open_run
 from paperlib.running import notebooks, reproduce
@@ -208,6 +209,15 @@ def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp
     weights.write_bytes(b"other")
     assert not set(plain.values()) & set(reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a")).values())
     weights.unlink()
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    without = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))
+    (tmp_path / "cache" / "aio_mai").mkdir(parents=True)
+    for name in PUBLISHED:
+        (tmp_path / "cache" / "aio_mai" / name).write_bytes(b"theirs")
+    (tmp_path / "assets").rmdir()
+    monkeypatch.delenv("PAPERLIB_ASSETS")
+    fetched = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))  # `verify` has downloaded them
+    assert not set(without.values()) & set(fetched.values())
     start = tmp_path / "start.pt"
     start.write_bytes(b"one")
     named = {"quant.start": str(start)}
