@@ -160,7 +160,7 @@ def verify(args: argparse.Namespace) -> int:
         check_folder(args.json.parent)
     result = verify()
     _write_json(args.json, result)
-    for title, part in (("The paper, the authors' log and report, and here (DIV2K's validation images)", "side_by_side"),
+    for title, part in (("The paper, the authors' log and report, and here (DIV2K validation)", "side_by_side"),
                         ("Their files here on every set at hand", "measured")):
         table = pd.DataFrame(result[part]).drop(columns="images", errors="ignore")
         print(f"{title}\n{table.to_string(index=False, na_rep='')}\n")

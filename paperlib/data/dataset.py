@@ -6,7 +6,7 @@ batch draw exactly the samples that one process would.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -174,6 +174,16 @@ class Data:
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.settings,)
 
+    @cached_property
+    def valid_key(self) -> str:
+        """Hash of the validation photographs' pixels, LR and HR, 16 hex digits."""
+        return _pixels_key(self.valid)
+
+    def keys(self) -> dict[str, str]:
+        """Hashes of the pixels of every split, for records: what was trained on, chosen on and tested on."""
+        return {"training pixels": self.store.key, "validation pixels": self.valid_key} | {
+            f"test pixels: {name}": _pixels_key(pairs) for name, pairs in self.tests.items()}
+
     def inventory(self) -> pd.DataFrame:
         """One line a split: photographs and megapixels (HR)."""
         lines = [("training", [self.store.hr_shape(index) for index in range(len(self.store))])]
@@ -182,6 +192,14 @@ class Data:
         return pd.DataFrame([{"split": split, "photographs": len(shapes),
                               "megapixels": round(sum(h * w for h, w, _ in shapes) / 1e6, 2)}
                              for split, shapes in lines])
+
+
+def _pixels_key(pairs: Iterable[Pair]) -> str:
+    digest = sha256()
+    for pair in pairs:
+        for pixels in (pair.lr, pair.hr):
+            digest.update(f"{pair.name} {pixels.shape}".encode(errors="surrogateescape") + pixels.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def patches_of(data: Data, settings: Settings, stream: str, stage: StageSettings) -> TrainSet:

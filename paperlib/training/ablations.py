@@ -217,7 +217,7 @@ def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
     Beside Table B's networks stands bicubic enlargement, unless notebook 01 of this run has measured it.
 
     Raises:
-        UserError: a switch of `stage3_variants`, which come afterwards, is unknown or makes no settings.
+        UserError: a switch of `stage3_variants`, which come afterwards, is unknown.
     """
     check_switches(run.settings)  # of `stage3_variants`, hours later
     tables = {ROWS[arch][0] for arch in run.settings.ablation.archs}
@@ -233,7 +233,7 @@ def stage3_variants(run: Run, data: Data) -> list[dict[str, Any]]:
     """Table D's conditions, and the switches beside stage 3 as the run's settings have it (row `as_set`).
 
     Raises:
-        UserError: an unknown switch, or some that do not go together.
+        UserError: an unknown switch.
     """
     size = run.settings.ablation
     check_switches(run.settings)

@@ -204,7 +204,8 @@ def _train(job: _Job) -> Fit:
     accelerator, stage = Accelerator(), job.stage
     identity = _flat(stage) | dict(job.identity)
     state = TrainingState.begin(job.model, stage)
-    if saved := load_state(job.folder, identity, _flat(StageSettings(steps=1, lr=1.0, loss={}))):
+    older = _flat(StageSettings(steps=1, lr=1.0, loss={})) | {"valid": identity.get("valid")}  # what its states lack
+    if saved := load_state(job.folder, identity, older):
         state.restore(saved, saved["path"], stage.steps)
     first, spent = state.step, state.seconds
     # channels_last is the faster layout on CPU and GPU alike; it must be set before DDP wraps the model.

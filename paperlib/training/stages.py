@@ -78,8 +78,9 @@ def train(
     distils = targets is not None and stage.loss.kd > 0
     key, compute = (targets.key, targets.compute) if distils else (None, None)
     draw = lambda step, rank, world: patches.batch(step, stage.batch, rank, world, teacher=key)
-    identity = {"seed": settings.seed, "data": data.store.key, "start": start, "sampling": settings.data.sampling,
-                "student": settings_hash(settings.student), "teacher": targets.name if distils else "none"}
+    identity = {"seed": settings.seed, "data": data.store.key, "valid": data.valid_key, "start": start,
+                "sampling": settings.data.sampling, "student": settings_hash(settings.student),
+                "teacher": targets.name if distils else "none"}
     return fit(model, stage, draw, run.stage_folder(name), name=name, score=psnr_scorer(data.valid), teacher=compute,
                events=events, identity=identity)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from paperlib.errors import UserError
-from paperlib.overrides import nearest, override
+from paperlib.overrides import nearest
 from paperlib.profiles import METHODS, STAGE3_LOSS
 from paperlib.settings import LossSettings, Settings
 
@@ -84,17 +84,13 @@ def variant(name: str) -> Variant:
 
 
 def check_switches(settings: Settings) -> None:
-    """Refuse switches that are unknown, or that together make no settings, before anything is trained.
+    """Refuse switches that are unknown before anything is trained.
 
     Raises:
-        UserError: there is one; known names, or what does not go together, are said.
+        UserError: there is one; the nearest and all known names are said.
     """
     for name in settings.ablation.switches:
         for part in filter(None, name.split("+")):
             if part not in SWITCHES:
                 raise UserError(f"unknown ablation.switches {part!r}. Nearest: {nearest(part, list(SWITCHES))}. "
                                 f"Known: {', '.join(SWITCHES)}.")
-        try:
-            override(settings, variant(name).changes)
-        except UserError as error:
-            raise UserError(f"ablation.switches {name!r} makes no settings: {error}") from error

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from paperlib.data import pixel_store
-from paperlib.data.dataset import COLOURS, TrainSet
+from paperlib.data.dataset import COLOURS, TrainSet, open_data
 from paperlib.data.flat_images import FlatImages
 from paperlib.data.images import find_images, read_rgb
 from paperlib.data.photographs import make_pair, named_folder, read_pairs
@@ -219,3 +219,18 @@ def test_status_names_every_folder_of_a_split(photographs, tmp_path):
     train, valid = status(DataSettings(source="folders", train=(str(photographs), str(other)), valid=(str(other),)))
     assert train == {"split": "train", "state": "3 photographs", "where": f"{photographs}, {other}"}
     assert valid["where"] == str(other)
+
+
+def test_every_split_has_a_hash_of_its_pixels(photographs):
+    data = open_data(folders(photographs))
+    data.tests = {"Set5": read_pairs(photographs)}
+    keys = data.keys()
+    assert list(keys) == ["training pixels", "validation pixels", "test pixels: Set5"]
+    assert keys["training pixels"] == data.store.key
+    assert keys["validation pixels"] == data.valid_key
+    assert {len(key) for key in keys.values()} == {16}
+    assert data.keys() == keys
+    pixels = read_rgb(photographs / "b.png").copy()
+    pixels[30, 30, 0] ^= 1
+    Image.fromarray(pixels).save(photographs / "b.png")
+    assert open_data(folders(photographs)).valid_key != data.valid_key

@@ -94,10 +94,6 @@ def test_unknown_switches_are_refused(tmp_path):
         stage3_variants(run, data)
     with pytest.raises(UserError, match="Nearest: branches_qat"):  # not after the hours that the networks take
         backbones(run, data)
-    together, data = open_after_stage2(tmp_path, ["quantiser_paper+skip_exact", "teacher_none+ema_off"],
-                                       **{"method": "ours"})
-    with pytest.raises(UserError, match=r"'quantiser_paper\+skip_exact' makes no settings: "):
-        backbones(together, data)
 
 
 class TestBranches:

@@ -29,6 +29,7 @@ from paperlib.training.stages import (
     stage3_targets,
     start_path,
 )
+from paperlib.training.state import save_state
 from paperlib.weights import pretrained
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
@@ -60,6 +61,21 @@ def test_another_stage_1_is_another_start(tmp_path):
     save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
     with pytest.raises(UserError, match="start: "):
         stage2(run, data, Targets("none"))
+
+
+def test_weights_are_not_chosen_on_two_sets_of_photographs(tmp_path):
+    run, data = run_of(tmp_path)
+    stage1(run, data)
+    other, more = run_of(tmp_path, **{"data.max_valid": 2})
+    with pytest.raises(UserError, match="with other settings: valid: "):
+        stage1(other, more)
+    (path,) = run.stage_folder("stage1").glob("state-000006-*.pt")
+    state = torch.load(path, weights_only=True)
+    older = state | {"identity": {key: value for key, value in state["identity"].items() if key != "valid"}}
+    for found in run.stage_folder("stage1").glob("state-*.pt"):
+        found.unlink()
+    save_state(run.stage_folder("stage1"), state["step"], older)
+    assert stage1(other, more).fit.resumed_from == 6  # a state of a version that did not say it goes on
 
 
 def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path, monkeypatch):
