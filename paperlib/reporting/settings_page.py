@@ -22,12 +22,12 @@ STAGES = ("stage1", "stage2", "stage3")
 LIMITS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "multiple_of": "a multiple of {}"}
 HEADING = """# Settings
 
-Written by `python -m paperlib.reporting.answers` from `paperlib/settings.py` and `paperlib/profiles.py`; a test
-compares them. Any setting is changed by `--set NAME=VALUE` (several after one `--set`), in a notebook by the parameter
-`overrides`, for `make` by `ARGS="--set NAME=VALUE"`. A value is JSON, text may stand without quotes. An unknown name or
-a value out of range is refused before anything runs. Columns give the profiles' values by the method that they take by
-themselves: `paper` and `demo` the paper's, `benchmark` ours. `smoke` runs every code path in little time and is not
-shown."""
+Written by `python -m paperlib.reporting.answers` from `paperlib/settings.py`, `stage_settings.py` and `profiles.py`; a
+test compares them. Any setting is changed by `--set NAME=VALUE` (several after one `--set`), in a notebook by the
+parameter `overrides`, for `make` by `ARGS="--set NAME=VALUE"`. A value is JSON, text may stand without quotes. An
+unknown name or a value out of range is refused before anything runs. Columns give the profiles' values by the method
+that they take by themselves: `paper` and `demo` the paper's, `benchmark` ours. `smoke` runs every code path in little
+time and is not shown."""
 
 
 def meanings(section: type[BaseModel]) -> dict[str, str]:
