@@ -3,7 +3,8 @@
 Stage 1, the longest, is trained once. From its weights every seed trains stages 2 and 3 anew (other patches, other
 kernels in silent channels), exports its INT8 file and is measured on all image sets. The run's own seed is one of them;
 the others get a folder each, `seeds/<seed>/` in the run's. What comes out goes into `seeds.json` there, where the
-model card of that run finds it. Trainings that are finished are not repeated, a stopped one continues.
+model card of that run finds it. Trainings that are finished are not repeated, a stopped one continues. Where stage 2 is
+long, the other seeds may go on from one of its states (`--state`, a copy that was kept): they share its first part.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from paperlib.run import open_run
 from paperlib.student.models import fuse_model
 from paperlib.training.ablations import over_seeds
 from paperlib.training.stages import open_teacher, recalibrated, stage2, stage3, stage3_targets, teacher_targets
+from paperlib.training.state import read_state, save_state
 
 
 def _stage1(out: Path) -> Path:
@@ -50,6 +52,15 @@ def _folder(out: Path, seed: int) -> Path:
     return folder
 
 
+def _go_on_from(state: Path, folder: Path, seed: int) -> None:
+    """Give a folder whose stage 2 has not begun the given state of the run's, as if it were this seed's."""
+    target = folder / "checkpoints" / "stage2"
+    if not list(target.glob("state-*.pt")):
+        content = read_state(state)
+        target.mkdir(parents=True, exist_ok=True)
+        save_state(target, content["step"], content | {"identity": content["identity"] | {"seed": seed}})
+
+
 def one_seed(profile: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train stages 2 and 3 from the folder's stage 1 (or load them) and measure float network and INT8 file.
 
@@ -69,22 +80,27 @@ def one_seed(profile: str, folder: Path, settings: Mapping[str, Any]) -> dict[st
             "rows": [row for row in rows if row["metric"] == "psnr"]}
 
 
-def compare(out: Path, seeds: Sequence[int], profile: str = "benchmark", more: Mapping[str, Any] | None = None) -> Path:
+def compare(out: Path, seeds: Sequence[int], profile: str = "benchmark", more: Mapping[str, Any] | None = None,
+            state: Path | None = None) -> Path:
     """Train and measure every seed and write `seeds.json` into the run's folder; returns its path.
 
     Args:
         out: folder of a run whose stage 1 is trained.
         seeds: the run's own first.
         more: settings of the run beside the profile's.
+        state: of the run's stage 2; the other seeds go on from it instead of from stage 1.
 
     Raises:
-        UserError: fewer than two seeds, the run has trained no stage 1, or it is another seed's.
+        UserError: fewer than two seeds, the run has trained no stage 1, it is another seed's, or `state` is none of
+            its stage 2.
     """
     if len(set(seeds)) < 2:
         raise UserError("a spread needs two seeds at least. Name them with --seeds.")
     settings, results, stage1 = dict(more or {}), [], sha256_file(_stage1(out))
     for seed in seeds:
         folder = out if seed == seeds[0] else _folder(out, seed)
+        if state is not None and seed != seeds[0]:
+            _go_on_from(state, folder, seed)
         results.append(one_seed(profile, folder, settings | {"seed": seed}))
         print(f"seed {seed}: " + ", ".join(f"{row['dataset']} {row['precision']} {row['value']:.3f}"
                                            for row in results[-1]["rows"]), flush=True)
@@ -92,7 +108,7 @@ def compare(out: Path, seeds: Sequence[int], profile: str = "benchmark", more: M
     return write_json(out / "seeds.json", provenance() | {
         "what": "stages 2 and 3 with several seeds, from one stage 1; PSNR RGB in dB, per image, and over seeds",
         "profile": profile, "settings": about.settings.model_dump(mode="json"), "seeds": list(seeds),
-        "stage1": stage1,
+        "stage1": stage1, "stage2_shared_steps": 0 if state is None else read_state(state)["step"],
         "files": {str(seed): result["sha256"] for seed, result in zip(seeds, results, strict=True)},
         "kept_steps": [result["kept_step"] for result in results],
         "rows": over_seeds([result["rows"] for result in results], seeds)})
@@ -103,8 +119,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=root() / "results" / "benchmark")
     parser.add_argument("--profile", default="benchmark")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1235, 1236])
+    parser.add_argument("--state", type=Path, help="a state file of stage 2 from which the other seeds go on")
     given = parser.parse_args()
     try:
-        print(compare(given.out, given.seeds, given.profile))
+        print(compare(given.out, given.seeds, given.profile, state=given.state))
     except UserError as error:
         parser.exit(2, f"{error}\n")

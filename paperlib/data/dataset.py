@@ -20,6 +20,7 @@ from paperlib.data.overlap import Overlap, check_overlaps
 from paperlib.data.photographs import Pair, Pairs
 from paperlib.data.pixel_store import PixelStore, open_store
 from paperlib.data.splits import split_sources, test_sets, validation_pairs
+from paperlib.data.text import text_patch
 from paperlib.errors import UserError
 from paperlib.settings import SCALE, DataSettings, Settings, StageSettings
 
@@ -28,7 +29,8 @@ COLOURS = tuple(permutations(range(3)))
 
 
 class Sample(NamedTuple):
-    """Where one patch comes from: a photograph, a place in LR pixels, one of eight symmetries, an order of colours."""
+    """Where one patch comes from: a photograph, a place in LR pixels, one of eight symmetries, an order of colours; or
+    rendered text instead."""
 
     photograph: int
     top: int
@@ -37,6 +39,8 @@ class Sample(NamedTuple):
     """0..7 counts quarter turns, from 4 on after a flip."""
     colours: int = 0
     """Index into `COLOURS`."""
+    text: bool = False
+    """Letters take the photograph's place, upright (`data.text`)."""
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Batch:
     hr: Tensor
     """uint8 (B, 3, 3p, 3p)."""
     teacher: Tensor | None = None
-    """uint8 (B, 3, 3p, 3p), the teacher's output for the same crops, or None."""
+    """uint8 (B, 3, 3p, 3p), the teacher's cached output for the same crops, HR where a patch is text; or None."""
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -91,14 +95,16 @@ class TrainSet:
         seed, name: what the draw depends on besides the index; two trainings with other names see other patches.
         patch: LR pixels a side; smaller photographs are left out (`left_out` counts them).
         permute_colours: red, green and blue change places at random.
+        text: share of the patches that are rendered text (`data.text`).
 
     Raises:
         UserError: no photograph is large enough.
     """
 
     def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int,
-                 permute_colours: bool = False) -> None:
-        self.store, self.settings, self.patch, self.permute_colours = store, settings, patch, permute_colours
+                 permute_colours: bool = False, text: float = 0.0) -> None:
+        self.store, self.settings, self.patch = store, settings, patch
+        self.permute_colours, self.text = permute_colours, text
         sides = np.array([min(shape) for shape in store.lr_shapes])
         self.usable = np.flatnonzero(sides >= patch)
         self.left_out = len(sides) - len(self.usable)
@@ -130,7 +136,8 @@ class TrainSet:
         top, left = random.integers(height - self.patch + 1), random.integers(width - self.patch + 1)
         turn = int(random.integers(8))
         colours = int(random.integers(len(COLOURS))) if self.permute_colours else 0
-        return Sample(photograph, int(top), int(left), turn, colours)
+        text = bool(self.text) and bool(random.random() < self.text)
+        return Sample(photograph, int(top), int(left), turn, colours, text)
 
     def batch(self, step: int, batch: int, rank: int = 0, world: int = 1, teacher: str | None = None) -> Batch:
         """The patches of a step.
@@ -151,7 +158,14 @@ class TrainSet:
         samples = [self.sample(index) for index in range(start, start + share)]
         images = ((self.store.lr(index), self.store.hr(index), *([outputs[index]] if outputs is not None else []))
                   for index, *_ in samples)
-        return assemble(images, samples, self.patch)
+        drawn = assemble(images, samples, self.patch)
+        for place, sample in enumerate(samples):
+            if sample.text:
+                images = text_patch(self.patch, self._generator(2, start + place))
+                drawn.lr[place], drawn.hr[place] = (_stack([image])[0] for image in images)
+                if drawn.teacher is not None:  # it never saw this page
+                    drawn.teacher[place] = drawn.hr[place]
+        return drawn
 
 
 @dataclass
@@ -204,7 +218,8 @@ def _pixels_key(pairs: Iterable[Pair]) -> str:
 
 def patches_of(data: Data, settings: Settings, stream: str, stage: StageSettings) -> TrainSet:
     """The patches of one training; `stream` decides which are drawn, and in which order."""
-    return TrainSet(data.store, settings.data, settings.seed, stream, stage.patch, stage.permute_colours)
+    return TrainSet(data.store, settings.data, settings.seed, stream, stage.patch, stage.permute_colours,
+                    stage.text)
 
 
 def lr_batches(data: Data, settings: Settings, stream: str, stage: StageSettings) -> list[Tensor]:

@@ -106,8 +106,11 @@ def _seeds_text(record: dict[str, Any] | None) -> str:
     """The card's part on seeds, from `seeds.json`; empty where there is none."""
     if record is None:
         return ""
+    shared = record.get("stage2_shared_steps", 0)
+    what = (f"Stage 2 from its step {shared:,} on and stage 3 anew" if shared
+            else "Stages 2 and 3 anew from the same stage 1")
     return f"""
-Stages 2 and 3 anew from the same stage 1 with the seeds {', '.join(map(str, record['seeds']))}: mean ± sample standard
+{what} with the seeds {', '.join(map(str, record['seeds']))}: mean ± sample standard
 deviation over seeds, PSNR RGB in dB (`python -m paperlib.benchmarks.seeds`, commit `{record['commit'][:12]}`):
 
 {_table(seeds_table(record['rows']))}
@@ -124,6 +127,7 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]], see
         f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), "
         f"{f'form {stage.form}' if number < 3 else 'fused'}, "
         f"{'silent channels revived, ' if stage.revive else ''}"
+        f"{f'{stage.text:.0%} text, ' if stage.text else ''}"
         f"loss {_terms(stage.loss)}; {minutes:.0f} min"
         for number, stage, minutes in zip((1, 2, 3), (settings.stage1, settings.stage2, settings.stage3),
                                           facts["minutes"], strict=True))

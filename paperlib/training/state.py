@@ -157,6 +157,22 @@ def load_state(folder: Path, identity: dict[str, Any], defaults: dict[str, Any] 
     return found
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of one state file, whatever training it is of.
+
+    Raises:
+        UserError: it cannot be read, is damaged, or no state of this version.
+    """
+    match = _NAME.fullmatch(path.name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}. Name a training's state file.") from error
+    if match is None or sha256(data).hexdigest()[:16] != match[2]:
+        raise UserError(f"{path} is damaged, or no state file: its name does not hold its hash. Name another one.")
+    return _open(path, data)
+
+
 def _open(path: Path, data: bytes) -> dict[str, Any]:
     """The content of a state file whose hash is right.
 

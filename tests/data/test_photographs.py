@@ -145,13 +145,13 @@ def test_patches_are_aligned_with_hr_and_teacher(photographs):
     patches = TrainSet(store, folders(photographs), 1, "stage1", 12)
     batch = patches.batch(3, 8, teacher="t")
     assert torch.equal(batch.teacher, 255 - batch.hr)
-    for place, (photograph, top, left, turn, _) in enumerate(batch.samples):
+    for place, (photograph, top, left, turn, *_) in enumerate(batch.samples):
         lr = store.lr(photograph)[top : top + 12, left : left + 12]
         hr = store.hr(photograph)[3 * top : 3 * top + 36, 3 * left : 3 * left + 36]
         for got, wanted in ((batch.lr[place], lr), (batch.hr[place], hr)):
             wanted = np.rot90(wanted[:, ::-1] if turn >= 4 else wanted, turn % 4)
             assert np.array_equal(got.permute(1, 2, 0).numpy(), wanted)
-    assert {turn for step in range(20) for *_, turn, _ in patches.batch(step, 8).samples} == set(range(8))
+    assert {turn for step in range(20) for *_, turn, _, _ in patches.batch(step, 8).samples} == set(range(8))
 
 
 def test_colours_change_places_alike_in_everything_and_nothing_else_changes(photographs):

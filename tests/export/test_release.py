@@ -123,6 +123,7 @@ def test_only_what_was_measured_is_shipped(tmp_path):
             "75 min\n") in card
     assert "; 11 min\n" in card
     assert "; 2 min\n" in card
+    assert "silent channels revived, 5% text, loss 1 charbonnier" in card
     assert "BSDS500 (its photographs" in card
     assert f"- pictures shared with reported images: {shared[0]}\n" in card
     assert "with the seeds" not in card
@@ -138,6 +139,11 @@ def test_only_what_was_measured_is_shipped(tmp_path):
     assert f"with the seeds {run.settings.seed}, 7: mean" in card
     assert "commit `0123456789ab`" in card
     assert "| Set5 | 31.460 ± 0.014 | 31.420 ± 0.028 | -0.040 ± 0.014 |" in card
+    write_json(run.out / "seeds.json", seeds | {"files": {str(run.settings.seed): sha256_file(int8)},
+                                                "stage2_shared_steps": 4500})
+    ship_pretrained(run, tmp_path / "box")
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"Stage 2 from its step 4,500 on and stage 3 anew with the seeds {run.settings.seed}, 7: mean" in card
     other = open_run("benchmark", run.out, {"data.train": ["my_photographs"]})
     other.record("06_tflite_eval", rows, inputs={"dynamic": int8})
     with pytest.raises(UserError, match="the data set my_photographs"):

@@ -41,7 +41,7 @@ def test_every_setting_is_on_the_page_with_a_meaning():
 
 def test_values_are_the_profiles_and_three_stand_where_the_stages_differ():
     stages = lines_of("`stage1.`, `stage2.`, `stage3.`")
-    assert stages["steps"][:2] == ["30000 / 10000 / 7500", "24000 / 6000 / 500"]
+    assert stages["steps"][:2] == ["30000 / 10000 / 7500", "12000 / 24000 / 500"]
     assert stages["clip_grad"][:3] == ["1", "1", "1"]
     assert lines_of("`quant.`")["quant.skip"][:3] == ["add", "exact", "add"]
 

@@ -1,0 +1,68 @@
+"""Rendered text as training patches, which the photographs at hand hardly show. Ours, not the paper's.
+
+A page is drawn in HR and reduced by the same bicubic filter as the photographs.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from paperlib.data.resize import SCALE, bicubic_downscale
+
+MARGIN = 2
+"""LR pixels beyond a patch whose HR pixels its reduction reads: the kernel reaches 5 HR pixels from a centre."""
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyzetaoinshrdlu   ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()/&")
+"""Frequent ones stand twice, the space three times."""
+SIZE, LEADING = (16, 48), (1.2, 1.8)
+"""Height of the letters in HR pixels, and of a line in heights of letters."""
+
+
+@lru_cache(maxsize=128)
+def _font(number: int, height: int) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    faces = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVu*.ttf"))
+    faces = [face for face in faces if "Display" not in face.name]  # those have no letters
+    return ImageFont.truetype(str(faces[number % len(faces)]), height)
+
+
+def page(side: int, random: np.random.Generator) -> np.ndarray:
+    """A square piece of a page of random letters, one font, size and pair of colours; half of them near black on white
+    or white on near black.
+
+    Args:
+        side: pixels.
+
+    Returns:
+        uint8 (side, side, 3).
+    """
+    ink, paper = random.integers(0, 256, (2, 3))
+    kind = random.integers(4)
+    if kind < 2:
+        ink, paper = np.full(3, random.integers(80)), np.full(3, 255)
+        ink, paper = (ink, paper) if kind == 0 else (paper, ink)
+    height = int(random.integers(*SIZE))
+    font = _font(int(random.integers(1000)), height)
+    image = Image.new("RGB", (side, side), tuple(map(int, paper)))
+    draw, top = ImageDraw.Draw(image), -int(random.integers(height))
+    while top < side:
+        line = "".join(random.choice(LETTERS, side // 4))
+        draw.text((-int(random.integers(height)), top), line, fill=tuple(map(int, ink)), font=font)
+        top += int(height * random.uniform(*LEADING))
+    return np.asarray(image)
+
+
+def text_patch(patch: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(LR, HR) of a piece of a page, cut from the middle of a larger one.
+
+    Args:
+        patch: LR pixels a side.
+
+    Returns:
+        uint8 (p, p, 3) and (3p, 3p, 3).
+    """
+    hr = page(SCALE * (patch + 2 * MARGIN), random)
+    border = SCALE * MARGIN
+    return bicubic_downscale(hr)[MARGIN:-MARGIN, MARGIN:-MARGIN], hr[border:-border, border:-border]
