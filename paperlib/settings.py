@@ -60,7 +60,7 @@ class TeacherSettings(_Section):
     """Where the distillation targets come from (paper section 2)."""
 
     kind: Literal["auto", "published", "small"] = "auto"
-    """published: MambaIRv2-light; small: a small one, trained here; auto: published where at hand, else small."""
+    """published: MambaIRv2-light; small: one trained here; auto: published where it can be had, else small."""
     outputs: Literal["cached", "on_the_fly"] = "cached"
     """cached: each training photograph is upscaled once, whole, and kept as 8-bit pixels; on_the_fly: each patch."""
     small_dim: int = Field(24, ge=8, multiple_of=4)
