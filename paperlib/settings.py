@@ -53,16 +53,14 @@ class StudentSettings(_Section):
     branches: int = Field(5, ge=1, le=16)
     """Parallel 3×3 convolutions in a MobileOne block (5 in the released run, 4 in the paper's figure)."""
     init: Literal["default", "bilinear"] = "default"
-    """default: PyTorch's random start, as published; bilinear: stem and head start as bilinear upscaling, which
-    spares short runs the first thousands of steps (ours, not the paper's)."""
+    """default: PyTorch's random start, as published; bilinear: stem and head enlarge bilinearly at first (ours)."""
 
 
 class TeacherSettings(_Section):
     """Where the distillation targets come from (paper section 2)."""
 
     kind: Literal["auto", "published", "small"] = "auto"
-    """published: MambaIRv2-light's weights; small: the same architecture, small, trained here; auto: published where
-    found or downloadable, else small."""
+    """published: MambaIRv2-light; small: one trained here; auto: published where it can be had, else small."""
     outputs: Literal["cached", "on_the_fly"] = "cached"
     """cached: each training photograph is upscaled once, whole, and kept as 8-bit pixels; on_the_fly: each patch."""
     small_dim: int = Field(24, ge=8, multiple_of=4)
@@ -80,8 +78,7 @@ class TeacherSettings(_Section):
     small_lr: float = Field(1e-3, gt=0)
     """The small teacher's learning rate (Adam)."""
     stage3: Literal["same", "student"] = "same"
-    """Who teaches stage 3. same: the teacher of stage 2, as the paper says; student: the float student that stage 3
-    starts from, as in the authors' released run."""
+    """same: stage 2's, as the paper says; student: the float student itself, as in the authors' released run."""
 
 
 class LossSettings(_Section):
@@ -147,8 +144,7 @@ class StageSettings(_Section):
     clip_grad: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 is no clipping."""
     clip_body: float = Field(3.0, ge=0)
-    """Largest |weight| of the body's convolutions, applied after each step; 0 is no clipping, as in stage 1 of the
-    released run."""
+    """Largest |weight| of the body's convolutions after each step; 0: no clipping, as in the released run's stage 1."""
     clip_ends: float = Field(2.0, ge=0)
     """Largest |weight| of stem and head, applied after each step; 0 is no clipping."""
     ema: float = Field(0.999, ge=0, lt=1)
@@ -195,11 +191,9 @@ class QuantSettings(_Section):
     equalise: bool = False
     """tflite only: exact cross-layer re-scaling before QAT."""
     rounding: Literal["nearest", "data"] = "nearest"
-    """tflite only: where the kernels start. data: on their int8 grids, rounded by what they do to the calibration
-    photographs (`paperlib.quantisation.rounding`)."""
+    """Where kernels start. data (tflite only): rounded by what they do to photographs (`quantisation.rounding`)."""
     skip: Literal["add", "exact"] = "add"
-    """How the global skip is computed. add: as published; exact: without an ADD, carried by convolutions, so that INT8
-    does not round it (`paperlib.quantisation.skip`; tflite only)."""
+    """The global skip. add: as published; exact (tflite only): by convolutions, unrounded (`quantisation.skip`)."""
     start: str = ""
     """A student checkpoint that stage 3 starts from: an absolute path, one under PAPERLIB_ASSETS (the authors' stage 2,
     say), or pretrained-float, the float student in the box; empty: this run's own stage 2."""
@@ -253,10 +247,8 @@ class AblationSettings(_Section):
     @field_validator("seeds")
     @classmethod
     def _are_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice: two equal trainings are no second measurement")
-        if not seeds or min(seeds) < 0:
-            raise ValueError("at least one seed is needed, and none is negative")
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError("at least one seed is needed, none negative, none twice: equal trainings are one")
         return seeds
 
 
