@@ -1,8 +1,7 @@
 """Settings of one reproduction: every choice of the paper (sections 3–6) as validated data, and the four profiles.
 
-A profile is data, not code: `load_settings("demo", {"stage1.steps": 500})` gives one `Settings` object that every
-notebook, command and record uses. The published values live in `profiles.py`; here are the fields and their limits.
-Every field's default is the paper's value where the paper has one.
+`load_settings("demo", {"stage1.steps": 500})` gives one `Settings` object that every notebook, command and record uses.
+Profiles live in `profiles.py`; here are the fields and their limits, by default the paper's value where it has one.
 """
 
 import hashlib
@@ -131,6 +130,8 @@ class StageSettings(_Section):
     """True: red, green and blue change places at random, alike in LR, HR and the teacher's output (ours)."""
     text: float = Field(0.0, ge=0, le=1)
     """Share of the patches that are rendered text instead of photographs (ours; `data.text`)."""
+    text_until: float = Field(1.0, ge=0, le=1)
+    """Fraction of the steps after which there is no more text (ours)."""
     lr: float = Field(gt=0)
     """Largest learning rate."""
     warmup: float = Field(0.0, ge=0, lt=1)
@@ -277,8 +278,7 @@ class Settings(_Section):
     def _stage_can(self) -> Self:
         for name in ("stage1", "stage3"):
             if getattr(self, name).revive:
-                raise ValueError(f"{name} cannot revive channels (stage 1 has none to revive, stage 3 no branches): "
-                                 "set stage2.revive instead")
+                raise ValueError(f"{name} cannot revive channels, having none or no branches: set stage2.revive")
         return self
 
 

@@ -95,16 +95,16 @@ class TrainSet:
         seed, name: what the draw depends on besides the index; two trainings with other names see other patches.
         patch: LR pixels a side; smaller photographs are left out (`left_out` counts them).
         permute_colours: red, green and blue change places at random.
-        text: share of the patches that are rendered text (`data.text`).
+        text: share of the patches that are rendered text (`data.text`), in the first `text_steps` steps; None: in all.
 
     Raises:
         UserError: no photograph is large enough.
     """
 
     def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int,
-                 permute_colours: bool = False, text: float = 0.0) -> None:
+                 permute_colours: bool = False, text: float = 0.0, text_steps: int | None = None) -> None:
         self.store, self.settings, self.patch = store, settings, patch
-        self.permute_colours, self.text = permute_colours, text
+        self.permute_colours, self.text, self.text_steps = permute_colours, text, text_steps
         sides = np.array([min(shape) for shape in store.lr_shapes])
         self.usable = np.flatnonzero(sides >= patch)
         self.left_out = len(sides) - len(self.usable)
@@ -156,6 +156,8 @@ class TrainSet:
         share = batch // world
         start = step * batch + rank * share
         samples = [self.sample(index) for index in range(start, start + share)]
+        if self.text_steps is not None and step >= self.text_steps:
+            samples = [sample._replace(text=False) for sample in samples]
         images = ((self.store.lr(index), self.store.hr(index), *([outputs[index]] if outputs is not None else []))
                   for index, *_ in samples)
         drawn = assemble(images, samples, self.patch)
@@ -219,7 +221,7 @@ def _pixels_key(pairs: Iterable[Pair]) -> str:
 def patches_of(data: Data, settings: Settings, stream: str, stage: StageSettings) -> TrainSet:
     """The patches of one training; `stream` decides which are drawn, and in which order."""
     return TrainSet(data.store, settings.data, settings.seed, stream, stage.patch, stage.permute_colours,
-                    stage.text)
+                    stage.text, round(stage.text_until * stage.steps))
 
 
 def lr_batches(data: Data, settings: Settings, stream: str, stage: StageSettings) -> list[Tensor]:

@@ -1,11 +1,13 @@
 """Rendered text in the place of photographs."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from paperlib.data import text
-from paperlib.data.dataset import TrainSet
+from paperlib.data.dataset import TrainSet, patches_of
 from paperlib.data.flat_images import FlatImages
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
@@ -30,6 +32,19 @@ def test_the_share_is_kept_and_photographs_stay_the_ones_that_would_be_drawn(cac
     assert np.mean(lettered) == pytest.approx(0.25, abs=0.06)
     again = TrainSet(store, FOUR, 1, "s", 12, text=0.25).batch(99, 8)
     assert torch.equal(again.hr, one.hr)
+
+
+def test_text_ends_after_its_steps_and_nothing_else_changes(cache):
+    store = open_store(FOUR)
+    early = TrainSet(store, FOUR, 1, "s", 12, text=0.5, text_steps=3)
+    always, never = TrainSet(store, FOUR, 1, "s", 12, text=0.5), TrainSet(store, FOUR, 1, "s", 12)
+    for step in range(6):
+        drawn, other = early.batch(step, 16), (always if step < 3 else never).batch(step, 16)
+        assert torch.equal(drawn.hr, other.hr)
+        assert torch.equal(drawn.lr, other.lr)
+        assert any(sample.text for sample in drawn.samples) == (step < 3)
+    settings = load_settings("smoke", {"stage2.text_until": 0.5})
+    assert patches_of(SimpleNamespace(store=store), settings, "s", settings.stage2).text_steps == 2
 
 
 def test_lr_is_the_reduced_page():
