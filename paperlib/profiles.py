@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "stage2.clip_body": 3.0, "stage2.clip_ends": 2.0, "stage3.clip_body": 3.0, "stage3.clip_ends": 2.0,
         **{f"{stage}.ema": 0.999 for stage in _STAGES}, **{f"{stage}.optimizer": "adam" for stage in _STAGES},
         **{f"{stage}.permute_colours": False for stage in _STAGES}, "stage2.revive": False,
-        **{f"{stage}.text": 0.0 for stage in _STAGES},
+        **{f"{stage}.text": 0.0 for stage in _STAGES}, "stage2.text_until": 1.0,
         "teacher.stage3": "same",
         "quant.quantiser": "paper", "quant.skip": "add", "quant.equalise": False, "quant.rounding": "nearest",
         **_loss("stage3", STAGE3_LOSS)},
@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "stage1.optimizer": "soap", "stage2.optimizer": "soap", "stage3.optimizer": "adam",
         "stage1.permute_colours": True, "stage2.permute_colours": False, "stage3.permute_colours": False,
         "stage2.revive": True,
-        "stage1.text": 0.0, "stage2.text": 0.05, "stage3.text": 0.0,
+        "stage1.text": 0.0, "stage2.text": 0.05, "stage2.text_until": 0.5, "stage3.text": 0.0,
         "quant.quantiser": "tflite", "quant.skip": "exact", "quant.equalise": True, "quant.rounding": "data",
         **_loss("stage3", CLOSE_TO_FLOAT)},
 }

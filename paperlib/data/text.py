@@ -1,6 +1,7 @@
 """Rendered text as training patches, which the photographs at hand hardly show. Ours, not the paper's.
 
-A page is drawn in HR and reduced by the same bicubic filter as the photographs.
+A page is drawn in HR and reduced by the same bicubic filter as the photographs. Other versions of Pillow's FreeType
+or of matplotlib's fonts draw other pixels of the same kind.
 """
 
 from functools import lru_cache
