@@ -1,6 +1,6 @@
 """How far seeds apart the student comes out: `python -m paperlib.benchmarks.seeds`, after `paperlib reproduce`.
 
-Stage 1, the longest, is trained once. From its weights every seed trains stages 2 and 3 anew (other patches, other
+Stage 1 is trained once. From its weights every seed trains stages 2 and 3 anew (other patches, other
 kernels in silent channels), exports its INT8 file and is measured on all image sets. The run's own seed is one of them;
 the others get a folder each, `seeds/<seed>/` in the run's. What comes out goes into `seeds.json` there, where the
 model card of that run finds it. Trainings that are finished are not repeated, a stopped one continues. Where stage 2 is
