@@ -203,7 +203,7 @@ def test_cached_targets_are_the_outputs_at_the_patches(store, source):
     batch = trained.batch(0, 48, teacher=outputs_key(source))
     assert {sample[3] for sample in batch.samples} == set(range(8))
     wholes = [np.round(TeacherUpscaler(source.model)(store.lr(index))).astype(np.uint8) for index in range(len(store))]
-    for number, (photograph, top, left, turn, _) in enumerate(batch.samples):
+    for number, (photograph, top, left, turn, *_) in enumerate(batch.samples):
         for whole, patch in ((store.hr(photograph), batch.hr), (wholes[photograph], batch.teacher)):
             crop = whole[3 * top : 3 * top + 48, 3 * left : 3 * left + 48]
             turned = np.rot90(crop[:, ::-1] if turn >= 4 else crop, turn % 4)
