@@ -52,13 +52,12 @@ def _folder(out: Path, seed: int) -> Path:
     return folder
 
 
-def _go_on_from(state: Path, folder: Path, seed: int) -> None:
+def _go_on_from(state: dict[str, Any], folder: Path, seed: int) -> None:
     """Give a folder whose stage 2 has not begun the given state of the run's, as if it were this seed's."""
     target = folder / "checkpoints" / "stage2"
     if not list(target.glob("state-*.pt")):
-        content = read_state(state)
         target.mkdir(parents=True, exist_ok=True)
-        save_state(target, content["step"], content | {"identity": content["identity"] | {"seed": seed}})
+        save_state(target, state["step"], state | {"identity": state["identity"] | {"seed": seed}})
 
 
 def one_seed(profile: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,18 +96,20 @@ def compare(out: Path, seeds: Sequence[int], profile: str = "benchmark", more: M
     if len(set(seeds)) < 2:
         raise UserError("a spread needs two seeds at least. Name them with --seeds.")
     settings, results, stage1 = dict(more or {}), [], sha256_file(_stage1(out))
+    shared = None if state is None else read_state(state)
     for seed in seeds:
         folder = out if seed == seeds[0] else _folder(out, seed)
-        if state is not None and seed != seeds[0]:
-            _go_on_from(state, folder, seed)
+        if shared is not None and seed != seeds[0]:
+            _go_on_from(shared, folder, seed)
         results.append(one_seed(profile, folder, settings | {"seed": seed}))
         print(f"seed {seed}: " + ", ".join(f"{row['dataset']} {row['precision']} {row['value']:.3f}"
                                            for row in results[-1]["rows"]), flush=True)
     about = open_run(profile, out, settings | {"seed": seeds[0]})
     return write_json(out / "seeds.json", provenance() | {
-        "what": "stages 2 and 3 with several seeds, from one stage 1; PSNR RGB in dB, per image, and over seeds",
+        "what": f"{'stages 2' if shared is None else 'the rest of stage 2'} and 3 with several seeds, from one stage "
+                f"{1 if shared is None else 2}; PSNR RGB in dB, per image, and over seeds",
         "profile": profile, "settings": about.settings.model_dump(mode="json"), "seeds": list(seeds),
-        "stage1": stage1, "stage2_shared_steps": 0 if state is None else read_state(state)["step"],
+        "stage1": stage1, "stage2_shared_steps": shared["step"] if shared else 0,
         "files": {str(seed): result["sha256"] for seed, result in zip(seeds, results, strict=True)},
         "kept_steps": [result["kept_step"] for result in results],
         "rows": over_seeds([result["rows"] for result in results], seeds)})

@@ -213,8 +213,7 @@ class Data:
 def _pixels_key(pairs: Iterable[Pair]) -> str:
     digest = sha256()
     for pair in pairs:
-        for pixels in (pair.lr, pair.hr):
-            digest.update(f"{pair.name} {pixels.shape}".encode(errors="surrogateescape") + pixels.tobytes())
+        pair.add_to(digest)
     return digest.hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ photographs are decoded once into flat files of pixels (`PixelStore`), so that a
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,11 @@ class Pair:
     name: str
     lr: np.ndarray
     hr: np.ndarray
+
+    def add_to(self, digest: Any) -> None:
+        """Update a hashlib digest with name, shapes and pixels."""
+        for pixels in (self.lr, self.hr):
+            digest.update(f"{self.name} {pixels.shape}".encode(errors="surrogateescape") + pixels.tobytes())
 
 
 @dataclass(frozen=True)

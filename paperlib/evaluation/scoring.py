@@ -84,8 +84,7 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
         except UserError as error:
             failed.append(str(error))
         else:
-            for pixels in (pair.lr, pair.hr):
-                digest.update(f"{pair.name} {pixels.shape}".encode(errors="surrogateescape") + pixels.tobytes())
+            pair.add_to(digest)
         if progress:
             progress(index + 1, len(pairs))
     return {

@@ -127,7 +127,7 @@ def _card(facts: dict[str, Any], folder: Path, scores: list[dict[str, str]], see
         f"{f' after {100 * stage.hold:g} % at that rate' if stage.hold else ''}), "
         f"{f'form {stage.form}' if number < 3 else 'fused'}, "
         f"{'silent channels revived, ' if stage.revive else ''}"
-        f"{f'{stage.text:.0%} text in the first {stage.text_until:.0%}, ' if stage.text else ''}"
+        f"{f'{stage.text:.0%} text in the first {stage.text_until:.0%} of the steps, ' if stage.text else ''}"
         f"loss {_terms(stage.loss)}; {minutes:.0f} min"
         for number, stage, minutes in zip((1, 2, 3), (settings.stage1, settings.stage2, settings.stage3),
                                           facts["minutes"], strict=True))

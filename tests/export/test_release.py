@@ -123,7 +123,7 @@ def test_only_what_was_measured_is_shipped(tmp_path):
             "75 min\n") in card
     assert "; 11 min\n" in card
     assert "; 2 min\n" in card
-    assert "silent channels revived, 5% text in the first 50%, loss 1 charbonnier" in card
+    assert "silent channels revived, 5% text in the first 50% of the steps, loss 1 charbonnier" in card
     assert "BSDS500 (its photographs" in card
     assert f"- pictures shared with reported images: {shared[0]}\n" in card
     assert "with the seeds" not in card
