@@ -45,8 +45,8 @@ def scale_groups(graph: Graph) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _channel_peaks(graph: Graph, groups: dict[str, str], images: Sequence[np.ndarray | Tensor]) -> dict[str, Tensor]:
-    """Largest |value| of each channel, (C,), over a group's tensors and all images."""
+def channel_peaks(graph: Graph, groups: dict[str, str], images: Sequence[np.ndarray | Tensor]) -> dict[str, Tensor]:
+    """Largest |value| of each channel, (C,), over all images and the tensors of a group (`groups`: tensor → group)."""
     peaks: dict[str, Tensor] = {}
 
     def after(node: Node, out: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def channel_factors(
     """
     groups = scale_groups(graph)
     factors = {}
-    for name, peak in _channel_peaks(graph, groups, images).items():
+    for name, peak in channel_peaks(graph, groups, images).items():
         read = [node.weight.abs().amax((0, 2, 3)) if node.groups == 1 else node.weight.abs().amax((1, 2, 3))
                 for node in _readers(graph, groups, name)]
         weight = torch.stack(read).amax(0)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
 from paperlib.quantisation.calibration import calibrate
-from paperlib.quantisation.equalisation import equalise
+from paperlib.quantisation.equalisation import channel_peaks, equalise
 from paperlib.quantisation.fx_qat import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
 from paperlib.quantisation.int8 import QuantisedGraph
 from paperlib.quantisation.rounding import round_to_data
@@ -62,7 +63,8 @@ def float_graph(fused: nn.Module, settings: QuantSettings, images: Sequence[np.n
     if settings.equalise:
         graph = equalise(graph, images)
     if settings.skip == "exact":
-        graph = exact_skip(graph, calibrate(graph, images)[skip_input(graph)].high)
+        last = skip_input(graph)
+        graph = exact_skip(graph, calibrate(graph, images)[last].high, channel_peaks(graph, {last: last}, images)[last])
     return graph
 
 
@@ -108,11 +110,18 @@ def load_qat(path: str | Path) -> nn.Module:
     else:
         graph = deployment_graph(fused)
         if about["skip"] == "exact":
-            graph = exact_skip(graph, peak=255.0)  # the shapes; the weights are read below
+            graph = _exact_shapes(graph, tensors)
         model = TfliteQat(fused, {}, graph)
         model.skip = about["skip"]
     load_weights(model, tensors, path)
     return model.eval()
+
+
+def _exact_shapes(graph: Graph, tensors: dict[str, Tensor]) -> Graph:
+    """The exact skip's graph with as many channels of the last block as a file's kernel has, weights to come."""
+    last = graph[skip_input(graph)]
+    kept = len(tensors.get(f"kernels.{last.name.replace('.', '_')}.weight", last.weight))
+    return exact_skip(graph, 255.0, 255.0 * (torch.arange(len(last.weight)) < kept))
 
 
 def read_quantised(path: str | Path) -> QuantisedGraph:

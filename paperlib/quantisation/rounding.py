@@ -16,7 +16,7 @@ from torch import Tensor
 from paperlib.quantisation.int8 import QW, channel_scales
 from paperlib.student.graph import Graph, Node, image_batch, run_graph
 
-DAMPING = 1e-3
+DAMPING = 1e-5
 """Added to the diagonal of the input's second moments, as a part of its mean."""
 COLUMNS = 20_000
 """Patches of a layer's input taken from one image, at most."""
@@ -41,6 +41,29 @@ def input_moments(graph: Graph, node: Node, images: Sequence[np.ndarray | Tensor
     return total / count, mean / count
 
 
+def rounding_order(matrix: Tensor) -> Tensor:
+    """The order in which the columns are rounded: last the one that varies least, and before it, each time, the one
+    that varies least where those after it are known.
+
+    A column's error stays as large as the part of it that the columns after it cannot imitate; the last ones have few
+    or none. (Sorted QR decomposition: Wübben et al., Electronics Letters 37, 2001, for detection in MIMO channels.)
+
+    Args:
+        matrix: (K, K), positive definite second moments.
+
+    Returns:
+        (K,) indices.
+    """
+    rest, order = matrix.clone(), []
+    free = torch.ones(len(matrix), dtype=torch.bool)
+    for _ in range(len(matrix)):
+        column = int(torch.where(free, rest.diagonal(), torch.inf).argmin())
+        order.append(column)
+        free[column] = False
+        rest -= torch.outer(rest[:, column], rest[column]) / rest[column, column]
+    return torch.tensor(order[::-1], device=matrix.device)
+
+
 def round_kernel(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
     """The kernel on its int8 grid, each column's rounding error compensated by the columns after it.
 
@@ -52,7 +75,7 @@ def round_kernel(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
     """
     alive = moments.diagonal() > 0
     matrix = moments + torch.eye(len(moments), dtype=moments.dtype) * (DAMPING * moments.diagonal().mean() + 1e-12)
-    order = torch.argsort(matrix.diagonal(), descending=True)  # the loudest inputs first: the rest can make up for them
+    order = rounding_order(matrix)
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(matrix[order][:, order])), upper=True)
     left, scale = weight[:, order].double(), scale.double()
     largest = torch.zeros_like(left, dtype=torch.bool).scatter_(1, left.abs().argmax(1, keepdim=True), True)

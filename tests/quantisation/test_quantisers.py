@@ -13,6 +13,8 @@ from paperlib.data.images import read_rgb
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.networks import QuantisedUpscaler, TorchUpscaler
+from paperlib.export.convert import export_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.calibration import best_grid, calibrate, grid_of_range
 from paperlib.quantisation.diagnostics import drop_decomposition, layer_ranges, layer_sqnr
 from paperlib.quantisation.equalisation import equalise
@@ -228,6 +230,23 @@ def test_exact_skip_is_trained_saved_and_read_from_the_settings(tmp_path):
     loaded = load_qat(save_qat(model, tmp_path / "qat.safetensors"))
     x = image_batch(IMAGES[0])
     assert torch.equal(loaded(x), model.eval()(x))
+
+
+def test_channels_left_out_are_left_out_of_the_checkpoint_and_of_the_file(tmp_path):
+    fused = deployed("mobileone")
+    with torch.no_grad():
+        fused.body[-1].conv.bias[:3] = -1e9
+    model = prepare_qat(fused, EXACT, IMAGES)
+    whole = quantised_graph(prepare_qat(deployed("mobileone"), EXACT, IMAGES)).graph
+    last = whole["skip.concat"].inputs[0]
+    assert len(quantised_graph(model).graph[last].weight) == len(whole[last].weight) - 3
+    train(model, 2)
+    path = save_qat(model, tmp_path / "qat.safetensors")
+    x = image_batch(IMAGES[0])
+    assert torch.equal(load_qat(path)(x), model.eval()(x))
+    file = TFLiteUpscaler(export_tflite(quantised_graph(model), tmp_path / "net.tflite"), threads=1)
+    expected = run_quantised(quantised_graph(model), x)[0].permute(1, 2, 0).numpy()
+    assert np.mean(np.abs(file(IMAGES[0]) - expected) < 1.01) >= 0.99
 
 
 def test_exact_skip_has_no_noise_on_its_way():

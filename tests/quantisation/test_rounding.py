@@ -9,7 +9,7 @@ from skimage.data import chelsea
 from paperlib.data.resize import bicubic_downscale
 from paperlib.quantisation.int8 import channel_scales, fake_quant_weight
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
-from paperlib.quantisation.rounding import round_kernel, round_to_data
+from paperlib.quantisation.rounding import round_kernel, round_to_data, rounding_order
 from paperlib.settings import QuantSettings
 from paperlib.student.graph import image_batch, run_graph
 from paperlib.student.models import deployment_graph
@@ -39,6 +39,17 @@ def test_the_output_is_kept_better_than_by_rounding_to_nearest():
     error = lambda kernel: float(((kernel - weight).double() @ x).square().mean())
     nearest = (weight / scale[:, None]).round() * scale[:, None]
     assert error(round_kernel(weight, scale, x @ x.T / 500)) < 0.2 * error(nearest)
+
+
+def test_last_come_the_columns_that_vary_least_once_the_later_ones_are_known():
+    """A loud copy of a quiet column has little of its own, so it comes after a column of middle size."""
+    quiet, middle, own = torch.diag(torch.tensor([10.0, 50.0, 1.0], dtype=torch.float64))
+    loud = 3 * quiet + own
+    columns = torch.stack([loud, middle, quiet])
+    variances = torch.diag(torch.tensor([0.1, 0.02, 1.0], dtype=torch.float64))  # moments 91/…: 10, 50, 9·10 + 1
+    moments = columns @ variances @ columns.T
+    assert moments.diagonal().argsort(descending=True).tolist() == [0, 1, 2]
+    assert rounding_order(moments).tolist() == [1, 0, 2]
 
 
 def test_uncorrelated_inputs_are_rounded_to_nearest():

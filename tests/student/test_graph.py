@@ -91,6 +91,45 @@ def test_exact_skip_passes_pixels_on_through_two_inputs():
     assert (image + patch[:, [4, 13, 22]])[:, 0, 1, 1].mean() > 0.9
 
 
+def without(fused, *silent: int):
+    with torch.no_grad():
+        fused.body[-1].conv.bias[list(silent)] = -1e9
+    return deployment_graph(fused)
+
+
+def test_exact_skip_leaves_silent_channels_out_and_reads_the_image_once_more_for_three():
+    graph = without(deployed("mobileone"), 0, 2, 3)
+    channels = graph["stem"].weight.shape[0]
+    peaks = torch.linspace(1, 400, channels)
+    peaks[[0, 2, 3]] = 0
+    other = exact_skip(graph, 300.0, peaks)
+    assert other["body.1.conv"].weight.shape[0] == channels - 3
+    assert other["head"].weight.shape[1] == channels - 3 + 28 + 2 * 3
+    assert other["skip.concat"].inputs == ("body.1.conv", "stem", "input", "input")
+    x = torch.rand(1, 3, 6, 5) * 255
+    torch.testing.assert_close(run_graph(other, x), run_graph(graph, x), rtol=1e-4, atol=1e-2)
+    fewer = torch.where(torch.arange(channels) == 2, 5.0, peaks)  # two silent ones do not pay for the image
+    assert exact_skip(graph, 300.0, fewer)["head"].weight.shape[1] == channels - 2 + 28 + 3
+
+
+def test_exact_skip_gives_a_channel_a_factor_between_its_own_peak_and_the_maps():
+    fused = deployed("mobileone")
+    with torch.no_grad():
+        fused.body[-1].conv.weight *= 0.01  # far from the largest that is allowed
+    graph = deployment_graph(fused)
+    peaks = torch.full((graph["stem"].weight.shape[0],), 100.0)
+    peaks[1], peaks[2] = 25.0, 0.01
+    before, after = (part["body.1.conv"].bias for part in (graph, exact_skip(graph, 100.0, peaks)))
+    factors = (after / before)[:4]
+    torch.testing.assert_close(factors, 2.55 * torch.tensor([1.0, 2.0, 8**0.5, 1.0]), rtol=1e-4, atol=0)
+
+
+def test_exact_skip_of_a_map_that_is_silent_everywhere_keeps_its_channels():
+    graph = deployment_graph(deployed("mobileone"))
+    other = exact_skip(graph, 1e-6, torch.zeros(graph["stem"].weight.shape[0]))
+    assert other["body.1.conv"].weight.shape == graph["body.1.conv"].weight.shape
+
+
 def test_exact_skip_is_for_the_student():
     for arch in ("abpn", "repdw"):
         with pytest.raises(ValueError, match="global skip"):
