@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from paperlib.evaluation.reported import reported
+from paperlib.export.release import seeds_table
 from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.claims import judged_claims
@@ -55,6 +56,17 @@ BOX = {"float |": "float_before_qat", "float, result": "float_in_8_bits", "**INT
 def test_scores_of_the_box_are_the_recorded_ones(start):
     wanted = [f"{value('benchmark/records/06_tflite_eval.json', BOX[start], name):.3f}" for name in SETS]
     assert table_line(start)[1:] == wanted
+
+
+def test_the_spread_over_seeds_is_the_recorded_one():
+    record = json.loads((REFERENCE / "benchmark" / "seeds.json").read_text(encoding="utf-8"))
+    lines = seeds_table(record["rows"])
+    assert {len(row["values"]) for row in record["rows"]} == {len(record["seeds"])} == {3}
+    assert table_line("INT8, three seeds of stages 2 and 3")[1:] == [line["INT8 TFLite"] for line in sorted(
+        lines, key=lambda line: SETS.index(line["images"]))]
+    assert record["files"]["1234"] == sha256_file(pretrained()) and record["stage2_shared_steps"] == 0
+    card = (ROOT / "paperlib" / "weights" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert all(" | ".join(line.values()) in card for line in lines)
 
 
 def split(file: str, row: str, metric: str = "psnr") -> tuple[float, float]:
