@@ -64,7 +64,8 @@ def test_the_spread_over_seeds_is_the_recorded_one():
     assert {len(row["values"]) for row in record["rows"]} == {len(record["seeds"])} == {3}
     assert table_line("INT8, three seeds of stages 2 and 3")[1:] == [line["INT8 TFLite"] for line in sorted(
         lines, key=lambda line: SETS.index(line["images"]))]
-    assert record["files"]["1234"] == sha256_file(pretrained()) and record["stage2_shared_steps"] == 0
+    assert record["files"]["1234"] == sha256_file(pretrained())
+    assert record["stage2_shared_steps"] == 0
     card = (ROOT / "paperlib" / "weights" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert all(" | ".join(line.values()) in card for line in lines)
 
