@@ -54,7 +54,8 @@ def prepare_qat(
 
 
 def float_graph(fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor]) -> Graph:
-    """What `prepare_qat` rounds, in float: the same function as `fused`, channels equalised, the skip in its form.
+    """What `prepare_qat` rounds, in float: the same function as `fused`, channels equalised, the skip in its form
+    (the exact one without the last block's channels that show nothing on any of the images).
 
     Args:
         fused, settings, images: as for `prepare_qat`.
