@@ -1,10 +1,6 @@
 """The one exception a user is meant to read."""
 
 
-
-
-
-
 class UserError(Exception):
     """Something the user can put right: says what is wrong, where, and what to do.
 

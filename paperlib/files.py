@@ -43,6 +43,32 @@ def explain(error: OSError, path: str | Path, action: str = "write", place: str 
     return UserError(f"cannot {action} {path}: {reason}. {remedy}")
 
 
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """The one net under foreign files: whatever their reader raises becomes one line that names the file.
+
+    Only the reading stands in the block, never work on what was read.
+
+    Args:
+        what: what the file should be, with its article: "a checkpoint of this kit", "a TFLite file".
+
+    Raises:
+        UserError: the file cannot be read as that; errors that are one already pass unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"no file at {path}. Name an existing one.") from error
+    except Exception as error:  # a damaged file can make its reader raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise explain(error, path, "read") from error
+        first = (str(error).strip().splitlines() or [""])[0][:150]
+        reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        raise UserError(f"{path} is not {what} that can be read ({reason}). Name another file.") from error
+
+
 def user_path(text: str | Path) -> Path:
     """A path as a user writes it, `~` expanded.
 
