@@ -17,11 +17,19 @@ help:
 	@echo "make lint        ruff on code, nbstripout on notebooks"
 	@echo "ARGS='…' adds options to reproduce, for instance ARGS='--from 05 --set stage3.steps=100'"
 
+# Only an NVIDIA driver needs torch with 4 GB of CUDA libraries; elsewhere its CPU build is asked for first.
+TORCH := $(shell sed -n 's/^ *"\(torch\(vision\)\{0,1\}==[0-9.]*\)",/\1/p' pyproject.toml)
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
+
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, found %d.%d; set PYTHON=/path/to/python3.11" % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[kit,dev,npu]'
+	@echo "Installing into $(VENV): some minutes, 3.5 GB, or 8 GB with CUDA. Only the first call does this."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@command -v nvidia-smi >/dev/null || $(PIP) --retries 0 --timeout 15 --index-url $(TORCH_CPU) $(TORCH) 2>/dev/null \
+		|| echo "torch's CPU build cannot be had from $(TORCH_CPU): installing the ordinary one, with CUDA libraries"
+	@$(PIP) --editable '.[kit,dev,npu]'
 	@touch $(STAMP)
 
 reproduce: $(STAMP)

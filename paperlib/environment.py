@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,6 +86,14 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
                     "instructions": [name for name in INSTRUCTIONS if name in flags]}
 
 
+def _version(package: str) -> str | None:
+    """Installed version, None without one; TensorFlow's build for CPUs goes by another name."""
+    for name in (package, f"{package}-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None
+
+
 def provenance() -> dict[str, Any]:
     """Commit, versions, device, processor, threads and load average of the last 1, 5 and 15 minutes.
 
@@ -94,11 +102,7 @@ def provenance() -> dict[str, Any]:
     """
     torch = sys.modules.get("torch")
     versions: dict[str, str | None] = {"python": platform.python_version(), "paperlib": __version__}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
+    versions |= {name: _version(name) for name in PACKAGES}
     cuda = bool(torch and torch.cuda.is_available())
     device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
     return _commit() | {"versions": versions, "device": device, "cuda": cuda, "cpu": processor(),
