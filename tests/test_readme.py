@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paperlib.evaluation.reported import reported
+from paperlib.evaluation.paper_numbers import reported
 from paperlib.export.release import seeds_table
 from paperlib.files import sha256_file
 from paperlib.profiles import load_settings

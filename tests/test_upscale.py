@@ -12,7 +12,7 @@ from paperlib.data import tiles
 from paperlib.data.images import Picture
 from paperlib.data.tiles import Canvas, run_tiled
 from paperlib.errors import UserError
-from paperlib.evaluation.networks import TorchUpscaler
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import Upscaler, load_upscaler
 from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler

@@ -31,7 +31,7 @@ from paperlib.data.resize import bicubic_downscale
 from paperlib.environment import KERNEL_ENVIRONMENT
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb, ssim_rgb
-from paperlib.evaluation.networks import TorchUpscaler
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.settings import DataSettings, LossSettings, StudentSettings
 from paperlib.student.models import build_model, fuse_model
 from paperlib.student.network import with_form

@@ -13,8 +13,8 @@ from typing import Any
 
 from paperlib.data.dataset import open_data
 from paperlib.environment import provenance, root
-from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.files import write_json
 from paperlib.reporting.effects import paired_effect
 from paperlib.run import open_run

@@ -18,7 +18,6 @@ from skimage.data import coffee
 from paperlib.benchmarks.browser import open_page
 from paperlib.benchmarks.runtimes import RUNTIMES, SATURATION, WITHOUT_VNNI, Run, package_version, processor
 from paperlib.errors import UserError
-from paperlib.evaluation.npu_forms import npu_forms, standing
 from paperlib.export.convert import export_tflite
 from paperlib.export.npu import ACCELERATORS, estimate_npu
 from paperlib.export.read_back import shipped_graph
@@ -96,19 +95,18 @@ def _or_reason(runtime: str, job: Callable[[], list[dict[str, Any]]]) -> list[di
 
 def bench_portability(
     tile: int = 256, height: int = 720, width: int = 1280, rounds: int = 5, threads: int = 2, browser: bool = True,
-    forms: bool = True,
 ) -> dict[str, Any]:
     """The shipped student in every runtime at hand.
 
     Args:
         tile, height, width: the two input sizes, LR pixels.
         rounds: timed runs; the least counts (what other processes disturb least).
-        browser, forms: the parts that take minutes.
+        browser: the part that takes minutes.
 
     Returns:
         `runtimes`: per runtime and number of threads `share_equal`, `share_above_5`, `max_difference` against LiteRT
         with XNNPACK on both sizes, `ms_tile`, `ms_frame`; or `skipped` with the reason. `npu`: Vela's estimates.
-        `npu_forms` and `standing`: see `evaluation.npu_forms`. `cpu`, `sizes`, `model` (hash), `what`.
+        `cpu`, `sizes`, `model` (hash), `what`.
     """
     images = {"tile": photograph(tile, tile), "frame": photograph(height, width)}
     lines: list[dict[str, Any]] = []
@@ -137,8 +135,6 @@ def bench_portability(
         if browser:
             lines += _or_reason("LiteRT.js in Chromium", lambda: [_in_browser(images, references, rounds)])
         npu = _or_reason("Vela", lambda: _npu(height, width, Path(name)))
-        costs = _or_reason("Vela", lambda: npu_forms(height, width)) if forms else []
     return {"what": "the shipped INT8 student, uint8 in and out, on a photograph, beside LiteRT with XNNPACK; least ms",
             "cpu": processor(), "sizes": {label: list(image.shape[:2]) for label, image in images.items()},
-            "model": sha256_file(pretrained()), "rounds": rounds, "runtimes": lines, "npu": npu,
-            "npu_forms": costs, "standing": standing([line for line in costs if "skipped" not in line])}
+            "model": sha256_file(pretrained()), "rounds": rounds, "runtimes": lines, "npu": npu}

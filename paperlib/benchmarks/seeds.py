@@ -16,8 +16,8 @@ from typing import Any
 from paperlib.data.dataset import open_data
 from paperlib.environment import provenance, root
 from paperlib.errors import UserError
-from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import atomic_path, sha256_file, write_json

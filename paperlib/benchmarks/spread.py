@@ -20,8 +20,8 @@ from typing import Any
 
 from paperlib.data.dataset import calibration, open_data
 from paperlib.environment import KERNEL_ENVIRONMENT, provenance, root
-from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler

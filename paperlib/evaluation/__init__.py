@@ -6,9 +6,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "audit": ["authors_report", "measured_authors"],
-        "networks": ["TorchUpscaler"],
+        "torch_upscalers": ["TorchUpscaler"],
         "scoring": ["mean_psnr", "measure", "score_pairs"],
-        "shipped": ["graph_forms", "ship"],
+        "exported": ["export_run"],
         "upscalers": ["load_upscaler"],
     },
 )

@@ -21,8 +21,8 @@ from paperlib.data.splits import validation_pairs
 from paperlib.environment import data_dir, provenance
 from paperlib.errors import UserError
 from paperlib.evaluation.authors import FILES, LOG, REPORT, authors_folder, fetch_authors
-from paperlib.evaluation.networks import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.scoring import evaluate
+from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Upscaler
 from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler

@@ -71,6 +71,6 @@ def load_upscaler(spec: str | Path) -> Upscaler:
         raise UserError(f"no model file at {path}. Name an existing file, or train one with `paperlib reproduce`.")
     if path.suffix == ".tflite":
         return TFLiteUpscaler(path)
-    from paperlib.evaluation.networks import load_network
+    from paperlib.evaluation.torch_upscalers import load_network
 
     return load_network(path)

@@ -1,7 +1,7 @@
 """What it would take to win: the challenge's score taken apart (paper section 7, Table A).
 
-score = 2^(2·PSNR) / (C·t) with one C for all published rows (`evaluation.reported.fitted_constant`): in log2 of the
-score a decibel counts 2 and a halved time 1. Leaderboard figures are `reported.csv`'s; everything else is computed.
+score = 2^(2·PSNR) / (C·t) with one C for all published rows (`paper_numbers.fitted_constant`): in log2 of the score a
+decibel counts 2 and a halved time 1. Leaderboard figures are `reported.csv`'s; everything else is computed.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from paperlib.evaluation.reported import OURS, entries, fitted_constant, gap, reported, score, worth_in_ms
+from paperlib.evaluation.paper_numbers import OURS, entries, fitted_constant, ms_per_db, reported, score, score_gap
 from paperlib.reporting.tables import markdown, validation_psnr
 from paperlib.run import Run
 
@@ -36,10 +36,10 @@ def leaders() -> pd.DataFrame:
     lines = []
     for row, entry in entries().items():
         if row != OURS:
-            parts = gap(mine, entry)
+            parts = score_gap(mine, entry)
             lines.append({"entry": row, "score": f"{score(*entry):.1f}", "ahead, log2": f"{parts['total']:+.2f}",
                           "from PSNR": f"{parts['psnr']:+.2f}", "from time": f"{parts['time']:+.2f}",
-                          "0.1 dB is worth (ms)": f"{worth_in_ms(0.1, entry[1]):.2f}"})
+                          "0.1 dB is worth (ms)": f"{ms_per_db(0.1, entry[1]):.2f}"})
     return pd.DataFrame(lines)
 
 
@@ -77,13 +77,13 @@ def sentences() -> list[str]:
     """The arithmetic in words."""
     mine = entries()[OURS]
     first, best = max(entries().items(), key=lambda item: score(*item[1]))
-    parts, (psnr, ms) = gap(mine, best), mine
+    parts, (psnr, ms) = score_gap(mine, best), mine
     return [
         f"score = 2^(2·PSNR) / (C·t), C = {fitted_constant():.4g}, fitted to the five published scores (Table A).",
         f"{first} is 2^{parts['total']:.2f} = {2 ** parts['total']:.1f} times ahead of {OURS}: 2^{parts['psnr']:.2f} "
         f"by {best[0] - psnr:.2f} dB, 2^{parts['time']:.2f} by {ms / best[1]:.1f} times less time. "
         f"{100 * parts['time'] / parts['total']:.0f} % of the gap is time.",
-        f"0.1 dB more is worth {worth_in_ms(0.1, ms):.2f} ms at {ms:g} ms and {worth_in_ms(0.1, best[1]):.2f} ms at "
+        f"0.1 dB more is worth {ms_per_db(0.1, ms):.2f} ms at {ms:g} ms and {ms_per_db(0.1, best[1]):.2f} ms at "
         f"{best[1]:g} ms.",
         f"To draw level, {OURS} would need {parts['total'] / 2:.2f} dB more at {ms:g} ms, or "
         f"{ms / 2 ** parts['total']:.2f} ms at {psnr:g} dB."]

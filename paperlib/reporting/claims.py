@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from paperlib.evaluation.reported import Key, reported
+from paperlib.evaluation.paper_numbers import Key, reported
 from paperlib.reporting.tables import measured_values
 from paperlib.reporting.verdicts import Comparison, compare
 from paperlib.run import Run

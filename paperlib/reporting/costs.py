@@ -16,7 +16,7 @@ from paperlib.student.graph import macs_per_lr_pixel
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 
 FORMS = {"add": ("D", "qat_teacher_learnt"), "exact": ("switches", "skip_exact")}
-"""Forms of the skip (`paperlib.evaluation.shipped`) and the rows of 07 that were trained with them."""
+"""Forms of the skip (`paperlib.evaluation.exported`) and the rows of 07 that were trained with them."""
 FILES = {"student_dynamic_int8.tflite": ("abstract", "student_dynamic_tflite_learnt"),
          "student_fixed_int8.tflite": ("abstract", "student_fixed_tflite_learnt"),
          "student_ptq_int8.tflite": ("export", "tflite_post_training")}

@@ -9,7 +9,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from paperlib.data.resize import KERNELS, _cubic
-from paperlib.evaluation.reported import OURS, entries, score
+from paperlib.evaluation.paper_numbers import OURS, entries, score
 from paperlib.run import STYLE
 
 

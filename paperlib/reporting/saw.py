@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from paperlib.evaluation.reported import DATASET, reported
+from paperlib.evaluation.paper_numbers import DATASET, reported
 from paperlib.reporting.formulas import TERMS
 from paperlib.reporting.verdicts import paired
 from paperlib.run import SMOKE, Run
@@ -187,7 +187,7 @@ def shipped(run: Run, rows: Rows, parity: pd.DataFrame) -> Markdown:
     """06: whether the file computes what was trained, what post-training quantisation would cost, and the box.
 
     Args:
-        parity: of `Shipped.parity`.
+        parity: of `Exported.parity`.
     """
     file, fake, ptq, full, pixels = (_psnr(rows, "export", name) for name in (
         "tflite_dynamic", "fakequant", "tflite_post_training", "float_before_qat", "float_in_8_bits"))

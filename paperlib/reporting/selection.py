@@ -4,7 +4,7 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from paperlib.evaluation.reported import reported
+from paperlib.evaluation.paper_numbers import reported
 from paperlib.evaluation.selection import LAST, SETTLED, SelectionNoise, selection_noise
 from paperlib.run import Run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paperlib.errors import UserError
-from paperlib.evaluation.reported import reported
+from paperlib.evaluation.paper_numbers import reported
 from paperlib.files import read_json
 from paperlib.profiles import load_settings
 from paperlib.reporting.tables import PAPER_TABLES, measured_values

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from paperlib.environment import portable
-from paperlib.evaluation.reported import fitted_constant, reported
+from paperlib.evaluation.paper_numbers import fitted_constant, reported
 from paperlib.files import write_text
 from paperlib.profiles import differences_from_paper, load_settings, note
 from paperlib.reporting.captions import caption, saved_figures

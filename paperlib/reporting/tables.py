@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from paperlib.evaluation.reported import DATASET, Key, _leaderboard, reported, score
+from paperlib.evaluation.paper_numbers import DATASET, Key, entries, reported, score
 from paperlib.files import write_text
 from paperlib.profiles import equals_paper, part_of
 from paperlib.reporting.verdicts import Row, Verdict, comparisons, kept_order, tolerance, trend
@@ -70,7 +70,7 @@ def _row(settings: Settings, key: Key, values: dict[Key, dict[str, Any]]) -> Row
     paper, (limit, _) = reported()[key], tolerance(key)
     if key[0] == "A":
         if key[3] == "score":
-            return Row(*key, paper, score(*_leaderboard(key[1])), limit, Verdict.RECOMPUTED,
+            return Row(*key, paper, score(*entries()[key[1]]), limit, Verdict.RECOMPUTED,
                        "arithmetic on the reported PSNR and time", profile)
         return Row(*key, paper, None, None, Verdict.NOT_PUBLIC, "needs the challenge's images and device", profile)
     if values.get(key, {}).get("value") is None:

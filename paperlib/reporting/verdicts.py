@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.evaluation.reported import Key
+from paperlib.evaluation.paper_numbers import Key
 from paperlib.reporting.effects import EQUAL, Effect, judged, paired_effect
 
 Model = tuple[str, str, str]

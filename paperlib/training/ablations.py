@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from paperlib.data.dataset import Data, calibration, patches_of
-from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
 from paperlib.data.photographs import Pair
 from paperlib.environment import keep_freed_memory, tell
-from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import mean_psnr
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.files import atomic_path, sha256_file
 from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, save_qat
 from paperlib.run import Run

@@ -18,7 +18,7 @@ from paperlib.upscale import upscale_pixels
 
 @pytest.fixture(scope="module")
 def result():
-    return bench_portability(tile=24, height=32, width=40, rounds=1, browser=False, forms=False)
+    return bench_portability(tile=24, height=32, width=40, rounds=1, browser=False)
 
 
 def test_every_litert_gives_the_same_pixels(result):

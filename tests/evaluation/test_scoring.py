@@ -13,8 +13,8 @@ from skimage.data import chelsea, coffee
 from paperlib.data.photographs import Pair, make_pair, read_pairs
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, scores
-from paperlib.evaluation.networks import In8Bits, TorchUpscaler
 from paperlib.evaluation.scoring import evaluate, score_lines, score_pairs
+from paperlib.evaluation.torch_upscalers import RoundedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
@@ -116,7 +116,7 @@ def test_a_network_is_scored_on_its_clipped_float_output():
         student.head.bias.add_(torch.linspace(-300, 300, 27))
     lr = coffee()[:21, :30]
     sr = TorchUpscaler(student, "student")(lr)
-    np.testing.assert_array_equal(In8Bits(TorchUpscaler(student, "student"))(lr), np.rint(sr))
+    np.testing.assert_array_equal(RoundedUpscaler(TorchUpscaler(student, "student"))(lr), np.rint(sr))
     with torch.no_grad():
         wanted = student(torch.from_numpy(lr).permute(2, 0, 1)[None].float())[0].permute(1, 2, 0).numpy()
     assert wanted.min() < 0

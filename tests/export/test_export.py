@@ -12,7 +12,7 @@ from paperlib.data.images import read_rgb
 from paperlib.data.tiles import run_padded, run_tiled, starts
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
-from paperlib.evaluation.networks import QuantisedUpscaler
+from paperlib.evaluation.torch_upscalers import QuantisedUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity_images
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.quantisation.fx_qat import read_published_qat

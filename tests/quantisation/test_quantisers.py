@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from paperlib.data.images import read_rgb
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
-from paperlib.evaluation.networks import QuantisedUpscaler, TorchUpscaler
+from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.calibration import best_grid, calibrate, grid_of_range

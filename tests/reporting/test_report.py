@@ -13,7 +13,7 @@ import paperlib
 from paperlib.data.images import read_rgb
 from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
-from paperlib.evaluation.reported import reported
+from paperlib.evaluation.paper_numbers import reported
 from paperlib.reporting import costs, divider, figures
 from paperlib.reporting.claims import CLAIMS
 from paperlib.reporting.exported import export_notebooks

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from paperlib.errors import UserError
-from paperlib.evaluation.reported import reported
+from paperlib.evaluation.paper_numbers import reported
 from paperlib.reporting.strongest import strongest, strongest_text
 from paperlib.reporting.tables import write_tables
 from paperlib.rows import measured_row

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from paperlib.errors import UserError
-from paperlib.evaluation import reported
+from paperlib.evaluation import paper_numbers
 from paperlib.reporting import tables
 from paperlib.reporting.claims import CLAIMS, claims_table
 from paperlib.reporting.printed import format_tables
@@ -16,7 +16,7 @@ from paperlib.reporting.verdicts import COMPARED, DROPS, Row, Verdict, kept_orde
 from paperlib.rows import measured_row
 from paperlib.run import open_run
 
-PSNR = {key: value for key, value in reported.reported().items() if key[3] == "psnr" and key[0] != "A"}
+PSNR = {key: value for key, value in paper_numbers.reported().items() if key[3] == "psnr" and key[0] != "A"}
 
 
 def rows_of(values, **more):
@@ -37,18 +37,18 @@ def verdicts(run, *names):
 def test_every_reported_number_has_a_verdict_in_every_profile(tmp_path):
     for profile in ("smoke", "demo", "benchmark", "paper"):
         rows = tables.table_rows(open_run(profile, tmp_path / profile))
-        assert len(rows) == len(reported.reported()) == 58
+        assert len(rows) == len(paper_numbers.reported()) == 58
         assert {row.verdict for row in rows} == {Verdict.NOT_RUN, Verdict.NOT_PUBLIC, Verdict.RECOMPUTED}
 
 
 def test_every_measurable_row_has_a_comparison_and_a_tolerance_with_a_reason():
-    for key in reported.reported():
+    for key in paper_numbers.reported():
         if key[0] != "A":
             assert COMPARED[key[:3]], key
             limit, reason = tolerance(key)
             assert limit > 0, key
             assert reason, key
-    models = {key[:3] for key in reported.reported()}
+    models = {key[:3] for key in paper_numbers.reported()}
     others = {model for part in [*COMPARED.values(), *DROPS.values()] for model in part}
     assert set(COMPARED) | set(DROPS) | others <= models
 
@@ -61,7 +61,7 @@ def over_seeds(values, spread=0.001, seeds=5):
 
 
 def test_the_papers_own_numbers_hold_every_trend_if_five_seeds_agree_and_none_with_one():
-    paper = reported.reported()
+    paper = paper_numbers.reported()
     for key in paper:
         if key[0] != "A":
             assert trend(key, paper, over_seeds(paper, 0.0))[0] is Verdict.HOLDS, key
@@ -180,14 +180,14 @@ def test_table_c_compares_what_int8_costs_as_well():
     """RepConv ahead of RepDW in both precisions, as reported, but losing more by rounding than RepDW does."""
     ours = over_seeds({("C", "repconv", "fp32", "psnr"): 28.0, ("C", "repconv", "int8", "psnr"): 27.0,
                        ("C", "repdw", "fp32", "psnr"): 26.5, ("C", "repdw", "int8", "psnr"): 26.4})
-    assert trend(("C", "repconv", "fp32", "psnr"), reported.reported(), ours)[0] is Verdict.HOLDS
-    verdict, text = trend(("C", "repconv", "int8", "psnr"), reported.reported(), ours)
+    assert trend(("C", "repconv", "fp32", "psnr"), paper_numbers.reported(), ours)[0] is Verdict.HOLDS
+    verdict, text = trend(("C", "repconv", "int8", "psnr"), paper_numbers.reported(), ours)
     assert verdict is Verdict.FAILS
     assert "change by INT8 against that of repdw: paper +0.4147, here -0.900" in text
 
 
 def test_mobileone_is_compared_with_repconv_in_both_precisions():
-    paper = reported.reported()
+    paper = paper_numbers.reported()
     for precision in ("fp32", "int8"):
         keys = [("C", name, precision, "psnr") for name in ("mobileone", "repconv")]
         for better, word in ((0, Verdict.HOLDS), (1, Verdict.FAILS)):
@@ -204,14 +204,14 @@ def test_nothing_surely_is_a_failure_of_a_reported_difference_and_noise_decides_
                           (np.array([0.05, 0.06, 0.05, 0.07, 0.06]), Verdict.HOLDS)):
         ours = {keys[0]: {"value": 27.0, "values": list(27 + offsets), "seed_ids": [1, 2, 3, 4, 5]},
                 keys[1]: {"value": 27.0, "values": [27.0] * 5, "seed_ids": [1, 2, 3, 4, 5]}}
-        assert trend(keys[0], reported.reported(), ours)[0] is word
+        assert trend(keys[0], paper_numbers.reported(), ours)[0] is word
 
 
 def test_one_training_named_twice_is_one():
     keys = [("D", name, "int8", "psnr") for name in ("qat_teacher", "qat_direct")]
     ours = {key: {"value": value, "values": [value, value], "images": [[value, value - 0.01]] * 2, "seed_ids": [1, 1]}
             for key, value in zip(keys, (27.1, 27.0), strict=True)}
-    verdict, text = trend(keys[0], reported.reported(), ours)
+    verdict, text = trend(keys[0], paper_numbers.reported(), ours)
     assert verdict is Verdict.UNDECIDED
     assert "1 seed" in text
 
@@ -220,7 +220,7 @@ def test_other_seeds_are_not_paired():
     keys = [("D", name, "int8", "psnr") for name in ("qat_teacher", "qat_direct")]
     ours = {key: {"value": value, "values": [value, value], "seed_ids": seeds}
             for key, value, seeds in zip(keys, (27.1, 27.0), ([1, 2], [3, 4]), strict=True)}
-    verdict, text = trend(keys[0], reported.reported(), ours)
+    verdict, text = trend(keys[0], paper_numbers.reported(), ours)
     assert verdict is Verdict.UNDECIDED
     assert "other seeds" in text
 
@@ -229,7 +229,7 @@ def test_a_reversed_order_is_never_reproduced(tmp_path):
     """Both of Table D within the tolerance, but the teacher behind."""
     keys = [("D", name, "int8", "psnr") for name in ("qat_teacher", "qat_direct")]
     ours = {keys[0]: {"value": 29.951}, keys[1]: {"value": 29.960}}
-    assert not kept_order(keys[0], reported.reported(), ours)
+    assert not kept_order(keys[0], paper_numbers.reported(), ours)
     run = open_with(tmp_path, "paper", {key: row["value"] for key, row in ours.items()})
     assert set(verdicts(run, "D").values()) == {Verdict.MISSED, Verdict.NOT_RUN}
 
@@ -237,7 +237,7 @@ def test_a_reversed_order_is_never_reproduced(tmp_path):
 def test_unequal_schedules_are_named():
     keys = [("B", name, "fp32", "psnr") for name in ("student_stage2", "fsrcnn")]
     ours = {keys[0]: {"value": 27, "steps": 1200}, keys[1]: {"value": 26, "steps": 150}}
-    assert "trained for 1,200 and 150 steps" in trend(keys[0], reported.reported(), ours)[1]
+    assert "trained for 1,200 and 150 steps" in trend(keys[0], paper_numbers.reported(), ours)[1]
 
 
 def test_one_constant_gives_all_five_scores_as_printed(tmp_path):
@@ -246,8 +246,8 @@ def test_one_constant_gives_all_five_scores_as_printed(tmp_path):
     for row in rows:
         assert row.verdict is Verdict.RECOMPUTED
         assert abs(row.delta) < 0.05, row
-    assert reported.fitted_constant() == pytest.approx(1.155e16, rel=0.002)
-    assert reported.score(30.5, 10) == pytest.approx(2 * reported.score(30, 10))
+    assert paper_numbers.fitted_constant() == pytest.approx(1.155e16, rel=0.002)
+    assert paper_numbers.score(30.5, 10) == pytest.approx(2 * paper_numbers.score(30, 10))
 
 
 def test_only_validation_photographs_enter_the_tables(tmp_path):
@@ -387,7 +387,7 @@ def test_claims_are_the_papers_differences_and_one_word(tmp_path):
     assert line["here (dB)"] == "+0.100 [+0.100, +0.100] (3 seeds, 4 images)"
     assert line["verdict"] == "trend holds"
     assert set(table["verdict"]) == {"trend holds", "not run"}
-    assert {key for claim in CLAIMS for key in (*claim.plus, *claim.minus)} <= set(reported.reported())
+    assert {key for claim in CLAIMS for key in (*claim.plus, *claim.minus)} <= set(paper_numbers.reported())
 
 
 def test_no_claim_of_tables_c_and_d_is_left_out():

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from paperlib.data.dataset import open_data
-from paperlib.evaluation.reported import reported
+from paperlib.evaluation.paper_numbers import reported
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.profiles import load_settings

@@ -10,8 +10,8 @@ from torch import nn
 
 from paperlib.data.dataset import TrainSet, lr_batches, open_data
 from paperlib.errors import UserError
-from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import score_pairs
+from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.profiles import METHODS, load_settings

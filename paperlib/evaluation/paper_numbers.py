@@ -19,11 +19,6 @@ def reported() -> dict[Key, float]:
                 for line in csv.DictReader(file)}
 
 
-def _leaderboard(row: str) -> tuple[float, float]:
-    """Reported PSNR (dB) and NPU time (ms) of a leaderboard entry's INT8 model."""
-    return reported()["A", row, "int8", "psnr"], reported()["A", row, "int8", "npu_latency"]
-
-
 @cache
 def fitted_constant() -> float:
     """C of the challenge's score = 2^(2·PSNR_INT8) / (C·t), t in ms: least squares over the leaderboard's rows.
@@ -31,7 +26,7 @@ def fitted_constant() -> float:
     Fitted on the scores themselves, so that 1.7 and 1.8, which carry the coarsest rounding, count least.
     """
     pairs = [(value, 2 ** (2 * psnr) / latency) for (table, row, _, metric), value in reported().items()
-             if table == "A" and metric == "score" for psnr, latency in [_leaderboard(row)]]
+             if table == "A" and metric == "score" for psnr, latency in [entries()[row]]]
     return sum(x * x for _, x in pairs) / sum(value * x for value, x in pairs)
 
 
@@ -50,12 +45,12 @@ def entries() -> dict[str, tuple[float, float]]:
     return {row: (reported()["A", row, "int8", "psnr"], reported()["A", row, "int8", "npu_latency"]) for row in rows}
 
 
-def gap(entry: tuple[float, float], other: tuple[float, float]) -> dict[str, float]:
+def score_gap(entry: tuple[float, float], other: tuple[float, float]) -> dict[str, float]:
     """How far `other` is ahead of `entry` ((dB, ms) each) in log2 of the score, and the parts of PSNR and time."""
     quality, time = 2 * (other[0] - entry[0]), math.log2(entry[1] / other[1])
     return {"psnr": quality, "time": time, "total": quality + time}
 
 
-def worth_in_ms(decibels: float, milliseconds: float) -> float:
+def ms_per_db(decibels: float, milliseconds: float) -> float:
     """Time that could be spent on top of `milliseconds` for `decibels` more PSNR at an unchanged score."""
     return milliseconds * (2 ** (2 * decibels) - 1)

@@ -1,5 +1,6 @@
 """PyTorch networks as upscalers: students and baselines in float, fake-quantised ones, checkpoints (section 6)."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,17 @@ class TorchUpscaler:
     """
 
     def __init__(self, model: nn.Module, name: str, about: dict[str, Any] | None = None) -> None:
-        self.model, self.name, self.about = model.eval(), name, {"precision": "float32", **(about or {})}
+        self.model, self.name = model.eval(), name
+        self.about = {"precision": "float32", **(about or {})}
 
-    @property
+    @cached_property
     def radius(self) -> int | None:
         """See `Upscaler.radius`; None for a network that does not say how it is built."""
         settings = getattr(self.model, "settings", None)
-        return None if settings is None else receptive_radius(deployment_graph(build_model(settings, "fused")))
+        if settings is None:
+            return None
+        with torch.device("meta"):  # shapes alone, and no random numbers drawn
+            return receptive_radius(deployment_graph(build_model(settings, "fused")))
 
     @torch.inference_mode()
     def __call__(self, lr: np.ndarray) -> np.ndarray:
@@ -56,7 +61,7 @@ class TorchUpscaler:
         return sr.clamp(0, 255).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-class In8Bits:
+class RoundedUpscaler:
     """An upscaler whose result is rounded to 8-bit pixels: what a float network could give at best in an INT8 file.
 
     Args:
