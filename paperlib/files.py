@@ -1,4 +1,7 @@
-"""Files that are never half written: atomic writes, hashes, locks, and errors that name their cause."""
+"""Files that are never half written: atomic writes, locks, hashes, and errors that name their cause.
+
+Whatever is written first under another name is called `.paperlib-…`. Nothing else is ever swept.
+"""
 
 import errno
 import fcntl
@@ -6,46 +9,47 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from paperlib.errors import UserError
 
+TEMPORARY = ".paperlib-"
+"""How the names of temporary files and folders begin."""
+ABANDONED = 3600.0
+"""Seconds after which a temporary file that nobody holds a lock on was left by a killed process."""
 
-def explain(error: OSError, path: str | Path, action: str = "write", place: str = "--out") -> UserError:
-    """An operating-system error about `path` as a sentence with its cause and the remedy for that cause.
+
+def explain(
+    error: OSError, path: str | Path, action: str = "write", place: str = "--out",
+) -> UserError:
+    """An operating-system error about `path` as a sentence with its cause and its remedy.
 
     Args:
         action: what could not be done: "write", "read".
         place: what the user sets to choose another folder: an option or a variable.
     """
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = f"Free some space or choose a folder on a larger disk with {place}."
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        remedy = (f"Make it {action}able for this user" + (f", or choose a writable folder with {place}."
-                                                           if action == "write" else ", or name another file."))
-    elif error.errno == errno.EROFS:
-        remedy = f"Choose a writable folder with {place}."
-    elif error.errno == errno.ENAMETOOLONG:
-        remedy = "Give it a shorter name."
-    elif error.errno == errno.ELOOP:
-        remedy = "The link leads to itself: remove it."
-    elif action == "write":
-        remedy = f"Choose another folder with {place}."
-    else:
-        remedy = "Name another file."
-    return UserError(f"cannot {action} {path}: {reason}. {remedy}")
+    other = f"choose another folder with {place}" if action == "write" else "name another file"
+    remedy = {
+        errno.ENOSPC: f"Free some space or {other}",
+        errno.EDQUOT: f"Free some space or {other}",
+        errno.EACCES: f"Make it {action}able for this user, or {other}",
+        errno.EPERM: f"Make it {action}able for this user, or {other}",
+        errno.ENAMETOOLONG: "Give it a shorter name",
+        errno.ELOOP: "The link leads to itself: remove it",
+    }.get(error.errno, other[0].upper() + other[1:])
+    return UserError(f"cannot {action} {path}: {error.strerror or error}. {remedy}.")
 
 
 @contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
-    """The one net under foreign files: whatever their reader raises becomes one line that names the file.
+    """The one net under foreign files: whatever their reader raises names the file, in one line.
 
     Only the reading stands in the block, never work on what was read.
 
@@ -66,15 +70,12 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
             raise explain(error, path, "read") from error
         first = (str(error).strip().splitlines() or [""])[0][:150]
         reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
-        raise UserError(f"{path} is not {what} that can be read ({reason}). Name another file.") from error
+        raise UserError(
+            f"{path} is not {what} that can be read ({reason}). Name another file.") from error
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a user writes it, `~` expanded.
-
-    Raises:
-        UserError: the home of somebody who is not known here, a name too long, or a link that leads to itself.
-    """
+    """A path as a user writes it, `~` expanded; names that no file can have are a `UserError`."""
     path = Path(text)
     try:
         path = path.expanduser()
@@ -91,27 +92,24 @@ def user_path(text: str | Path) -> Path:
 
 @contextmanager
 def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
-    """Give a temporary sibling of `path` to write to; rename it to `path` when the block ends without error.
+    """Give a temporary sibling of `path` to write to; it becomes `path` when the block ends well.
 
-    The data is flushed to disk before the rename, so after a crash `path` is either the old file or the new one.
+    The data is on the disk before the rename: after a crash `path` is the old file or the new one.
 
     Args:
         place: the option or variable that chooses another folder, for the message.
-
-    Raises:
-        UserError: the folder cannot be created or written, or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise explain(error, path, place=place) from error
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp, and safetensors which puts a file of its own there, let nobody else read
+        temporary.chmod(0o644)  # mkstemp, and safetensors' own file there, let nobody else read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -121,85 +119,59 @@ def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_folder(folder: Path) -> None:
-    """Make a folder and check that it takes files, before hours of work go into it.
-
-    Raises:
-        UserError: it does not.
-    """
+def check_folder(folder: Path, place: str = "--out") -> None:
+    """Make a folder and write a byte into it, before hours of work go there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try_writing(folder)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:  # full disks take empty files
+            file.write(b"x")
     except ValueError as error:
-        raise UserError(f"cannot write into {folder}: {error}. Choose another folder.") from error
+        raise UserError(f"cannot write {folder}: {error}. Choose another folder.") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise explain(error, folder) from error
-        raise UserError(f"cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error
+        raise explain(error, folder, place=place) from error
 
 
-def try_writing(folder: Path) -> None:
-    """Write a byte into an unnamed file of a folder (a full disk takes empty ones).
+def _is_old(path: Path) -> bool:
+    """Whether it is of an hour ago, or as far in the future: then the clock was set back since."""
+    return abs(time.time() - path.stat().st_mtime) > ABANDONED
 
-    Raises:
-        OSError: it cannot be written.
+
+def remove_stale(folder: str | Path) -> list[Path]:
+    """Delete the temporary files below `folder` that killed processes left, and return them.
+
+    One younger than an hour may belong to a process that is still writing.
     """
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        file.write(b"x")
-
-
-def remove_stale(folder: str | Path, older_than: float = 3600.0) -> list[Path]:
-    """Delete what killed processes left of `atomic_path` below `folder`, and return it; `older_than` in seconds.
-
-    A temporary file younger than that may belong to a process that is still writing. One from a future as far away was
-    left before the clock was set back.
-    """
-    named = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")
-    stale = [path for path in Path(folder).rglob(".*") if named.fullmatch(path.name) and path.is_file()
-             and abs(time.time() - path.stat().st_mtime) > older_than]
+    stale = [path for path in Path(folder).rglob(f"{TEMPORARY}*") if path.is_file()
+             and not path.is_symlink() and _is_old(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return stale
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
-def _abandoned(folder: Path, pid: int) -> bool:
-    """Whether nobody builds in this folder any more: nobody holds its lock, and the process is gone or it is old."""
+def _is_abandoned(folder: Path) -> bool:
+    """Whether nobody builds in this folder any more: its lock is free, or it has none for long."""
     try:
         with (folder / ".lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return folder.is_dir() and _is_old(folder)
+    except OSError:  # held, or somebody else's
         return False
-    except OSError:  # no lock yet, or none of this version
-        pass
-    return not _alive(pid) or time.time() - folder.stat().st_mtime > 3600
 
 
 @contextmanager
 def building_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`; takes its place when the block ends without error, else it is removed.
+    """An empty folder beside `target`, which takes its place when the block ends without error.
 
-    It is locked while its process lives, so that what killed processes left of it is known, and swept first.
-
-    Raises:
-        OSError: it cannot be made, or not be renamed.
+    It is locked while in use; what killed processes left of such folders there is removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(".*"):
-        match = re.fullmatch(r"\..+\.(\d+)", left.name)
-        if match and left.is_dir() and not left.is_symlink() and _abandoned(left, int(match[1])):
+    for left in target.parent.glob(f"{TEMPORARY}*"):
+        if left.is_dir() and not left.is_symlink() and _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    building, old = (target.with_name(f".{target.name}.{kind}{os.getpid()}") for kind in ("", "old."))
-    shutil.rmtree(building, ignore_errors=True)
+    building = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    old = building.with_name(f"{building.name}.old")
     building.mkdir()
     try:
         with (building / ".lock").open("wb") as lock:
@@ -215,7 +187,7 @@ def building_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str, place: str = "--out") -> Path:
-    """Write `text` as UTF-8, atomically; bytes of names that are no UTF-8 as JSON's `\\udcff`. Returns the path."""
+    """Write UTF-8 atomically; bytes of names that are no UTF-8 as JSON's `\\udcff`. Returns the path."""
     with atomic_path(path, place) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
@@ -226,9 +198,9 @@ _NUMBERS = re.compile(r"\[\n\s*((?:-?\d[^,\n]*|null)(?:,\n\s*(?:-?\d[^,\n]*|null
 
 
 def json_text(value: object) -> str:
-    """`value` as indented JSON, lists of numbers on one line each (a third of a record's bytes are saved)."""
+    """`value` as indented JSON, lists of numbers on one line each (a third of a record's bytes)."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    return _NUMBERS.sub(lambda found: f"[{', '.join(part.strip() for part in found[1].split(','))}]", text)
+    return _NUMBERS.sub(lambda found: f"[{', '.join(map(str.strip, found[1].split(',')))}]", text)
 
 
 def write_json(path: str | Path, value: object, place: str = "--out") -> Path:
@@ -237,22 +209,20 @@ def write_json(path: str | Path, value: object, place: str = "--out") -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        UserError: it may not be read, or is damaged (or nested too deep for any of ours).
-    """
+    """What a JSON file of this kit holds; a damaged one is a `UserError`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). Delete it and try again.") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). "
+                        "Delete it and try again.") from error
     except OSError as error:
         raise explain(error, path, "read") from error
 
 
 def shown(text: str) -> str:
-    """Text for a terminal: names with line breaks, escapes or bytes that are no UTF-8 are printed escaped."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+    """Text for a terminal: line breaks, control characters and bytes that are no UTF-8 escaped."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode()
+                   for mark in text)
 
 
 def sha256_file(path: str | Path) -> str:
@@ -263,7 +233,7 @@ def sha256_file(path: str | Path) -> str:
 
 @contextmanager
 def file_lock(path: str | Path, place: str = "--out") -> Iterator[None]:
-    """Hold an exclusive lock on `path` for the block; the operating system frees it when the process dies.
+    """Hold an exclusive lock on `path`; the operating system frees it when the process dies.
 
     Args:
         place: the option or variable that chooses another folder, for the message.
@@ -272,22 +242,17 @@ def file_lock(path: str | Path, place: str = "--out") -> Iterator[None]:
         UserError: another living process holds the lock; its process id is named.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise explain(error, path, place=place) from error
-    with file:
+    with ExitStack() as stack:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("ab", buffering=0))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            message = f"{path.parent} is in use by process {owner}. Wait for it, stop it, or choose another {place}."
-            raise UserError(message) from None
-        try:
-            os.ftruncate(file.fileno(), 0)
-            os.write(file.fileno(), str(os.getpid()).encode())
+            owner = path.read_text(encoding="utf-8") or "unknown"
+            raise UserError(f"{path.parent} is in use by process {owner}. Wait for it, stop it, "
+                            f"or choose another {place}.") from None
         except OSError as error:
             raise explain(error, path, place=place) from error
         yield

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from paperlib.data.writing import small_picture
 from paperlib.environment import portable, provenance, settle_folders
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, explain, sha256_file, try_writing, write_json
+from paperlib.files import atomic_path, check_folder, explain, sha256_file, write_json
 from paperlib.overrides import check_injected, run_folder
 from paperlib.profiles import load_settings, note
 from paperlib.rows import tidy_rows, wrong_record
@@ -102,11 +102,7 @@ class Run:
         Raises:
             UserError: the folder takes no files.
         """
-        folder = self.folder("records")
-        try:
-            try_writing(folder)
-        except OSError as error:
-            raise explain(error, folder) from error
+        check_folder(self.out / "records")
 
     def stage_folder(self, stage: str) -> Path:
         """Folder of a stage's training state and weights."""

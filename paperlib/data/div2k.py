@@ -94,6 +94,8 @@ def unpack(archive: Archive, path: Path, root: Path) -> Path:
         UserError: damaged or foreign zip file, a full disk, or a folder that cannot be written.
     """
     target = root / archive.folder
+    if target.exists():  # `building_folder` would put the new one in its place
+        raise UserError(f"{target} is there and holds no PNG image. Move it away and try again.")
     try:
         with zipfile.ZipFile(path) as file, building_folder(target) as building:
             names = [name for name in file.namelist() if name.endswith(".png")]

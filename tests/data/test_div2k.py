@@ -198,14 +198,19 @@ def test_a_nonsense_address_a_file_and_an_unknown_home_are_told(tmp_path, monkey
             download(f"{div2k.base_url()}/x.zip", tmp_path / "x.zip", 10, "0" * 64)
 
 
-def test_what_a_killed_unpacking_left_is_swept(dataset, tmp_path):
-    left = tmp_path / f".{dataset[0][0].folder}.4194303"
-    left.mkdir()
-    (left / "0001.png").touch()
-    (tmp_path / "a.zip").write_bytes(dataset[1][dataset[0][0].name])
-    div2k.unpack(dataset[0][0], tmp_path / "a.zip", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [dataset[0][0].folder, "a.zip"]
-    assert sorted(path.name for path in (tmp_path / dataset[0][0].folder).iterdir()) == ["0001.png", "0002.png"]
-    (tmp_path / "a.zip").write_bytes(b"no zip file")
+def test_unpacking_takes_nobodys_folder_away(dataset, tmp_path):
+    archive = dataset[0][0]
+    (tmp_path / "a.zip").write_bytes(dataset[1][archive.name])
+    (tmp_path / ".backup.2024").mkdir()
+    (tmp_path / archive.folder).mkdir()
+    (tmp_path / archive.folder / "my own.txt").touch()
+    with pytest.raises(UserError, match="Move it away"):
+        div2k.unpack(archive, tmp_path / "a.zip", tmp_path)
+    (tmp_path / archive.folder).rename(tmp_path / "mine")
+    div2k.unpack(archive, tmp_path / "a.zip", tmp_path)
+    names = {path.name for path in (tmp_path / archive.folder).iterdir()}
+    assert names == {"0001.png", "0002.png"}
+    assert (tmp_path / ".backup.2024").is_dir()
+    (tmp_path / "b.zip").write_bytes(b"no zip file")
     with pytest.raises(UserError, match="is damaged"):
-        div2k.unpack(dataset[0][0], tmp_path / "a.zip", tmp_path)
+        div2k.unpack(archive, tmp_path / "b.zip", tmp_path / "elsewhere")

@@ -120,7 +120,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_builds_is_not
     target = tmp_path / "cache" / "pixels" / "0123456789abcdef"
     with subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        left = target.with_name(f".{target.name}.{process.pid}")
+        (left,) = target.parent.glob(".paperlib-*")
         open_store(folders(photographs))
         assert (left / "hr.u8").is_file()
         process.send_signal(signal.SIGKILL)

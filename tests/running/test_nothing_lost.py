@@ -15,7 +15,7 @@ from forked import Forks
 
 from paperlib.data.dataset import open_data
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, file_lock, remove_stale
+from paperlib.files import file_lock
 from paperlib.run import Run, open_run
 from paperlib.student.models import read_weights, save_student
 from paperlib.student.network import Student, fuse
@@ -168,21 +168,3 @@ def test_changed_settings_are_refused_with_the_difference(tmp_path):
     first(open_run("smoke", tmp_path, TINY))
     with pytest.raises(UserError, match=r"stage\.lr: 0\.0001 → 0\.002"):
         first(open_run("smoke", tmp_path, TINY | {"stage1.lr": 2e-3}))
-
-
-@pytest.mark.parametrize("left_at", [0, 4e9])
-def test_what_a_killed_process_left_half_written_is_removed_later(tmp_path, left_at):
-    """Whether the clock went on or was set back by years (4e9 is in 2096)."""
-    begun = atomic_path(tmp_path / "checkpoints" / "qat.safetensors")
-    left = begun.__enter__()  # never left, as in a killed process
-    kept = [tmp_path / name for name in (".state.json", ".kernel.log", "qat.safetensors", ".lock")]
-    for path in kept:
-        path.write_text("")
-        os.utime(path, (0, 0))
-    assert remove_stale(tmp_path) == []  # young: somebody may still be writing
-    os.utime(left, (time.time() + 1000, time.time() + 1000))  # the clock was set a little: still young
-    assert remove_stale(tmp_path) == []
-    os.utime(left, (left_at, left_at))
-    assert remove_stale(tmp_path) == [left]
-    assert all(path.is_file() for path in kept)
-    assert not left.exists()
