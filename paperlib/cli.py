@@ -118,10 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
                   "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
     command.add_argument("action", choices=("status", "prepare", "fetch"),
                          help="what is there; decode it; or fetch photographs that are public")
-    command.add_argument("what", nargs="?", choices=("open", "cid22", "clic_val"),
-                         help="for fetch: open (51 photographs, 43 MB), cid22 (209, 72 MB), clic_val (14, 37 MB)")
+    command.add_argument("what", nargs="?", choices=("open", "cid22", "clic_val", "div2k-valid"),
+                         help="for fetch: open (51 photographs, 43 MB), cid22 (209, 72 MB), "
+                              "clic_val (14, 37 MB), div2k-valid (100 and their LR, 504 MB)")
     command.add_argument("--to", type=Path, metavar="DIR", help="for fetch: the folder (default: its own in "
-                                                                "$PAPERLIB_DATA)")
+                              "$PAPERLIB_DATA; DIV2K's in the cache)")
     choose(command, "set")
 
     command = add("table", commands.table, "Print the tables of a run.")

@@ -178,13 +178,28 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare_div2k(settings: Any, **options: Any) -> None:
+    from paperlib.data.div2k import prepare
+
+    with _progress("B") as progress:
+        done = prepare(settings, progress=lambda name, have, size: progress(have, size), **options)
+    print("\n".join(done))
+
+
 def _fetch(args: argparse.Namespace) -> int:
     from paperlib.data.public_photographs import SETS, fetch_photographs
     from paperlib.data.public_photographs import listed as photographs_of
     from paperlib.environment import data_dir
 
     if not args.what:
-        raise UserError(f"data fetch: what? There is {', '.join(f'`paperlib data fetch {name}`' for name in SETS)}.")
+        names = ", ".join(f"`paperlib data fetch {name}`" for name in (*SETS, "div2k-valid"))
+        raise UserError(f"data fetch: what? There is {names}.")
+    if args.what == "div2k-valid":
+        from paperlib.data.div2k import VALIDATION
+        from paperlib.settings import DataSettings
+
+        _prepare_div2k(DataSettings(div2k=str(args.to or "")), archives=VALIDATION)
+        return 0
     if not args.to and not data_dir():
         raise UserError(f"data fetch {args.what}: into which folder? Set PAPERLIB_DATA to the one with the folders of "
                         "your photographs, or name one with --to.")
@@ -199,7 +214,6 @@ def data(args: argparse.Namespace) -> int:
         return _fetch(args)
     if args.what or args.to:
         raise UserError(f"data {args.action} takes no {args.what or '--to'}; that is for `paperlib data fetch`.")
-    from paperlib.data.div2k import prepare
     from paperlib.data.pixel_store import open_store
     from paperlib.data.splits import status
     from paperlib.profiles import load_settings
@@ -207,9 +221,7 @@ def data(args: argparse.Namespace) -> int:
     settings, failed = load_settings(_profile(args.profile), _overrides(args.assignments)).data, []
     if args.action == "prepare":
         if settings.source == "div2k":
-            with _progress("B") as progress:
-                done = prepare(settings, progress=lambda name, have, size: progress(have, size))
-            print("\n".join(done))
+            _prepare_div2k(settings)
         with _progress("photograph") as progress:
             store = open_store(settings, progress)
         print(f"training pixels of {len(store)} photographs: {store.folder}")

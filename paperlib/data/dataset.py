@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from paperlib.data.div2k import is_paper_data
 from paperlib.data.overlap import Overlap, check_overlaps
 from paperlib.data.photographs import Pair, Pairs
 from paperlib.data.pixel_store import PixelStore, open_store
@@ -186,6 +187,8 @@ class Data:
     """Where they came from: another process opens them again instead of being sent the pixels."""
     overlaps: list[Overlap] = field(default_factory=list)
     """Training photographs that show what a validation photograph or a test image shows."""
+    is_paper_data: bool = False
+    """Whether it is DIV2K by its files: 800 and 100 names, the validation files by their hashes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.settings,)
@@ -244,13 +247,15 @@ def open_data(settings: DataSettings) -> Data:
     for why in store.left_out.values():
         print(f"left out of the training photographs: {why}", flush=True)
     tests = test_sets(settings)
-    # embedded photographs are known; DIV2K's own splits are disjoint
-    own = {"validation": Pairs(split_sources(settings, "valid"), settings.valid_crop)}
-    sets = (own if settings.source == "folders" else {}) | tests
+    own = split_sources(settings, "valid")
+    paper = settings.source == "div2k" and is_paper_data(split_sources(settings, "train"), own)
+    sets = dict(tests)
+    if settings.source != "embedded" and not paper:  # those splits are known to be disjoint
+        sets = {"validation": Pairs(own, settings.valid_crop)} | sets
     found = check_overlaps(store, sets, list(tests)) if sets else []
     for overlap in found:
         print(f"trained on what is measured: {overlap}; leave it out of data.train, or say so", flush=True)
-    return Data(store, valid, tests, shown, settings, found)
+    return Data(store, valid, tests, shown, settings, found, paper)
 
 
 @lru_cache(maxsize=1)

@@ -1,15 +1,19 @@
-"""DIV2K, the paper's data (section 4): found, downloaded with pinned hashes, unpacked, checked; and what `data` prints.
+"""DIV2K, the paper's data (section 4): found, downloaded with pinned hashes, unpacked, checked.
 
-The host is slow and often down, so partial downloads continue where they stopped, and a folder or the zip files that a
-user already has are as good.
+The host is slow and often down, so partial downloads continue where they stopped, and a folder or
+the zip files that a user already has are as good. Whether photographs are DIV2K's is said by the
+files of its validation split: `div2k_valid.csv` has git's blob ids of all 100, HR and LR ×3.
 """
 
+import csv
+import hashlib
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from paperlib.data.download import download
@@ -45,6 +49,9 @@ ARCHIVES = (
     Archive("DIV2K_valid_LR_bicubic_X3.zip", 54_513_392,
             "04b9a2ed3b4a0715d3924d3ae8514830c3328fac8d30512ce716d6f419e052a3", "DIV2K_valid_LR_bicubic/X3", "valid"),
 )
+
+
+VALIDATION = tuple(archive for archive in ARCHIVES if archive.split == "valid")
 
 
 def base_url() -> str:
@@ -85,6 +92,62 @@ def div2k_sources(settings: DataSettings, split: str, archives: tuple[Archive, .
         raise UserError(f"DIV2K's {split} images are not in {root}. Run `paperlib data prepare --profile paper`, or "
                         "set data.div2k to the folder that holds DIV2K_train_HR and its siblings, or their zip files.")
     return match_folders(folders[False], folders[True])
+
+
+@cache
+def validation_ids() -> dict[str, str]:
+    """Git's blob id of every validation file by its name, "0801.png" (HR) and "0801x3.png" (LR)."""
+    with Path(__file__).with_name("div2k_valid.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    return {f"{line['image']}.png": line["hr"] for line in lines} | {
+        f"{line['image']}x{SCALE}.png": line["lr_x3"] for line in lines}
+
+
+def blob_id(path: Path) -> str:
+    """What `git hash-object` says of a file: the SHA-1 of its length and bytes."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def is_paper_data(train: Sequence[Source], valid: Sequence[Source]) -> bool:
+    """Whether these are DIV2K's splits, 800 and 100 photographs by name, the second by their bytes.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for sources, numbers in ((train, range(1, 801)), (valid, range(801, 901))):
+        if [source.hr.name for source in sources] != [f"{number:04d}.png" for number in numbers]:
+            return False
+    files = [path for source in valid for path in (source.hr, source.lr) if path]
+    ids = validation_ids()
+    return len(files) == len(ids) and all(blob_id(path) == ids.get(path.name) for path in files)
+
+
+def validation_at_hand(folder: Path, tell: Callable[[str], None] = print) -> list[Source]:
+    """What a folder holds of DIV2K's validation split, in the official layout or as HR/ and
+    LR_bicubic/X3/; each file is the original, by its blob id.
+
+    Args:
+        folder: one that holds `DIV2K_valid_HR`, `DIV2K_valid_LR_bicubic`, or both.
+        tell: gets a line for each file that is left out, as it is not DIV2K's.
+
+    Returns:
+        By number; `hr` or `lr` is None where that file is not at hand.
+    """
+    found: dict[str, Path] = {}
+    lr = f"LR_bicubic/X{SCALE}"
+    for part in ("DIV2K_valid_HR", f"DIV2K_valid_{lr}", "HR", lr):
+        for place in (folder / part, folder / "DIV2K" / part, folder / part.split("/")[0] / part):
+            for path in sorted(place.glob("*.png")):
+                if path.name not in validation_ids() or path.name in found:
+                    continue
+                if blob_id(path) == validation_ids()[path.name]:
+                    found[path.name] = path
+                else:
+                    tell(f"{path} is not DIV2K's {path.name}; left out")
+    pairs = ((name, found.get(f"{name}.png"), found.get(f"{name}x{SCALE}.png"))
+             for name in (f"{number:04d}" for number in range(801, 901)))
+    return [Source(*pair) for pair in pairs if any(pair[1:])]
 
 
 def unpack(archive: Archive, path: Path, root: Path) -> Path:
@@ -152,5 +215,6 @@ def prepare(settings: DataSettings, archives: tuple[Archive, ...] = ARCHIVES, co
         unpack(archive, path, root)
         done.append(f"{archive.folder}: unpacked from {path}")
     for split, count in (counts or COUNTS).items():
-        check_split(settings, split, count)
+        if split in {archive.split for archive in archives}:
+            check_split(settings, split, count)
     return done

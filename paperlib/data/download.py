@@ -6,6 +6,7 @@ believed only when its SHA-256 is the expected one.
 
 import errno
 import http.client
+import re
 import shutil
 import time
 import urllib.error
@@ -117,9 +118,14 @@ def _continue(url: str, part: Path, size: int | None, largest: int, timeout: flo
         return ""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=timeout) as answer:
-        if have and answer.status != 206:
-            have = 0
         left = answer.headers.get("Content-Length", "")
+        if answer.status == 206 and not _continues(answer.headers.get("Content-Range"), have, size):
+            part.unlink(missing_ok=True)  # the next attempt asks for the whole file
+            raise OSError("the host continues elsewhere than where it was asked to")
+        if answer.status != 206:
+            have = 0
+            if size and left.isdecimal() and int(left) != size:
+                return f"the host announces {left} bytes, not the {size} of this file"
         total = size or have + (int(left) if left.isdecimal() else 0)
         with part.open("ab" if have else "wb") as file:
             while block := answer.read(1 << 20):
@@ -133,5 +139,13 @@ def _continue(url: str, part: Path, size: int | None, largest: int, timeout: flo
         part.unlink()
         return f"it gave more than the {limit} bytes of this file, which are deleted"
     if have < total:
+        if answer.status != 206 and not left:  # an answer of unknown length: no beginning of the file
+            part.unlink()
         raise OSError(f"the connection ended after {have} of {total} bytes")
     return ""
+
+
+def _continues(content_range: str | None, have: int, size: int | None) -> bool:
+    """Whether a `Content-Range` ("bytes 100-499/500") begins at `have`, in a file of that size."""
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
+    return bool(found) and int(found[1]) == have and found[2] in ("*", str(size or found[2]))

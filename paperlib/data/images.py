@@ -32,7 +32,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # so does its log, w
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The images directly inside a folder, sorted by name.
+    """The images directly inside a folder, sorted by name; files that begin with a dot are none.
 
     Raises:
         UserError: the folder is missing, cannot be read, or holds no image.
@@ -41,7 +41,8 @@ def find_images(folder: str | Path) -> list[Path]:
     try:
         if not folder.is_dir():
             raise UserError(f"no folder at {folder}. Name an existing folder of images.")
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS
+                       and not path.name.startswith(".") and path.is_file())
     except OSError as error:
         raise explain(error, folder, "read") from error
     if not files:

@@ -35,10 +35,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Source:
-    """Where one photograph comes from: its name, HR file, and LR file where the data set brings its own."""
+    """Where one photograph comes from: its name, HR file, and LR file where the data set brings its own.
+
+    `hr` is None only in what `div2k.validation_at_hand` finds: an LR file alone.
+    """
 
     name: str
-    hr: Path
+    hr: Path | None
     lr: Path | None = None
 
 

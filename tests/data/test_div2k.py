@@ -1,18 +1,26 @@
 """DIV2K from a local server that breaks off, lies, refuses or cannot continue; and from folders a user has."""
 
 import io
-import threading
 import zipfile
+from dataclasses import replace
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from hosts import break_off
+from hosts import answer, break_off, host
 from PIL import Image
 
+from paperlib.cli import main
 from paperlib.data import div2k
-from paperlib.data.div2k import Archive, div2k_sources, prepare
+from paperlib.data.dataset import open_data
+from paperlib.data.div2k import (
+    Archive,
+    div2k_sources,
+    is_paper_data,
+    prepare,
+    validation_at_hand,
+    validation_ids,
+)
 from paperlib.data.download import download
 from paperlib.data.photographs import Pairs
 from paperlib.data.resize import bicubic_downscale
@@ -48,33 +56,10 @@ def dataset():
 
 @pytest.fixture
 def server(dataset, monkeypatch):
-    """A local host; `server.behave` is a function (handler, data) that may answer in its own way and return True."""
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked.append((self.path, self.headers.get("Range")))
-            data = dataset[1].get(self.path.strip("/"))
-            if data is None:
-                self.send_error(404, "Not Found")
-                return
-            if self.server.behave and self.server.behave(self, data):
-                return
-            first = int(self.headers.get("Range", "bytes=0-")[6:-1])
-            self.send_response(206 if first else 200)
-            self.send_header("Content-Length", str(len(data) - first))
-            self.end_headers()
-            self.wfile.write(data[first:])
-
-        def log_message(self, *_):
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.behave, httpd.asked = None, []
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    monkeypatch.setenv("PAPERLIB_DIV2K_URL", f"http://127.0.0.1:{httpd.server_port}")
     monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with host(dataset[1]) as httpd:
+        monkeypatch.setenv("PAPERLIB_DIV2K_URL", f"http://127.0.0.1:{httpd.server_port}")
+        yield httpd
 
 
 COUNTS = {"train": 2, "valid": 1}
@@ -95,7 +80,7 @@ def test_downloaded_unpacked_checked_and_read(server, dataset, tmp_path):
 
 
 def test_broken_connection_continues_where_it_stopped(server, dataset, tmp_path):
-    server.behave = break_off
+    server.behave[""] = break_off
     archive = dataset[0][0]
     download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
     assert (tmp_path / "a.zip").read_bytes() == dataset[1][archive.name]
@@ -103,15 +88,27 @@ def test_broken_connection_continues_where_it_stopped(server, dataset, tmp_path)
 
 
 def test_host_that_cannot_continue_starts_over(server, dataset, tmp_path):
-    def whole(handler, data):
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(data)
-        return True
-
-    server.behave = whole
     archive = dataset[0][0]
+    server.behave[""] = answer(200, dataset[1][archive.name])
     (tmp_path / "a.zip.part").write_bytes(b"z" * 50)
+    download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
+    assert (tmp_path / "a.zip").read_bytes() == dataset[1][archive.name]
+
+
+PAGE = b"<html>sign in</html>"
+
+
+@pytest.mark.parametrize("behave", [
+    answer(200, PAGE, Content_Length=str(len(PAGE))), answer(200, PAGE),
+    answer(206, PAGE, Content_Range="bytes 0-19/20"), answer(206, PAGE)])
+def test_an_answer_that_is_another_file_is_never_kept(server, dataset, tmp_path, behave):
+    archive, part = dataset[0][0], tmp_path / "a.zip.part"
+    part.write_bytes(dataset[1][archive.name][:50])
+    server.behave[""] = behave
+    with pytest.raises(UserError, match="cannot download"):
+        download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
+    assert not part.exists() or part.read_bytes() == dataset[1][archive.name][:50]
+    server.behave.clear()
     download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
     assert (tmp_path / "a.zip").read_bytes() == dataset[1][archive.name]
 
@@ -178,7 +175,7 @@ def test_a_host_that_sends_more_is_cut_off_at_the_known_size(server, dataset, tm
             pass
         return True
 
-    server.behave = endless
+    server.behave[""] = endless
     archive = dataset[0][0]
     with pytest.raises(UserError, match=f"gave more than the {archive.bytes} bytes"):
         download(f"{div2k.base_url()}/{archive.name}", tmp_path / "a.zip", archive.bytes, archive.sha256)
@@ -214,3 +211,67 @@ def test_unpacking_takes_nobodys_folder_away(dataset, tmp_path):
     (tmp_path / "b.zip").write_bytes(b"no zip file")
     with pytest.raises(UserError, match="is damaged"):
         div2k.unpack(archive, tmp_path / "b.zip", tmp_path / "elsewhere")
+
+
+def named_like_div2k(root, train, valid):
+    """Empty files by the official names, and settings that name them."""
+    for split, numbers in (("train", train), ("valid", valid)):
+        for folder, end in ((f"DIV2K_{split}_HR", ""), (f"DIV2K_{split}_LR_bicubic/X3", "x3")):
+            (root / folder).mkdir(parents=True)
+            for number in numbers:
+                (root / folder / f"{number:04d}{end}.png").touch()
+    return DataSettings(source="div2k", div2k=str(root))
+
+
+def test_div2k_is_800_names_and_the_bytes_of_its_validation_files(tmp_path, monkeypatch):
+    settings = named_like_div2k(tmp_path, range(1, 801), range(801, 901))
+    train, valid = (split_sources(settings, split) for split in ("train", "valid"))
+    assert not is_paper_data(train, valid)  # names alone
+    monkeypatch.setattr(div2k, "blob_id", lambda path: validation_ids()[path.name])
+    assert is_paper_data(train, valid)
+    assert not is_paper_data(train[:-1], valid)
+    assert not is_paper_data(valid, valid)
+    assert not is_paper_data(train, [replace(valid[0], lr=None), *valid[1:]])
+
+
+def test_four_photographs_for_both_splits_are_not_the_papers_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    settings = named_like_div2k(tmp_path / "data", [1, 2], [801])
+    random = np.random.default_rng(0)
+    for path in sorted((tmp_path / "data").glob("DIV2K_*_HR/*.png")):
+        hr = random.integers(0, 256, (63, 90, 3), dtype=np.uint8)
+        lr = path.parents[1] / path.parent.name.replace("HR", "LR_bicubic/X3") / f"{path.stem}x3.png"
+        Image.fromarray(hr).save(path)
+        Image.fromarray(bicubic_downscale(hr)).save(lr)
+    assert not open_data(settings).is_paper_data
+    assert not open_data(DataSettings(train=("a",), source="embedded")).is_paper_data
+
+
+def test_the_command_fetches_the_validation_files_alone(server, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(div2k, "VALIDATION", dataset[0][2:])
+    monkeypatch.setattr(div2k, "COUNTS", COUNTS)
+    assert main(["data", "fetch", "div2k-valid", "--to", str(tmp_path)]) == 0
+    assert "DIV2K_valid_HR: unpacked" in capsys.readouterr().out
+    assert [len(list((tmp_path / archive.folder).iterdir())) for archive in dataset[0][2:]] == [1, 1]
+    assert [path for path, _ in server.asked] == [f"{archive.name}" for archive in dataset[0][2:]]
+
+
+def test_validation_photographs_at_hand_are_known_by_their_bytes(tmp_path, data_root):
+    official = data_root / "div2k_valid"
+    if not official.is_dir():
+        pytest.skip(f"no photographs of DIV2K at {official}")
+    found = validation_at_hand(official)
+    assert [source.name for source in found] == ["0843", "0844", "0868", "0877"]
+    assert all(source.hr and source.lr for source in found)
+    for folder, name in (("DIV2K_valid_HR", "0844.png"), ("DIV2K_valid_LR_bicubic/X3", "0843x3.png")):
+        (tmp_path / folder).mkdir(parents=True)
+        copy = official / folder.removeprefix("DIV2K_valid_") / name
+        (tmp_path / folder / name).write_bytes(copy.read_bytes())
+    Image.new("RGB", (30, 30)).save(tmp_path / "DIV2K_valid_HR" / "0843.png")
+    told = []
+    found = validation_at_hand(tmp_path, told.append)
+    assert [(source.name, bool(source.hr), bool(source.lr)) for source in found] == [
+        ("0843", False, True), ("0844", True, False)]
+    assert len(told) == 1
+    assert "0843.png" in told[0]
+    assert validation_at_hand(tmp_path / "nothing") == []

@@ -234,3 +234,10 @@ def test_every_split_has_a_hash_of_its_pixels(photographs):
     pixels[30, 30, 0] ^= 1
     Image.fromarray(pixels).save(photographs / "b.png")
     assert open_data(folders(photographs)).valid_key != data.valid_key
+
+
+def test_files_that_begin_with_a_dot_are_no_pictures(photographs):
+    for name in (".a.png", "._a.jpg"):
+        (photographs / name).write_bytes(b"AppleDouble")
+    assert [path.name for path in find_images(photographs)] == ["a.png", "b.png", "c.png"]
+    assert len(read_pairs(photographs)) == 3

@@ -2,14 +2,12 @@
 
 import csv
 import io
-import threading
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hosts import break_off
+from hosts import break_off, host
 from PIL import Image
 
 from paperlib.cli import main
@@ -51,34 +49,10 @@ def photographs(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A host; `server.behave` maps a path's end to a function (handler, data) that answers in its own way."""
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            path = self.path.replace("%20", " ").removeprefix("/owner/name/HEAD/")
-            self.server.asked.append((path, self.headers.get("Range")))
-            behave = self.server.behave.get(path[-5:])
-            if behave and behave(self, CONTENTS[path]):
-                return
-            if path not in CONTENTS:
-                self.send_error(404, "Not Found")
-                return
-            first = int(self.headers.get("Range", "bytes=0-")[6:-1])
-            self.send_response(206 if first else 200)
-            self.send_header("Content-Length", str(len(CONTENTS[path]) - first))
-            self.end_headers()
-            self.wfile.write(CONTENTS[path][first:])
-
-        def log_message(self, *_):
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.behave, httpd.asked = {}, []
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    monkeypatch.setattr(public_photographs, "RAW", f"http://127.0.0.1:{httpd.server_port}")
     monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with host(CONTENTS, "/owner/name/HEAD/") as httpd:
+        monkeypatch.setattr(public_photographs, "RAW", f"http://127.0.0.1:{httpd.server_port}")
+        yield httpd
 
 
 def page(handler, _):
@@ -155,7 +129,7 @@ def test_the_lossless_lists_are_those_of_the_photographs_at_hand(name, count, da
 def test_the_command_offers_every_list(capsys):
     with pytest.raises(SystemExit):
         main(["data", "--help"])
-    assert f"{{{','.join(SETS)}}}" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
+    assert f"{{{','.join(SETS)},div2k-valid}}" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
     assert all(listed(name) for name in SETS)
 
 
