@@ -1,0 +1,237 @@
+"""What a run measured, read once: records, rows, claims, the paper's tables (paper section 7)."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from paperlib.evaluation.paper_numbers import DATASET, Key, entries, reported, score
+from paperlib.profiles import equals_paper, part_of
+from paperlib.reporting.claimed import (
+    CLAIMS,
+    OTHER_SSIM,
+    Claim,
+    Effect,
+    Verdict,
+    signed_effect,
+    verdict_of,
+)
+from paperlib.rows import tidy_rows
+from paperlib.run import Run
+
+TABLES = {
+    "B": "baselines on DIV2K validation", "C": "backbone, FP32 and INT8 TFLite",
+    "D": "teacher in stage 3", "abstract": "the shipped files",
+    "audit": "the authors' own artifacts", "A": "leaderboard of the challenge (MAI 2026)"}
+"""What each table is about; hardly anything of the leaderboard, the last, can be measured."""
+COLUMNS = (
+    "table", "row", "precision", "metric", "reported", "reproduced", "delta", "tolerance",
+    "verdict", "evidence", "effect_reported", "effect", "low", "high", "seeds", "images", "reported_inside")
+"""Columns of `Results.tables`, and of tables/*.csv in a results folder."""
+SAME_NETWORK = {
+    ("B", "student_stage2", "fp32"): ("C", "mobileone_float", "fp32"),
+    ("B", "student_deploy", "int8"): ("C", "mobileone", "fp32"),
+    ("abstract", "student_dynamic_tflite", "int8"): ("C", "mobileone", "int8"),
+}
+"""Rows that notebook 07 measures under another name: MobileOne by the paper's method in float after
+stage 2, fake-quantised after stage 3 (Table B's INT8 is the number that Table C calls FP32), and as
+post-training file. They stand in where notebooks 04 and 06 did not run."""
+BICUBIC, PAPERS_KERNEL = ("B", "bicubic", "fp32"), ("B", "bicubic_matlab", "fp32")
+SCORE_TOLERANCE = 0.05
+"""Table A's scores are printed to one decimal."""
+WEAKEST = (Verdict.MISSED, Verdict.FAILS, Verdict.UNDECIDED, Verdict.ONE_SEED, Verdict.HOLDS,
+           Verdict.REPRODUCED)
+"""Of several claims about a row the first of these decides, and it is the one that is shown."""
+
+
+class Results:
+    """A run's records, read and checked once; hand it down instead of the run.
+
+    Attributes:
+        run: the run itself, with its settings and folder.
+        records: the run's records by name, in the notebooks' order.
+        rows: every measured row, one line each (`paperlib.rows.tidy_rows`).
+
+    Raises:
+        UserError: a record is damaged.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.records = run.records()
+        self.rows = tidy_rows(
+            (name, row) for name, record in self.records.items() for row in record["rows"])
+
+    @classmethod
+    def of(cls, source: "Run | Results") -> "Results":
+        """The results of a run; results stay themselves."""
+        return source if isinstance(source, cls) else cls(source)
+
+    @cached_property
+    def scores(self) -> dict[Key, dict[str, Any]]:
+        """What was measured on the validation images, by (table, row, precision, metric).
+
+        A value is a line of `rows` as a dict with None for what is empty. Where `SAME_NETWORK`
+        stands in for a row, the field `also` names the row that was measured.
+        """
+        rows = self.rows[self.rows["dataset"] == DATASET].astype(object)
+        lines = rows.where(rows.notna(), None).to_dict("records")
+        found = {(line["table"], line["row"], line["precision"], line["metric"]): line
+                 for line in lines if line["value"] is not None}
+        whole = all((*row, "psnr") in found for row in SAME_NETWORK.values())  # newer records
+        for row, other in SAME_NETWORK.items() if whole else ():
+            for metric in ("psnr", "ssim"):
+                if (*other, metric) in found:
+                    found.setdefault((*row, metric), found[*other, metric] | {
+                        "also": f"as {' '.join(other)}"})
+        return found
+
+    def psnr(self, table: str, row: str, precision: str | None = None) -> float | None:
+        """A measured PSNR on the validation images, in dB; None where there is none."""
+        return next((line["value"] for key, line in self.scores.items()
+                     if key == (table, row, precision or key[2], "psnr")), None)
+
+    def papers(self, *keys: Key) -> bool:
+        """Whether data, schedule and method behind numbers are the paper's.
+
+        That the photographs are DIV2K's (by name, count and hash) is read from the field
+        `papers_data` of 01_data's record.
+        """
+        if not self.records.get("01_data", {}).get("papers_data"):
+            return False
+        also = {key for key in keys if self.scores.get(key, {}).get("also")}
+        return all(equals_paper(self.run.settings, "C" if key in also else part_of(*key[:2]))
+                   for key in keys)
+
+    @cached_property
+    def claims(self) -> list[dict[str, Any]]:
+        """The paper's claims in PSNR, in the order of `verdicts.CLAIMS`, one dict each.
+
+        claim: its text. reported: the paper's difference in dB. effect, low, high: ours and its
+        95 % interval, None where there is none. seeds, images: how many were paired. verdict: a
+        `Verdict`. reported_inside: "yes" or "no", "" without interval. evidence: records and
+        remarks (also alone, as `remarks`). needs: what would decide or strengthen it.
+        """
+        return [self._judged(claim, "psnr") for claim in CLAIMS]
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The paper's tables and the audit by name (`TABLES`), with the columns `COLUMNS`.
+
+        Every reported number has a line; what is empty is None. The effect of a line is that of
+        the claim that decides its verdict.
+        """
+        lines: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+        for key in reported():
+            lines[key[0]].append(self._challenge(key) if key[0] == "A" else self._line(key))
+        lines["audit"] = self._audit()
+        return {name: pd.DataFrame(part, columns=list(COLUMNS), dtype=object)
+                .pipe(lambda frame: frame.where(frame.notna(), None))
+                for name, part in lines.items()}
+
+    def _beside(self, key: Key) -> tuple[dict[str, Any] | None, str]:
+        """What stands beside a reported number, and a remark."""
+        if key[:3] == BICUBIC and (*PAPERS_KERNEL, key[3]) in self.scores:
+            return self.scores[*PAPERS_KERNEL, key[3]], "MATLAB's kernel, which made the LR images"
+        line = self.scores.get(key)
+        if line is not None and key[:3] == BICUBIC:
+            return line, "another kernel than the paper's: PyTorch's"
+        return line, (line or {}).get("also") or ""
+
+    def _judged(self, claim: Claim, metric: str) -> dict[str, Any]:
+        """A claim beside what was measured."""
+        paper = claim.reported(metric)
+        answer: dict[str, Any] = {
+            "claim": claim.text, "reported": paper, "effect": None, "low": None, "high": None,
+            "seeds": None, "images": None, "verdict": Verdict.NOT_RUN, "reported_inside": "",
+            "evidence": "", "remarks": [], "needs": "a run that measures it"}
+        keys = [(*claim.measured_as.get(model, model), metric) for model in claim.models]
+        found = [self._beside(key) for key in keys]
+        other_ssim = metric == "ssim" and any(model in OTHER_SSIM for model in claim.models)
+        if other_ssim or any(line is None for line, _ in found):
+            return answer
+        rows = [line for line, _ in found if line is not None]
+        signs = [1.0] * len(claim.plus) + [-1.0] * len(claim.minus)
+        remarks = list(dict.fromkeys(remark for _, remark in found if remark))
+        steps = list(dict.fromkeys(row["steps"] for row in rows))
+        if None not in steps and len(steps) > 1:
+            remarks.append(f"trained for {' and '.join(f'{count:,}' for count in steps)} steps")
+        effect = signed_effect(rows, signs)
+        if effect is None:
+            mean = sum(sign * row["value"] for sign, row in zip(signs, rows, strict=True))
+            effect, word = Effect(mean, None, None, 0, 0), Verdict.UNDECIDED
+            remarks.append("other seeds")
+        else:
+            word = verdict_of(paper, effect, metric, self.papers(*keys))
+        inside = "" if effect.low is None else "yes" if effect.low <= paper <= effect.high else "no"
+        records = dict.fromkeys(f"records/{row['record']}.json" for row in rows)
+        return answer | {
+            "effect": effect.mean, "low": effect.low, "high": effect.high, "seeds": effect.seeds,
+            "images": effect.images, "verdict": word, "reported_inside": inside,
+            "evidence": "; ".join([*records, *remarks]), "remarks": remarks,
+            "needs": _needs(word, effect)}
+
+    def _line(self, key: Key) -> dict[str, Any]:
+        """A reported number with what was measured and the claim that decides its verdict."""
+        line, remark = self._beside(key)
+        answer = dict(zip(COLUMNS, key, strict=False)) | {
+            "reported": reported()[key], "verdict": Verdict.NOT_RUN, "evidence": "",
+            "reported_inside": ""}
+        if line is None:
+            return answer
+        evidence = [f"records/{line['record']}.json"]
+        if line.get("sd") is not None:
+            evidence[0] += f" (mean of {len(line['values'])} seeds, sd {line['sd']:.2g})"
+        answer |= {"reproduced": line["value"]}
+        if key[3] == "ssim" and key[:3] in OTHER_SSIM:
+            return answer | {"evidence": "; ".join([*evidence, OTHER_SSIM[key[:3]]])}
+        if self.papers(key):
+            answer["delta"] = line["value"] - reported()[key]
+        judged = [self._judged(claim, key[3]) for claim in CLAIMS if key[:3] in claim.judges]
+        judged = [claim for claim in judged if claim["verdict"] in WEAKEST]
+        if not judged:
+            evidence += filter(None, [remark, "nothing to compare it with was run"])
+            return answer | {"evidence": "; ".join(evidence)}
+        chosen = min(judged, key=lambda claim: WEAKEST.index(claim["verdict"]))
+        evidence += [chosen["claim"], *chosen["remarks"]]
+        return answer | {
+            "verdict": chosen["verdict"], "evidence": "; ".join(evidence),
+            "effect_reported": chosen["reported"], "effect": chosen["effect"],
+            "low": chosen["low"], "high": chosen["high"], "seeds": chosen["seeds"],
+            "images": chosen["images"], "reported_inside": chosen["reported_inside"]}
+
+    def _challenge(self, key: Key) -> dict[str, Any]:
+        """A line of Table A: scores are arithmetic, all else needs the challenge's images or phone."""
+        answer = dict(zip(COLUMNS, key, strict=False)) | {"reported": reported()[key]}
+        if key[3] != "score":
+            return answer | {"verdict": Verdict.NOT_PUBLIC,
+                             "evidence": "needs the challenge's images and device"}
+        value = score(*entries()[key[1]])
+        return answer | {
+            "reproduced": value, "delta": value - reported()[key], "tolerance": SCORE_TOLERANCE,
+            "verdict": Verdict.RECOMPUTED, "evidence": "arithmetic on the reported PSNR and time"}
+
+    def _audit(self) -> list[dict[str, Any]]:
+        """The audit's lines, from the field `audit` of any record."""
+        return [{
+            "table": "audit", "row": line["row"], "precision": line["precision"],
+            "metric": line["metric"], "reported": line.get("reported"),
+            "reproduced": line.get("reproduced"), "verdict": _audited(line),
+            "evidence": ": ".join(filter(None, [f"records/{name}.json", line.get("evidence")]))}
+            for name, record in self.records.items() for line in record.get("audit") or []]
+
+
+def _needs(word: Verdict, effect: Effect) -> str:
+    """What would decide or strengthen a verdict."""
+    if word in (Verdict.HOLDS, Verdict.FAILS):
+        return "DIV2K and the published schedule"
+    return effect.needs if word in (Verdict.UNDECIDED, Verdict.ONE_SEED) else ""
+
+
+def _audited(line: Mapping[str, Any]) -> Verdict:
+    """The verdict of an audit's line, which says nothing of a training of ours."""
+    word = Verdict(line["verdict"])
+    if word in WEAKEST:
+        raise ValueError(f"verdict {word.value!r} is for what was trained here, not for the audit")
+    return word
