@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["drawings", "figures", "formulas", "saw"],
+    submodules=["figures", "saw"],
     submod_attrs={
         "divider": ["save_comparison"],
         "explorer": ["explore"],

@@ -9,7 +9,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from paperlib.errors import UserError
-from paperlib.reporting.scatter import scatter
+from paperlib.reporting.figures import scatter
 from paperlib.reporting.tables import measured_values
 from paperlib.run import STYLE, Run
 from paperlib.student.graph import macs_per_lr_pixel

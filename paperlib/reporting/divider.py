@@ -16,7 +16,7 @@ from IPython.display import HTML
 from PIL import Image
 
 from paperlib.files import atomic_path
-from paperlib.reporting.figures import busiest
+from paperlib.reporting.figures import most_detailed
 from paperlib.run import Run
 from paperlib.settings import SCALE
 
@@ -38,7 +38,7 @@ def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray],
     photograph = re.sub(r"[^A-Za-z0-9]+", "-", photograph)
     original = np.asarray(list(images.values())[-1])
     size = min(size, *original.shape[:2]) // SCALE * SCALE
-    top, left = busiest(original, size)
+    top, left = most_detailed(original, size)
     folder = run.folder("figures")
     for old in _saved(folder, photograph):
         old.unlink()

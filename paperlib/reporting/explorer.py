@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from paperlib.data.photographs import Pair
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
-from paperlib.reporting.figures import busiest, crops
+from paperlib.reporting.figures import crops, most_detailed
 from paperlib.run import STYLE
 
 VIEW = 360
@@ -160,7 +160,7 @@ class Explorer(widgets.VBox):
         """Centre on the most detailed part of a newly chosen photograph, and draw its thumbnail."""
         hr = self.pair.hr
         size = min(VIEW // self.zoom.value, *hr.shape[:2])
-        self._centre = tuple(edge + size / 2 for edge in busiest(hr, size))
+        self._centre = tuple(edge + size / 2 for edge in most_detailed(hr, size))
         self._thumbnail = Image.fromarray(hr)
         self._thumbnail.thumbnail((OVERVIEW, OVERVIEW))
         self._place()

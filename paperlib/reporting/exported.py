@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -32,13 +33,10 @@ def _typeset(body: str, display: str) -> str:
 
 
 class _Exporter(HTMLExporter):
-    def default_filters(self) -> Any:
-        yield from super().default_filters()
-        yield "markdown2html", _markdown
-
-
-def _markdown(source: str) -> str:
-    return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        renderer = _Renderer(escape=False, attachments=context.get("cell", {}).get("attachments", {}))
+        return MarkdownWithMath(renderer=renderer).render(source)
 
 
 def export_notebooks(run: Run) -> list[Path]:

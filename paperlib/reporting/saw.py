@@ -12,7 +12,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from paperlib.evaluation.paper_numbers import DATASET, reported
-from paperlib.reporting.formulas import TERMS
+from paperlib.reporting.figures import TERMS
 from paperlib.reporting.verdicts import paired
 from paperlib.run import SMOKE, Run
 

@@ -1,19 +1,18 @@
-import csv
 from io import BytesIO
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from paperlib.evaluation.metrics import psnr_rgb
+from paperlib.quantisation.int8 import QParams
 from paperlib.reporting import divider, figures
-from paperlib.reporting.costs import our_points
-from paperlib.reporting.peers import FILE, peer_points, peers_sentence
-from paperlib.reporting.scatter import scatter
 from paperlib.rows import measured_row
 from paperlib.run import open_run
+from paperlib.settings import LossSettings
 
 
 def photograph(height=90, width=120):
@@ -25,16 +24,16 @@ def labels(figure: Figure) -> list[str]:
                                                       axes.get_title(loc="left")) if text]
 
 
-def test_the_busiest_part_is_where_the_detail_is():
+def test_the_most_detailed_part_is_where_the_detail_is():
     flat = np.full((120, 150, 3), 90, np.uint8)
     flat[63:93, 99:129] = photograph(30, 30)
-    assert figures.busiest(flat, 30) == (63, 99)
+    assert figures.most_detailed(flat, 30) == (63, 99)
 
 
 def test_crops_show_the_same_part_of_every_version_and_the_score_of_the_whole():
     hr = photograph()
     sr = np.clip(hr.astype(np.float32) + 2, 0, 255)
-    figure = figures.crops(hr[::3, ::3], {"bicubic": sr}, hr, size=30, box=(31, 62))
+    figure = figures.crops(hr[::3, ::3], {"bicubic": sr}, hr, size=30, place=(31, 62))
     lr_shown, sr_shown, hr_shown = (axes.images[0].get_array() for axes in figure.axes)
     assert np.array_equal(hr_shown, hr[30:60, 60:90])
     assert np.array_equal(sr_shown, sr[30:60, 60:90].astype(np.uint8))
@@ -46,6 +45,14 @@ def test_crops_of_photographs_smaller_than_the_part_are_whole():
     hr = photograph(21, 24)
     figure = figures.crops(hr[::3, ::3], {}, hr, size=300)
     assert figure.axes[1].images[0].get_array().shape == (21, 21, 3)
+
+
+def test_a_term_of_the_loss_says_by_what_it_is_weighted():
+    history = [{"step": 1, "loss": 0.1, "charbonnier": 0.02, "dct": 4.0, "kd": 0.5, "psnr_rgb": 26.0}]
+    weights = LossSettings(l1=0, charbonnier=1, dct=0.02, kd=0.01, kd_mid=0.005, kd_low=0.01)
+    lines = figures.curves(history, "", weights).axes[0].lines
+    assert [line.get_label() for line in lines] == ["loss: 0.1", "Charbonnier: 0.02", "DCT, before × 0.02: 4",
+                                                    "distillation, before × λ(t): 0.5"]
 
 
 def test_thousandths_of_a_decibel_are_no_curve():
@@ -72,7 +79,7 @@ def test_curves_show_every_loss_term_and_the_best_score():
 def test_a_loss_of_one_term_is_one_line_and_no_legend_lies_on_a_curve():
     history = [{"step": step, "loss": 0.1 / step, "l1": 0.1 / step, "psnr_rgb": 26.0} for step in (1, 2)]
     figure = figures.curves(history)
-    assert [line.get_label() for line in figure.axes[0].lines] == ["l1 0.05"]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["L1: 0.05"]
     figure.canvas.draw()
     (legend,) = figure.legends
     assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
@@ -96,7 +103,7 @@ def test_error_map_is_signed_and_states_its_root_mean_square():
 
 def test_layers_without_a_finite_number_have_no_bar():
     rows = [{"name": "input", "sqnr_db": float("inf")}, {"name": "stem", "sqnr_db": 40.0}, {"name": "head"}]
-    axes = figures.layer_bars(rows, "sqnr_db", "noise").axes[0]
+    axes = figures.layer_bars(rows, "sqnr_db", "noise", "SQNR (dB)").axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["input", "stem", "head"]
     assert [bar.get_height() for bar in axes.patches if np.isfinite(bar.get_height())] == [40.0]
     assert axes.get_ylabel().endswith("(dB)")
@@ -105,7 +112,7 @@ def test_layers_without_a_finite_number_have_no_bar():
 def test_curves_of_a_history_whose_term_ends_early():
     rows = [{"step": 1, "loss": 0.3, "kd": 0.2, "psnr_rgb": 20.0}, {"step": 2, "loss": 0.1, "psnr_rgb": 21.0}]
     lines = figures.curves(rows).axes[0].lines
-    assert [line.get_label() for line in lines] == ["loss 0.1", "kd 0.2"]
+    assert [line.get_label() for line in lines] == ["loss: 0.1", "distillation: 0.2"]
 
 
 def test_layer_ranges_show_grids_and_the_extremes_of_channels():
@@ -129,23 +136,13 @@ def test_drops_pair_the_two_precisions_of_a_network():
     assert (first.get_label(), second.get_label()) == ("FP32", "INT8")
     assert [bar.get_height() for bar in first.patches] == [27.0, 26.0]
     assert [bar.get_height() for bar in second.patches] == pytest.approx([26.8, 25.0])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["mobileone", "repdw"]
 
-
-def test_names_in_a_scatter_cover_neither_each_other_nor_leave_the_axes():
-    points = [{"name": f"model number {index}", "group": "a", "x": 10 * 1.2**index, "y": 30 + 0.05 * index}
-              for index in range(8)]
-    figure = scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "")
-    axes, boxes = figure.axes[0], [note.get_window_extent() for note in figure.axes[0].texts]
-    assert len(boxes) == 8
-    for index, box in enumerate(boxes):
-        assert box.count_overlaps(boxes[:index]) == 0
-        assert axes.bbox.x0 <= box.x0
-        assert box.x1 <= axes.bbox.x1
 
 
 def test_a_scatter_of_nearly_equal_scores_does_not_magnify_them():
     points = [{"name": str(index), "group": "a", "x": 1.0 + index, "y": 27.66 + 0.001 * index} for index in range(2)]
-    axes = scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "").axes[0]
+    axes = figures.scatter(points, "x", "y", "cost (ms)", "PSNR (dB)", "").axes[0]
     low, high = axes.get_ylim()
     assert high - low == pytest.approx(0.2)
     assert low < 27.66 < 27.661 < high
@@ -164,7 +161,7 @@ def test_figures_leave_matplotlibs_settings_alone():
     from matplotlib import rcParams
 
     before = rcParams["axes.grid"]
-    figures.layer_bars([{"name": "stem", "step": 1.0}], "step", "")
+    figures.layer_bars([{"name": "stem", "step": 1.0}], "step", "", "")
     assert rcParams["axes.grid"] == before
 
 
@@ -194,35 +191,46 @@ def test_the_divider_starts_with_the_baseline_left_and_the_last_model_right():
     assert "a<b" not in html
 
 
-def test_peers_are_the_measured_table_and_ours_appear_where_measured(tmp_path):
-    points = {point["name"]: point for point in peer_points("Set14")}
-    assert points["NCNet"] == {"name": "NCNet", "group": "peers, INT8", "macs": 52.1, "psnr": 27.583}
-    run = open_run("smoke", tmp_path)
-    run.record("04_stage2", [measured_row("B", "student_stage2", "fp32", "psnr", 27.0, "validation")])
-    assert our_points(run) == []
-    run.record("06_tflite_eval", [measured_row("B", "student_deploy", "int8", "psnr", 31.4, "Set5")])
-    (point,) = our_points(run)
-    assert point["psnr"] == 31.4
-    assert point["macs"] == pytest.approx(82.4, abs=0.05)
-
-
-def test_who_leads_is_read_from_the_list():
-    sets = ("Set5", "Set14", "B100")
-    behind = peers_sentence(dict(zip(sets, (31.47, 27.58, 27.395), strict=True)))
-    assert behind.startswith("Of 5 public INT8 files of up to 100K parameters")
-    first, second, third = behind.partition("B100): ")[2].rstrip(".").split("; ")
-    assert first == "PureConvSR trial 10 (97K, 31.573 / 27.63 / 27.41) ahead on all"
-    assert second == "NCNet (52K, 31.500 / 27.583 / 27.361) ahead on Set5 and Set14"
-    assert third == "PureConvSR trial 17 (76K, 31.465 / 27.584 / 27.340) ahead on Set14"
-    rounded = peers_sentence(dict(zip(sets, (31.573, 27.627, 27.4), strict=True)))
-    assert rounded.endswith("PureConvSR trial 10 (97K, 31.573 / 27.63 / 27.41) ahead on B100 and level on Set14.")
-    assert peers_sentence(dict.fromkeys(sets, 40.0)).endswith("none is ahead of it on any set.")
-    assert "trial 10" not in peers_sentence(dict.fromkeys(sets, 20.0), largest=80_000)
-    with FILE.open(encoding="utf-8", newline="") as file:
-        assert all(line["protocol"] and line["source"] for line in csv.DictReader(file))
-
-
 def test_bars_of_nothing_say_so():
     figure = figures.drops([])
     assert figure.get_suptitle() == "What INT8 costs each network: nothing measured"
     assert figure.axes == []
+
+
+def test_the_staircase_is_fake_quantisation():
+    stairs, slope = figures.fake_quant(0.5, 3, 8).axes
+    x, y = stairs.lines[1].get_data()
+    grid = QParams(0.5, 3 - 128)  # the same grid, eight of whose steps are used
+    inside = (x > -1.4) & (x < 1.9)
+    expected = grid.fake(torch.from_numpy(x[inside].astype(np.float32))).numpy()
+    assert np.abs(expected - y[inside]).max() < 1e-6
+    assert (y.min(), y.max()) == (-1.5, 2.0)
+    gradient = slope.lines[0].get_ydata()
+    assert set(gradient) == {0.0, 1.0}
+    assert not gradient[x > 2.3].any()
+
+
+def test_the_grid_counts_the_steps_of_each_channel():
+    row = {"name": "stem", "grid_low": -1.0, "grid_high": 1.55, "step": 0.01, "channel_low": [-1.0, 0.0, -0.1],
+           "channel_high": [1.55, 0.5, 0.1]}
+    grid, counts = figures.int8_grid(row).axes
+    assert [bar.get_height() for bar in counts.patches] == [256, 51, 21]
+    assert "zero point at step 100" in grid.get_title(loc="left")
+
+
+
+def test_shares_have_a_bar_a_term_for_value_and_gradient():
+    found = pd.DataFrame({"term": ["charbonnier", "kd"], "value share": [0.14, 0.86], "gradient share": [0.18, 0.82]})
+    axes = figures.shares(found).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([14, 86, 18, 82])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Charbonnier", "distillation"]
+
+
+def test_both_kernels_and_the_leaderboard_are_drawn():
+    up, down = figures.cubic_kernels().axes
+    assert [round(float(line.get_ydata().min()), 3) for line in up.lines] == [-0.111, -0.074]
+    x, weight = down.lines[1].get_data()
+    assert weight.sum() * (x[1] - x[0]) == pytest.approx(1, abs=1e-3)
+    text = "\n".join(text.get_text() for text in figures.equal_scores().axes[0].texts)
+    for entry in ("AntYSP, 21.8", "z6, 16.5", "AIO_MAI, 1.8"):
+        assert entry in text

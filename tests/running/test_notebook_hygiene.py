@@ -120,10 +120,18 @@ def test_each_asks_a_question_and_answers_it_with_an_equation_and_a_drawing(cell
     equations = re.findall(r"\$\$(.+?)\$\$", text(cells), re.DOTALL)
     assert [equation for equation in equations if "=" in equation or "\\sqrt" in equation]
     source = "\n".join(cell.source for cell in code(cells))
-    assert re.search(r"reporting\.(drawings|formulas)\.\w+\(", source)
-    for name in re.findall(r"reporting\.((?:drawings|formulas|figures|saw)\.\w+)\(", source):
+    assert re.search(r"attachment:|reporting\.figures\.\w+\(", source + text(cells))
+    for name in re.findall(r"reporting\.((?:figures|saw)\.\w+)\(", source):
         module, function = name.split(".")
         assert callable(getattr(getattr(reporting, module), function)), name
+
+
+def test_diagrams_are_pictures_that_jupyterlab_draws_and_every_one_is_shown(cells):
+    """JupyterLab draws attached bitmaps alone, no SVG."""
+    for cell in cells:
+        attached = cell.get("attachments", {})
+        assert set(re.findall(r"!\[[^]]+\]\(attachment:([^)]+)\)", cell.source)) == set(attached)
+        assert all(list(kinds) == ["image/png"] for kinds in attached.values())
 
 
 def test_dollars_pair_up(cells):
@@ -140,7 +148,7 @@ def test_links_lead_on_back_and_to_paper_and_readme(cells, request):
     neighbours = {f"{name}.ipynb" for name in NOTEBOOKS[max(0, index - 1) : index + 2]} - {f"{NOTEBOOKS[index]}.ipynb"}
     assert neighbours | {"../README.md", "https://arxiv.org/abs/2604.20291"} <= links
     for link in links:
-        assert link.startswith("https://") or (FOLDER / link).is_file(), link
+        assert link.startswith(("https://", "attachment:")) or (FOLDER / link).is_file(), link
 
 
 def test_what_we_saw_is_computed(cells):
