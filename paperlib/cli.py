@@ -1,23 +1,248 @@
-"""The command line: `paperlib COMMAND`. Parses, calls one function of the package, prints, and turns errors into exit
-codes: 0 done, 1 some inputs failed, 2 bad input (one line on stderr), 130 interrupted.
+"""The command line: `paperlib COMMAND`. Parses, calls one function of the package and prints.
 
-Each command imports what it needs when it runs, so that `paperlib --help` answers at once.
+Exit codes: 0 done, 1 some inputs failed, 2 bad input (one line on stderr), 130 interrupted. Each command
+imports what it needs when it runs, so that `paperlib --help` answers at once.
 """
 
 import argparse
+import json
 import os
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from paperlib import __version__, commands
+from paperlib import __version__
 from paperlib.environment import escape_unprintable, settle_folders
 from paperlib.errors import UserError
+from paperlib.files import check_folder, shown, user_path, write_json
 
-MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, or a .safetensors, *_deploy.pt or "
-          ".tflite file")
+MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, "
+          "or a .safetensors, *_deploy.pt or .tflite file")
+INTERVAL = 20.0
+"""Seconds between two plain lines of progress."""
+LONGEST = 1500
+"""Characters of a line on stderr; what a file or a setting holds may be of any length."""
+
+
+def one_line(message: object) -> str:
+    """The message on one line, control characters escaped, very long ones shortened in the middle."""
+    text = shown(" ".join(str(message).split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 400]} … {text[-400:]}"
+
+
+def _complain(messages: Iterable[object]) -> None:
+    for message in messages:
+        print(one_line(message), file=sys.stderr)
+
+
+def _write(path: Path | None, value: Any) -> None:
+    if path:
+        write_json(path, value)
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Any]:
+    """A bar on stderr, elsewhere than in a terminal a line every 20 s; gives what to call with (done, total)."""
+    from tqdm import tqdm
+
+    from paperlib.environment import plain_lines
+
+    plain, spoke = plain_lines(), time.monotonic()
+    with tqdm(unit=unit, disable=plain is not None, leave=False) as bar:
+        def update(done: int, total: int) -> None:
+            nonlocal spoke
+            bar.total = total
+            bar.update(done - bar.n)
+            if plain is not None and time.monotonic() - spoke > INTERVAL:
+                spoke = time.monotonic()
+                print(f"{unit} {done} of {total}", file=sys.stderr, flush=True)
+
+        yield update
+
+
+def _chosen(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The profile and the settings that `--profile` and `--set` choose."""
+    from paperlib.settings import parse_assignments  # with pydantic, half of what --help would take
+
+    try:
+        changes = parse_assignments(args.assignments)
+    except (RecursionError, ValueError) as error:  # JSON nested very deep, numbers of thousands of digits
+        raise UserError(f"--set: a value that no setting can have ({error}). Shorten it.") from error
+    return _profile(args), changes
+
+
+def _profile(args: argparse.Namespace) -> str:
+    return args.profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    from paperlib.running.reproduce import reproduce
+
+    profile, changes = _chosen(args)
+    return reproduce(profile, args.out, args.first.zfill(2), args.last.zfill(2), changes, args.force)
+
+
+def train(args: argparse.Namespace) -> int:
+    from paperlib.run import open_run
+    from paperlib.training.stages import train_stage
+
+    profile, changes = _chosen(args)
+    print(f"trained: {train_stage(open_run(profile, args.out, changes), args.stage).path}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from paperlib.data.photographs import Pairs, read_pairs
+    from paperlib.evaluation.scoring import evaluate, score_lines
+    from paperlib.evaluation.upscalers import load_upscaler
+
+    pairs = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images])
+    upscaler = load_upscaler(args.model)
+    with _progress("image") as progress:
+        result = evaluate(upscaler, pairs, progress)
+    if result["failed"] and len(pairs) == 1:
+        raise UserError(result["failed"][0])
+    print(f"{result['model']} on {one_line(args.hr)}\n{score_lines(result)}")
+    _write(args.json, result)
+    _complain((*result["notes"], *result["failed"]))
+    return 1 if result["failed"] else 0
+
+
+def upscale(args: argparse.Namespace) -> int:
+    from paperlib.evaluation.upscalers import load_upscaler
+    from paperlib.upscale import upscale_files
+
+    args.out = user_path(args.out)
+    check_folder(args.out)
+    upscaler = load_upscaler(args.model)
+    with _progress("picture") as progress:
+        done, failed = upscale_files(args.inputs, args.out, upscaler, lambda line: print(one_line(line)),
+                                     progress)
+    if not done and len(failed) == 1:
+        raise UserError(failed[0])
+    print(f"{len(done)} enlarged with {upscaler.name}, {len(failed)} failed")
+    _complain(failed)
+    return 1 if failed else 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    from paperlib.export.inspection import describe, inspect_model
+
+    about = inspect_model(args.file)
+    _write(args.json, about)
+    print(describe(about))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from paperlib.export.convert import export_lines
+    from paperlib.export.read_back import export_named
+    from paperlib.profiles import load_settings
+
+    sizes = {"export.height": args.height, "export.width": args.width}
+    settings = load_settings("paper", sizes).export
+    check_folder(args.out)
+    print(export_lines(export_named(args.checkpoint, args.out, settings, args.input), args.out))
+    return 0
+
+
+def page(args: argparse.Namespace) -> int:
+    from paperlib.reporting.page import build_page
+
+    path = build_page(args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from paperlib.evaluation.audit import verify
+
+    result = verify()
+    _write(args.json, result)
+    titles = {"side_by_side": "The paper, the authors' log and report, and here (DIV2K validation)",
+              "measured": "Their files here on every set at hand"}
+    for part, title in titles.items():
+        frame = pd.DataFrame(result[part]).drop(columns="images", errors="ignore")
+        print(f"{title}\n{frame.to_string(index=False, na_rep='')}\n")
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    from paperlib.benchmarks.suite import run_benchmarks
+
+    result = run_benchmarks(args.only)
+    _write(args.json, result)
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    if args.action == "fetch":
+        return _fetch(args)
+    if args.what or args.to:
+        raise UserError(f"data {args.action} takes no {args.what or '--to'}; "
+                        "that is for `paperlib data fetch`.")
+    from paperlib.data.pixel_store import open_store
+    from paperlib.data.splits import status
+    from paperlib.profiles import load_settings
+
+    settings, failed = load_settings(*_chosen(args)).data, []
+    if args.action == "prepare":
+        if settings.source == "div2k":
+            _prepare_div2k(settings)
+        with _progress("photograph") as progress:
+            store = open_store(settings, progress)
+        print(f"training pixels of {len(store)} photographs: {store.folder}")
+        failed = list(store.left_out.values())
+    lines = status(settings)
+    for line in lines:
+        print(one_line(f"{line['split']}: {line['state']}: {line['where']}"))
+    _complain(failed)
+    return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
+
+
+def _prepare_div2k(settings: Any, **options: Any) -> None:
+    from paperlib.data.div2k import prepare
+
+    with _progress("B") as progress:
+        done = prepare(settings, progress=lambda name, have, size: progress(have, size), **options)
+    print("\n".join(done))
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from paperlib.data.public_photographs import SETS, fetch_photographs, listed
+    from paperlib.environment import data_dir
+
+    if not args.what:
+        names = ", ".join(f"`paperlib data fetch {name}`" for name in (*SETS, "div2k-valid"))
+        raise UserError(f"data fetch: what? There is {names}.")
+    if args.what == "div2k-valid":
+        from paperlib.data.div2k import VALIDATION
+        from paperlib.settings import DataSettings
+
+        _prepare_div2k(DataSettings(div2k=str(args.to or "")), archives=VALIDATION)
+        return 0
+    if not args.to and not data_dir():
+        raise UserError(f"data fetch {args.what}: into which folder? Set PAPERLIB_DATA to the one with the "
+                        "folders of your photographs, or name one with --to.")
+    folder = user_path(args.to) if args.to else data_dir() / args.what
+    failed = fetch_photographs(folder, listed(args.what), tell=lambda line: print(line, flush=True))
+    _complain(failed)
+    return 1 if failed else 0
+
+
+def table(args: argparse.Namespace) -> int:
+    from paperlib.environment import root
+    from paperlib.reporting.printed import format_tables
+
+    print(format_tables(args.out or root() / "results" / _profile(args), args.format), end="")
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,23 +253,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _count(text: str) -> int:
-    """A whole number from 1 up, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
 
 
 def _profile_name(text: str) -> str:
-    """The name of a profile, for argparse; pydantic is loaded only where one is given."""
     from paperlib.profiles import PROFILES
 
     if text not in PROFILES:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(PROFILES)})")
     return text
-
-
-_count.__name__ = "whole number from 1 up"  # argparse: "invalid whole number from 1 up value: '0'"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,106 +272,110 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"paperlib {__version__}")
     parsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        command = parsers.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def add(run: Any, text: str, *options: str) -> argparse.ArgumentParser:
+        command = parsers.add_parser(run.__name__, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
+        if "profile" in options:
+            command.add_argument("--profile", type=_profile_name, metavar="{smoke,demo,benchmark,paper}",
+                                 help="default: PAPERLIB_PROFILE, else demo")
+        if "out" in options:
+            command.add_argument("--out", type=Path, metavar="DIR",
+                                 help="results; default: results/<profile>")
+        if "set" in options:
+            command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[],
+                                 metavar="FIELD=VALUE",
+                                 help="override settings, for instance stage1.steps=500")
+        if "json" in options:
+            command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
         return command
 
-    def choose(command: argparse.ArgumentParser, *what: str) -> None:
-        command.add_argument("--profile", type=_profile_name, metavar="{smoke,demo,benchmark,paper}",
-                             help="default: PAPERLIB_PROFILE, else demo")
-        if "out" in what:
-            command.add_argument("--out", type=Path, metavar="DIR", help="results; default: results/<profile>")
-        if "set" in what:
-            command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[],
-                                 metavar="FIELD=VALUE", help="override settings, for instance stage1.steps=500")
-
-    command = add("reproduce", commands.reproduce,
-                  "Run the notebooks in order; skip what is current, resume what was stopped.")
-    choose(command, "out", "set")
-    command.add_argument("--from", dest="first", default="01", metavar="NN", help="first notebook, 01 to 07")
+    command = add(reproduce, "Run the notebooks in order; skip what is current, resume what was stopped.",
+                  "profile", "out", "set")
+    command.add_argument("--from", dest="first", default="01", metavar="NN",
+                         help="first notebook, 01 to 07")
     command.add_argument("--until", dest="last", default="07", metavar="NN", help="last notebook")
     command.add_argument("--force", action="store_true", help="run notebooks again that are current")
 
-    command = add("train", commands.train, "Train one stage without its notebook, also under torchrun.")
+    command = add(train, "Train one stage without its notebook, also under torchrun.",
+                  "profile", "out", "set")
     command.add_argument("stage", choices=("stage1", "stage2", "stage3"))
-    choose(command, "out", "set")
 
-    command = add("evaluate", commands.evaluate, "PSNR and SSIM of a model on a folder of images.")
+    command = add(evaluate, "PSNR and SSIM of a model on a folder of images.", "json")
     command.add_argument("model", nargs="?", default="pretrained", metavar="MODEL", help=MODELS)
     command.add_argument("--hr", type=Path, required=True, metavar="DIR", help="folder of HR images")
-    command.add_argument("--lr", type=Path, metavar="DIR", help="folder of LR images; default: MATLAB bicubic ÷3")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write per-image values, protocol and provenance")
+    command.add_argument("--lr", type=Path, metavar="DIR",
+                         help="folder of LR images; default: MATLAB bicubic ÷3")
     command.add_argument("--max-images", type=_count, metavar="N", help="only the first N images")
 
-    command = add("upscale", commands.upscale, "Enlarge pictures ×3.")
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture of up to 150 megapixels, folder, or glob")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the enlarged pictures")
+    command = add(upscale, "Enlarge pictures ×3.")
+    command.add_argument("inputs", nargs="+", metavar="INPUT",
+                         help="picture of up to 150 megapixels, folder, or glob")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR",
+                         help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
 
-    command = add("inspect", commands.inspect,
-                  "What a model file is: precision, operators, input and output, MACs, reach.")
-    command.add_argument("file", type=Path, metavar="FILE", help=".tflite (anybody's), .safetensors, authors' .pt")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write it all")
+    command = add(inspect, "What a model file is: precision, operators, input and output, MACs, reach.",
+                  "json")
+    command.add_argument("file", type=Path, metavar="FILE",
+                         help=".tflite (anybody's), .safetensors, authors' .pt")
 
-    command = add("export", commands.export, "INT8 and float TFLite files from a quantised checkpoint.")
+    command = add(export, "INT8 and float TFLite files from a quantised checkpoint.")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
-                         help="pretrained (the student in the box), qat.safetensors of a run, the authors' *_qat.pt")
+                         help="pretrained (the bundled student), qat.safetensors of a run, "
+                              "the authors' *_qat.pt")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-    command.add_argument("--input", choices=("int8", "uint8"), help="type of the pixels; default for pretrained: both")
+    command.add_argument("--input", choices=("int8", "uint8"),
+                         help="type of the pixels; default for pretrained: both")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
 
-    command = add("page", commands.page, "One HTML file that enlarges pictures in a browser, offline.")
+    command = add(page, "One HTML file that enlarges pictures in a browser, offline.")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
 
-    command = add("verify", commands.verify,
-                  "Measure the authors' files again (downloads them): reported, their own report, ours.")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
+    add(verify, "Measure the authors' files again (downloads them): reported, their own report, ours.",
+        "json")
 
-    command = add("bench", commands.bench, "Benchmarks, each a ratio inside one run.")
+    command = add(bench, "Benchmarks, each a ratio inside one run.", "json")
     command.add_argument("--only", metavar="NAME", help="one benchmark")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
 
-    command = add("data", commands.data,
-                  "Image sets: what is there, what is missing and how to get it; fill the pixel cache.")
+    command = add(data, "Image sets: what is there, what is missing and how to get it; fill the pixel cache.",
+                  "profile", "set")
     command.add_argument("action", choices=("status", "prepare", "fetch"),
                          help="what is there; decode it; or fetch photographs that are public")
     command.add_argument("what", nargs="?", choices=("open", "cid22", "clic_val", "div2k-valid"),
                          help="for fetch: open (51 photographs, 43 MB), cid22 (209, 72 MB), "
                               "clic_val (14, 37 MB), div2k-valid (100 and their LR, 504 MB)")
-    command.add_argument("--to", type=Path, metavar="DIR", help="for fetch: the folder (default: its own in "
-                              "$PAPERLIB_DATA; DIV2K's in the cache)")
-    choose(command, "set")
+    command.add_argument("--to", type=Path, metavar="DIR",
+                         help="for fetch: the folder (default: its own in $PAPERLIB_DATA; "
+                              "DIV2K's in the cache)")
 
-    command = add("table", commands.table, "Print the tables of a run.")
-    choose(command, "out")
+    command = add(table, "Print the tables of a run.", "profile", "out")
     command.add_argument("--format", choices=("text", "markdown", "latex"), default="text")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. A traceback for bad input is shown only with PAPERLIB_DEBUG=1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's chatter would bury the one line that matters
+    """Run a command; returns the exit code. Bad input gives a traceback only with PAPERLIB_DEBUG=1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line that matters
     settle_folders()
     escape_unprintable()
-    warnings.formatwarning = lambda message, *_, **__: f"paperlib: {commands.one_line(message)}\n"  # no source code
+    warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"  # no source code
     try:
         args = build_parser().parse_args(argv)
+        if getattr(args, "json", None):
+            check_folder(args.json.parent, "--json")
         code = args.run(args)
         sys.stdout.flush()
         return code
     except UserError as error:
+        message: object = error
         if os.environ.get("PAPERLIB_DEBUG") == "1":
             raise
-        print(f"paperlib: {commands.one_line(error)}", file=sys.stderr)
-        return 2
     except ModuleNotFoundError as error:
         if os.environ.get("PAPERLIB_DEBUG") == "1" or (error.name or "paperlib").startswith("paperlib"):
             raise
-        print(f"paperlib: this needs the Python package {error.name}, which the light installation leaves out. Install "
-              f"the whole kit, in a clone: pip install '.[kit]'", file=sys.stderr)
-        return 2
+        message = (f"this needs the Python package {error.name}, which the light installation leaves out. "
+                   "Install the whole kit, in a clone: pip install '.[kit]'")
     except KeyboardInterrupt:
         print("\npaperlib: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
@@ -161,5 +384,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (OSError, MemoryError) as error:
         cause = "not enough memory" if isinstance(error, MemoryError) else error
-        print(commands.one_line(f"paperlib: {cause}. Give less at once, or name another place."), file=sys.stderr)
-        return 2
+        message = f"{cause}. Give less at once, or name another place."
+    print(f"paperlib: {one_line(message)}", file=sys.stderr)
+    return 2

@@ -9,8 +9,7 @@ import os
 from typing import Any
 
 from paperlib.errors import UserError
-from paperlib.overrides import nearest, override, parse_overrides
-from paperlib.settings import LossSettings, Settings, flatten
+from paperlib.settings import LossSettings, Settings, flatten, nearest, override, parse_overrides
 
 STAGE2_LOSS = {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03}
 # λ(t) of the published command line that names the Mamba teacher in stage 3.

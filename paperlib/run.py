@@ -9,7 +9,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -21,12 +21,18 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from paperlib.data.writing import small_picture
-from paperlib.environment import portable, provenance, settle_folders
+from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, check_folder, explain, sha256_file, write_json
-from paperlib.overrides import check_injected, run_folder
+from paperlib.files import (
+    atomic_path,
+    check_folder,
+    explain,
+    read_json,
+    sha256_file,
+    user_path,
+    write_json,
+)
 from paperlib.profiles import load_settings, note
-from paperlib.rows import tidy_rows, wrong_record
 from paperlib.settings import Settings, flatten, settings_hash
 
 NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
@@ -45,6 +51,50 @@ MATTERS = (
     "export.height", "export.width", "export.overlap", "export.upsample", "ablation.archs", "ablation.stage1_steps",
     "ablation.stage3_steps", "ablation.seeds", "ablation.switches")
 """Settings that decide what a notebook shows, in the order of its table; the first eight are shown unfolded."""
+
+
+def measured_row(table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
+                 dataset: str, **more: Any) -> dict[str, Any]:
+    """One measured number for a record.
+
+    Args:
+        table: the paper's table (A, B, C, D, abstract), or a name of ours for numbers that no table of the paper has.
+        row: the model, as in `reported.csv`.
+        precision: fp32, int8 or fake-quant.
+        metric: psnr, ssim, or a further one.
+        value: the number, or one per seed (then their mean and sample standard deviation are kept too); None where
+            it could not be measured.
+        dataset: the image set it was measured on; the tables read "validation".
+        more: anything that belongs beside the number, such as `note`, or `steps` of the training behind it.
+    """
+    line = {"table": table, "row": row, "precision": precision, "metric": metric, "dataset": dataset}
+    if isinstance(value, Sequence):
+        mean = math.fsum(value) / len(value)
+        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in value) / (len(value) - 1)) if len(value) > 1 else None
+        return line | {"value": mean, "values": list(value), "sd": spread} | more
+    return line | {"value": value} | more
+
+
+ROW_COLUMNS = ("record", "table", "row", "precision", "metric", "dataset", "value", "sd", "seeds", "steps", "values",
+               "seed_ids", "images")
+
+
+def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """Rows of records as one frame with the columns `ROW_COLUMNS`.
+
+    Args:
+        rows: pairs of a record's name and one of its rows (see `measured_row`).
+
+    Returns:
+        `value` and `sd` (over the seeds) as floats, nan where there is none; `seeds` how many there were; `steps` of
+        the training behind the number, <NA> where the row does not say; `values` one number a seed in a list, or None;
+        `seed_ids` which seeds; `images` the values of the set's images, a list, or one a seed.
+    """
+    lines = [{"record": record, "seeds": len(row.get("values") or [None])} | {
+        name: row.get(name) for name in ROW_COLUMNS if name not in ("record", "seeds")} for record, row in rows]
+    return pd.DataFrame(lines, columns=list(ROW_COLUMNS)).astype(
+        {"value": float, "sd": float, "seeds": int, "steps": "Int64", "values": object, "seed_ids": object,
+         "images": object})
 
 
 def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -201,14 +251,12 @@ class Run:
         path = self.out / "records" / f"{name}.json"
         if not path.is_file():
             raise UserError(f"no record at {path}. Run notebook {name} with profile {self.settings.profile} first.")
+        record = read_json(path)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged ({error}). Run notebook {name} again.") from error
-        except OSError as error:
-            raise explain(error, path, "read") from error
-        if wrong := wrong_record(record):
-            raise UserError(f"{path} is no record of this version of the kit ({wrong}). Run notebook {name} again.")
+            tidy_rows((name, row) for row in record["rows"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). "
+                            f"Run notebook {name} again.") from error
         return record
 
     def records(self) -> dict[str, dict[str, Any]]:
@@ -270,6 +318,19 @@ def _plain(value: Any, out: Path) -> Any:
     return portable(str(value), out) if isinstance(value, str | Path) else value
 
 
+def run_folder(out: str | Path | None, profile: str) -> Path:
+    """Where a run's results go: the folder named, else `results/<profile>` in the clone.
+
+    `$OUT` stands in executed notebooks for the run that they lie in; opened again, they go on there, but a committed
+    run is left as it is.
+    """
+    if str(out) == "$OUT":
+        around = Path.cwd().parent
+        committed = around.is_relative_to(root() / "results" / "reference")
+        out = around if (around / "records").is_dir() and not committed else None
+    return user_path(out).absolute() if out else root() / "results" / profile
+
+
 def open_run(profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None) -> Run:
     """Open (or start) a run.
 
@@ -282,7 +343,6 @@ def open_run(profile: str | None = None, out: str | Path | None = None, override
         UserError: unknown profile, setting or parameter of papermill, or a folder that cannot be written.
     """
     settle_folders()
-    check_injected()
     if not isinstance(overrides, str | dict | None):
         raise UserError(f"overrides = {overrides!r} is no JSON object. Write for instance {{\"stage1.steps\": 500}}.")
     settings = load_settings(None if profile is None else str(profile), overrides)

@@ -1,14 +1,20 @@
-"""Settings of one reproduction: every choice of the paper (sections 3–6) as validated data, and the four profiles.
+"""Every setting of a run with its limits, and single ones changed by name (paper sections 3–6).
 
-`load_settings("demo", {"stage1.steps": 500})` gives one `Settings` object that every notebook, command and record uses.
-Profiles live in `profiles.py`; here are the fields and their limits, by default the paper's value where it has one.
+`paperlib.profiles.load_settings("demo", {"stage1.steps": 500})` gives the one `Settings` object that
+every notebook, command and record uses. A default is the paper's value where it has one.
 """
 
+import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from paperlib.errors import UserError
+
+SCALE = 3
 
 
 class _Section(BaseModel):
@@ -297,4 +303,83 @@ def flatten(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-SCALE = 3
+def nearest(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.4) or sorted(names)
+    return ", ".join(close)
+
+
+def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `tree["a"]["b"]` for the field `a.b`; unknown fields are an error that names the nearest."""
+    *sections, last = dotted.split(".")
+    branch, seen = tree, []
+    for name in [*sections, last]:
+        if not isinstance(branch, dict) or name not in branch:
+            names = list(branch) if isinstance(branch, dict) else []
+            place = ".".join(seen) or "the settings"
+            hint = f"Nearest: {nearest(name, names)}." if names else f"{place} has no fields."
+            raise UserError(f"unknown setting {dotted!r}: {place} has no field {name!r}. {hint}")
+        seen.append(name)
+        if name is not last or len(seen) <= len(sections):
+            branch = branch[name]
+    if isinstance(branch[last], dict):
+        raise UserError(f"{dotted!r} is a section, not a field. Its fields: {', '.join(branch[last])}.")
+    branch[last] = value
+
+
+def override(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """Settings with single fields changed, validated as a whole.
+
+    Args:
+        changes: dotted field names and values, for instance {"stage3.loss.kd": 0}.
+
+    Raises:
+        UserError: an unknown field (the nearest names are given), or a value of the wrong kind or range.
+        ValueError: `method`, which is many settings; see `paperlib.profiles.load_settings`.
+    """
+    if "method" in changes:
+        raise ValueError("a method is chosen when settings are loaded")
+    tree = settings.model_dump()
+    for field, value in changes.items():
+        _insert(tree, field, value)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+        raise UserError(f"setting {place}{value}: {first['msg'].removeprefix('Value error, ')}.") from error
+
+
+def parse_overrides(overrides: str | dict[str, Any] | None) -> dict[str, Any]:
+    """Overrides as a dict of dotted fields, from a dict or a JSON object in a string.
+
+    Raises:
+        UserError: the string is not a JSON object.
+    """
+    if isinstance(overrides, dict) or not overrides:
+        return dict(overrides or {})
+    try:
+        value = json.loads(overrides)
+    except json.JSONDecodeError as error:
+        raise UserError(f"overrides is not JSON ({error}). Write for instance {{\"stage1.steps\": 500}}.") from error
+    if not isinstance(value, dict):
+        raise UserError("overrides must be a JSON object, for instance {\"stage1.steps\": 500}.")
+    return value
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`--set` arguments as overrides: "stage1.steps=500" → {"stage1.steps": 500}; values are JSON, else plain text.
+
+    Raises:
+        UserError: an argument without "=".
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals or not field:
+            raise UserError(f"--set {assignment}: expected field=value, for instance --set stage1.steps=500.")
+        try:
+            overrides[field] = json.loads(text)
+        except json.JSONDecodeError:
+            overrides[field] = text
+    return overrides

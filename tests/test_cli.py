@@ -16,10 +16,9 @@ from skimage.data import chelsea, coffee
 
 from paperlib.cli import build_parser, main
 from paperlib.errors import UserError
-from paperlib.overrides import parse_assignments
 from paperlib.profiles import PROFILES
 from paperlib.quantisation.qat import prepare_qat, save_qat
-from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.settings import QuantSettings, StudentSettings, parse_assignments
 from paperlib.student.models import save_student
 from paperlib.student.network import Student, fuse
 
@@ -97,9 +96,9 @@ def test_reproduce_passes_on_what_it_was_given(monkeypatch):
     ("evaluate bicubik --hr {hr}", "unknown model 'bicubik'"), ("evaluate bicubic --hr {tmp}/none", "no folder at"),
     ("evaluate bicubic --hr {empty}", "holds no image"), ("evaluate bicubic --hr {hr} --lr {empty}", "holds no image"),
     ("upscale {empty} --out {tmp}/out --model bicubic", "holds no image"),
-    ("upscale {hr} --out {hr}/a.png --model bicubic", "cannot write into"),
-    ("upscale {hr} --out /proc/none --model bicubic", "cannot write into"),
-    ("evaluate bicubic --hr {hr} --json {hr}/a.png/x.json", "cannot write into"),
+    ("upscale {hr} --out {hr}/a.png --model bicubic", "cannot write"),
+    ("upscale {hr} --out /proc/none --model bicubic", "cannot write"),
+    ("evaluate bicubic --hr {hr} --json {hr}/a.png/x.json", "cannot write"),
     ("export {tmp}/none.safetensors --out {tmp}", "no checkpoint at"),
     ("export {tmp}/none.safetensors --out {tmp} --height 0", "export.height = 0"),
     ("table --out {empty}", "no table")])
@@ -265,7 +264,7 @@ def test_train_says_what_it_waits_for_in_lines_where_stderr_is_a_file(tmp_path):
 
 
 def test_a_command_tells_its_progress_in_lines_where_stderr_is_no_terminal(photographs, capsys, monkeypatch):
-    monkeypatch.setattr("paperlib.commands.INTERVAL", -1.0)
+    monkeypatch.setattr("paperlib.cli.INTERVAL", -1.0)
     monkeypatch.delenv("PAPERLIB_PROGRESS", raising=False)
     assert main(["evaluate", "bicubic", "--hr", str(photographs)]) == 0
     told = capsys.readouterr().err

@@ -21,7 +21,6 @@ from paperlib.benchmarks.hostile import everything
 from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.files import file_lock, shown, user_path
-from paperlib.reporting.summary import write_summary
 from paperlib.run import open_run
 from paperlib.running.reproduce import _read_state
 
@@ -139,35 +138,10 @@ def test_states_and_records_of_another_kind_name_the_file(tmp_path, content):
     with pytest.raises(UserError, match=r"\.state\.json (is no state of this version|is damaged)"):
         _read_state(tmp_path / ".state.json")
     run = open_run("smoke", tmp_path / "run")
-    for text in (content, '{"rows": [5]}', '{"rows": [], "inputs": [1]}', '{"rows": [], "settings": 1}'):
+    for text in (content, '{"rows": [5]}', '{"rows": [{"value": "high"}]}', '{"rows": 3}'):
         (tmp_path / "run" / "records" / "01_data.json").write_text(text)
-        with pytest.raises(UserError, match=r"01_data\.json is (no record|damaged)"):
+        with pytest.raises(UserError, match=r"01_data\.json is damaged"):
             run.read_record("01_data")
-
-
-ROW = {"table": "B", "row": "bicubic", "precision": "fp32", "metric": "psnr", "dataset": "validation", "value": 26.5}
-
-
-@pytest.mark.parametrize("change", [
-    {"rows": [ROW | {"value": "high"}]}, {"rows": [ROW | {"values": [1, "x"]}]}, {"rows": [ROW | {"images": [[[1]]]}]},
-    {"rows": [ROW | {"value": float("nan")}]}, {"rows": [{"value": 1.0}]}, {"rows": [ROW | {"table": 5}]},
-    {"seconds": "long"}, {"seed": [1]}, {"commit": 5}, {"versions": []}, {"history": [{"step": "two"}]},
-    {"teacher": {}}, {"audit": [5]}, {"export": {"npu": [{}]}}, {"graph_forms": {"add": 0}}, {"device": None}])
-def test_records_with_fields_of_another_type_name_the_file_and_the_field(tmp_path, change):
-    run = open_run("smoke", tmp_path / "run")
-    run.record("01_data", [ROW])
-    path = tmp_path / "run" / "records" / "01_data.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
-    for use in (run.rows, lambda: write_summary(run)):
-        with pytest.raises(UserError, match=rf"01_data\.json is no record of this version.*\({next(iter(change))}"):
-            use()
-
-
-def test_a_record_of_another_form_of_the_graph_or_without_versions_is_summed_up(tmp_path):
-    run = open_run("smoke", tmp_path / "run")
-    path = run.record("01_data", [ROW], graph_forms={"exact": 5.0})
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"versions": {}}))
-    assert "torch None" in write_summary(run).read_text(encoding="utf-8")
 
 
 def test_no_line_is_endless_and_warnings_are_lines(capfd):

@@ -21,8 +21,7 @@ from paperlib.data.images import read_rgb
 from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
 from paperlib.files import sha256_file, write_json
-from paperlib.rows import ROW_COLUMNS, measured_row
-from paperlib.run import open_run
+from paperlib.run import ROW_COLUMNS, measured_row, open_run
 
 
 @pytest.fixture
@@ -235,7 +234,7 @@ def test_a_notebook_opened_too_early_names_those_before_it(run, tmp_path):
 
 
 def test_an_executed_notebook_goes_on_in_its_run_and_a_committed_one_elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setattr("paperlib.overrides.root", lambda: tmp_path)
+    monkeypatch.setattr("paperlib.run.root", lambda: tmp_path)
     for folder in ("mine", "results/reference/demo", "no run"):
         (tmp_path / folder / "notebooks").mkdir(parents=True)
         if folder != "no run":

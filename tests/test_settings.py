@@ -3,7 +3,6 @@
 import pytest
 
 from paperlib.errors import UserError
-from paperlib.overrides import override
 from paperlib.profiles import (
     EXCEPTIONS,
     METHODS,
@@ -14,7 +13,7 @@ from paperlib.profiles import (
     note,
     part_of,
 )
-from paperlib.settings import LossSettings, flatten, settings_hash
+from paperlib.settings import LossSettings, flatten, override, settings_hash
 
 
 def test_paper_profile_is_the_published_schedule():

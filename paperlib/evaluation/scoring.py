@@ -148,7 +148,7 @@ def measure(
     Raises:
         UserError: an image of a set cannot be read; a mean over the others would be another number.
     """
-    from paperlib.rows import measured_row  # loads pandas and matplotlib
+    from paperlib.run import measured_row  # loads pandas and matplotlib
 
     rows = []
     for dataset, pairs in {"validation": data.valid, **data.tests}.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.evaluation.paper_numbers import Key, reported
+from paperlib.evaluation.paper_numbers import reported
 
 Model = tuple[str, str, str]
 """(table, row, precision)."""

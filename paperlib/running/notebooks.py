@@ -30,7 +30,9 @@ from traitlets.config import Config
 from paperlib.environment import KERNEL_ENVIRONMENT, portable
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
-from paperlib.overrides import PARAMETERS
+
+PARAMETERS = ("profile", "out", "overrides")
+"""What every notebook takes."""
 
 KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 """Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""

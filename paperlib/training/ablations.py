@@ -19,15 +19,13 @@ from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.overrides import override
 from paperlib.profiles import METHODS
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import freeze_observers, quantised_graph
-from paperlib.rows import measured_row
-from paperlib.run import Run
-from paperlib.settings import Settings, StudentSettings, settings_hash
+from paperlib.run import Run, measured_row
+from paperlib.settings import Settings, StudentSettings, override, settings_hash
 from paperlib.student.graph import image_batch, macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model, weights_hash
 from paperlib.teacher.distillation import Targets

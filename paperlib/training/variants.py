@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from paperlib.errors import UserError
-from paperlib.overrides import nearest
 from paperlib.profiles import METHODS, STAGE3_LOSS
-from paperlib.settings import LossSettings, Settings
+from paperlib.settings import LossSettings, Settings, nearest
 
 NO_TEACHER = {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0}
 ORTHO = {"stage3.loss.dct_norm": "ortho"}

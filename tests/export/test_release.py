@@ -21,8 +21,7 @@ from paperlib.export.release import ship_pretrained
 from paperlib.export.tflite import inspect_tflite, tflite_values
 from paperlib.files import sha256_file, write_json
 from paperlib.quantisation.skip import exact_skip
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 from paperlib.student.graph import parameters
 from paperlib.student.models import deployment_graph
 from paperlib.student.network import count_parameters

@@ -10,8 +10,7 @@ import pytest
 from paperlib.errors import UserError
 from paperlib.reporting.answers import answers_text, command, run_page, write_answers
 from paperlib.reporting.tables import write_tables
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 from paperlib.settings import flatten
 
 RESULTS = Path(__file__).parents[2] / "results"

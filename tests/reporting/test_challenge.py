@@ -8,8 +8,7 @@ from paperlib.evaluation import paper_numbers
 from paperlib.evaluation.paper_numbers import entries, ms_per_db, score_gap
 from paperlib.reporting import challenge
 from paperlib.reporting.challenge import moves
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 
 def test_a_decibel_counts_two_and_a_halved_time_one():

@@ -5,8 +5,7 @@ import pytest
 from paperlib.reporting.differences import Change, changes, differences
 from paperlib.reporting.effects import Effect
 from paperlib.reporting.summary import write_summary
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 
 def row(table, name, values):

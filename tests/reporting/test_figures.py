@@ -10,8 +10,7 @@ from PIL import Image
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.quantisation.int8 import QParams
 from paperlib.reporting import divider, figures
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 from paperlib.settings import LossSettings
 
 

@@ -10,8 +10,7 @@ from paperlib.reporting import figures
 from paperlib.reporting.divider import save_comparison
 from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import write_summary
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 
 class _Tags(HTMLParser):

@@ -11,8 +11,7 @@ import pytest
 from paperlib.errors import UserError
 from paperlib.reporting.join import join, joined
 from paperlib.reporting.verdicts import compare
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 from paperlib.training.ablations import over_seeds
 
 IMAGES = {("qat_teacher", 1): [27.0, 29.0], ("qat_teacher", 2): [27.1, 29.2], ("qat_teacher", 3): [27.2, 29.1],

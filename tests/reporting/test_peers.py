@@ -1,10 +1,10 @@
 import csv
 
 import pytest
+from paperlib.rows import measured_row
 
 from paperlib.reporting.costs import our_points
 from paperlib.reporting.peers import FILE, peer_points, peers_sentence
-from paperlib.rows import measured_row
 from paperlib.run import open_run
 
 

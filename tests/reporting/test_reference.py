@@ -15,8 +15,7 @@ from paperlib.reporting.reference import (
     reference_text,
     stated_spread,
 )
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 LIMITS = {"trained": {"psnr": 0.05, "ssim": 0.001}, "untrained": {"psnr": 0.0}}
 

@@ -19,8 +19,7 @@ from paperlib.reporting.claims import CLAIMS
 from paperlib.reporting.exported import export_notebooks
 from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import method_line, write_summary
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 
 class _Page(HTMLParser):

@@ -6,8 +6,7 @@ import pytest
 from IPython.display import Markdown
 
 from paperlib.reporting import saw
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 
 def row(table, name, value, precision="fp32"):

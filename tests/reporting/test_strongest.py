@@ -8,8 +8,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import reported
 from paperlib.reporting.strongest import strongest, strongest_text
 from paperlib.reporting.tables import write_tables
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 SURE, NONE, NOISY = (0.05, 0.06, 0.05), (0.001, 0.002, 0.0), (0.05, -0.04, 0.03)
 

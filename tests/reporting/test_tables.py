@@ -13,8 +13,7 @@ from paperlib.reporting.claims import CLAIMS, claims_table
 from paperlib.reporting.printed import format_tables
 from paperlib.reporting.summary import teacher_used, write_summary
 from paperlib.reporting.verdicts import COMPARED, DROPS, Row, Verdict, kept_order, tolerance, trend
-from paperlib.rows import measured_row
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 PSNR = {key: value for key, value in paper_numbers.reported().items() if key[3] == "psnr" and key[0] != "A"}
 

@@ -165,9 +165,9 @@ def test_the_whole_sequence(small_disk, tmp_path, capfd):
     parameters = nbformat.v4.new_code_cell('profile = ""\nout = ""\noverrides = ""', metadata={"tags": ["parameters"]})
     work = nbformat.v4.new_code_cell("print('x' * 50_000)")
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work]), tmp_path / "notebooks" / "01_one.ipynb")
-    script = ("import sys; from pathlib import Path; from paperlib import commands, cli; "
+    script = ("import sys; from pathlib import Path; from paperlib import cli; "
               "from paperlib.running.reproduce import reproduce\n"
-              "commands.reproduce = lambda args: reproduce('smoke', args.out, '01', '01', "
+              "cli.reproduce = lambda args: reproduce('smoke', args.out, '01', '01', "
               "folder=Path(sys.argv[1]))\nsys.exit(cli.main(['reproduce', '--out', sys.argv[2]]))")
     for left in (0, 8192, 40_000):
         out = small_disk / f"out{left}"
