@@ -17,8 +17,7 @@ from paperlib.reporting.claimed import (
     signed_effect,
     verdict_of,
 )
-from paperlib.rows import tidy_rows
-from paperlib.run import Run
+from paperlib.run import Run, tidy_rows
 
 TABLES = {
     "B": "baselines on DIV2K validation", "C": "backbone, FP32 and INT8 TFLite",
@@ -51,7 +50,7 @@ class Results:
     Attributes:
         run: the run itself, with its settings and folder.
         records: the run's records by name, in the notebooks' order.
-        rows: every measured row, one line each (`paperlib.rows.tidy_rows`).
+        rows: every measured row, one line each (`paperlib.run.tidy_rows`).
 
     Raises:
         UserError: a record is damaged.

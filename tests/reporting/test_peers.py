@@ -1,11 +1,10 @@
 import csv
 
 import pytest
-from paperlib.rows import measured_row
 
 from paperlib.reporting.costs import our_points
 from paperlib.reporting.peers import FILE, peer_points, peers_sentence
-from paperlib.run import open_run
+from paperlib.run import measured_row, open_run
 
 
 def test_peers_are_the_measured_table_and_ours_appear_where_measured(tmp_path):
