@@ -20,7 +20,7 @@ from IPython.display import HTML, Image
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from paperlib.data.writing import small_picture
+from paperlib.data.images import compress_figure
 from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import (
@@ -210,7 +210,7 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> Image:
         """Save a figure as figures/<name>.png, or .webp if it holds photographs, and give it for display."""
-        kind, content = small_picture(drawn := _drawn(figure), "WEBP")
+        kind, content = compress_figure(drawn := _drawn(figure), "WEBP")
         with atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
             temporary.write_bytes(content)
         (self.folder("figures") / f"{name}.{'webp' if kind == 'png' else 'png'}").unlink(missing_ok=True)
@@ -285,7 +285,7 @@ def _drawn(figure: Figure) -> bytes:
 
 
 def _shown(png: bytes, alt: str) -> Image:
-    kind, content = small_picture(png, "JPEG")
+    kind, content = compress_figure(png, "JPEG")
     return Image(content, format=kind, width=int.from_bytes(png[16:20]) // 2, alt=alt)
 
 

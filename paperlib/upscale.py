@@ -1,23 +1,31 @@
 """Enlarging pictures ×3 with any model: whole folders, any shape, tiled without seams (paper section 5).
 
-A pixel of the result depends on few LR pixels around it (10 for the published student). Tiles that overlap by twice
-that give what the whole picture would give. In memory are the picture itself (7 bytes a pixel while it is decoded), a
-tile, and a band of the result.
+A pixel of the result depends on few LR pixels around it (10 for the published student). Tiles that
+overlap by twice that give what the whole picture would give, and bound the network's memory; picture
+and result are in memory whole.
 """
 
 import glob
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from paperlib.data.images import Picture, find_images, read_picture
-from paperlib.data.tiles import Canvas, tile_bands
-from paperlib.data.writing import can_be_transparent, check_writable, write_bands
+from paperlib.data.images import (
+    Picture,
+    can_be_transparent,
+    check_writable,
+    find_images,
+    free_memory,
+    read_picture,
+    write_picture,
+)
+from paperlib.data.tiles import run_tiled
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import Upscaler
 from paperlib.export.tflite import TFLiteUpscaler
@@ -30,6 +38,8 @@ TILE_INT8, TILE_FLOAT = 640, 384
 """Largest tile, LR pixels a side: about the speed of the whole picture (a tenth more work) in bounded memory."""
 MOST_AT_ONCE = 4_000_000
 """Most LR pixels for a model that must see a picture whole."""
+ENLARGED = 90
+"""Bytes of memory for each LR pixel: 4 of the picture, 36 of the result, 45 while it is written."""
 
 
 def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
@@ -54,21 +64,19 @@ def _even(length: int, side: int, overlap: int) -> int:
     return math.ceil((length + (pieces - 1) * overlap) / pieces)
 
 
-def upscale_bands(
-    upscaler: Upscaler, lr: np.ndarray, tile: int | None = None, folder: Path | None = None,
-) -> Iterator[Canvas]:
-    """Enlarge pixels of any size, tile by tile, equal to the whole picture at once; the result comes from the top.
+def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) -> np.ndarray:
+    """Enlarge pixels of any size, tile by tile, equal to the whole picture at once.
 
-    INT8 files give the same bits; float networks differ by the rounding of their sums. A file with fixed input works
-    in its own tiles. A model whose every pixel may depend on all others takes the picture whole.
+    INT8 files give the same bits; float networks differ by the rounding of their sums. A file with
+    fixed input works in its own tiles. A model whose every pixel may depend on all others takes the
+    picture whole.
 
     Args:
         lr: uint8 (h, w, 3).
         tile: LR pixels a side; default by precision.
-        folder: for bands that are too large for memory; see `Canvas`.
 
     Returns:
-        uint8 (rows, 3w, 3) each, 3h rows in all.
+        uint8 (3h, 3w, 3).
 
     Raises:
         UserError: the model must see the picture whole, and it is too large for that.
@@ -79,71 +87,48 @@ def upscale_bands(
     if radius is not None and fixed is None:
         int8 = isinstance(upscaler, TFLiteUpscaler) and upscaler.input["dtype"] != np.float32
         side = max(tile or (TILE_INT8 if int8 else TILE_FLOAT), overlap + 1)
-        height, width = (_even(size, side, overlap) if size > side else size for size in lr.shape[:2])
+        height, width = (_even(size, side, overlap) if size > side else size
+                         for size in lr.shape[:2])
     elif radius is not None and min(fixed) > overlap:
         height, width = fixed
     elif hasattr(upscaler, "tile"):  # the teacher's own tiles, whose seams it answers for
-        height, width, overlap = min(height, upscaler.tile), min(width, upscaler.tile), upscaler.overlap
+        height, width = min(height, upscaler.tile), min(width, upscaler.tile)
+        overlap = upscaler.overlap
     elif fixed is None and height * width > MOST_AT_ONCE:
-        raise UserError(f"{upscaler.name} must see a picture whole, and {width}×{height} is more than "
-                        f"{MOST_AT_ONCE // 10**6} megapixels. Cut it into parts, or choose another --model.")
-    yield from tile_bands(run, lr, height, width, overlap, folder)
-
-
-def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) -> np.ndarray:
-    """`upscale_bands` put together: uint8 (h, w, 3) → (3h, 3w, 3)."""
-    bands = upscale_bands(upscaler, lr, tile)
-    return np.concatenate([band.rows(0, band.shape[0]) for band in bands])
-
-
-def _enlarged_alpha(alpha: np.ndarray, top: int, bottom: int) -> np.ndarray:
-    """Rows of alpha (H, W) enlarged ×3 by bicubic; `top` and `bottom` count rows of the result."""
-    first, last = top // SCALE, -(-bottom // SCALE)
-    near, far = max(0, first - 3), min(alpha.shape[0], last + 3)  # bicubic looks two pixels away
-    part = Image.fromarray(np.ascontiguousarray(alpha[near:far]))
-    large = part.resize((part.width * SCALE, part.height * SCALE), Image.Resampling.BICUBIC)
-    return np.asarray(large)[top - near * SCALE : bottom - near * SCALE]
-
-
-def picture_bands(upscaler: Upscaler, picture: Picture, folder: Path | None = None) -> Iterator[np.ndarray]:
-    """Enlarge a picture, colour by the model, alpha by bicubic: uint8 (rows, 3w, 3, or 4 with alpha) from the top."""
-    top = 0
-    for band in upscale_bands(upscaler, picture.rgb, folder=folder):
-        for part in band.parts():
-            bottom = top + part.shape[0]
-            if picture.alpha is not None:
-                alpha = _enlarged_alpha(picture.alpha, top, bottom)
-                part = np.concatenate([part, alpha[..., None]], axis=2)
-            yield part
-            top = bottom
+        raise UserError(f"{upscaler.name} must see a picture whole, and {width}×{height} is more "
+                        f"than {MOST_AT_ONCE // 10**6} megapixels. Cut it into parts, or choose "
+                        "another --model.")
+    return run_tiled(run, lr, height, width, overlap)
 
 
 def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
-    """Enlarge a picture in memory; grey stays grey, colour profile and notes are kept."""
-    pixels = np.concatenate(list(picture_bands(upscaler, picture)))
-    alpha = None if picture.alpha is None else pixels[..., 3]
-    return Picture(pixels[..., :3], alpha, picture.grey, picture.icc, picture.notes)
+    """Enlarge a picture, its colour by the model, its alpha by bicubic; all else is kept."""
+    alpha = picture.alpha
+    if alpha is not None:
+        large = [side * SCALE for side in reversed(alpha.shape)]
+        alpha = np.asarray(Image.fromarray(alpha).resize(large, Image.Resampling.BICUBIC))
+    return replace(picture, rgb=upscale_pixels(upscaler, picture.rgb), alpha=alpha)
 
 
-def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> tuple[tuple[int, int], list[str]]:
-    """Enlarge one picture into a file; returns the result's (height, width), and notes for the user.
+def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:
+    """Enlarge one picture into a file; returns the result.
 
     Raises:
-        UserError: it cannot be read, or its result not be held by the format or be written.
+        UserError: it cannot be read, or its result not be held by the memory, by the format, or be
+            written.
     """
-    picture = read_picture(source)
+    picture = read_picture(source, ENLARGED)
     if picture.alpha is not None and picture.alpha.min() == 255 and not can_be_transparent(target):
         picture.alpha = None
     height, width = (side * SCALE for side in picture.rgb.shape[:2])
-    transparent = picture.alpha is not None
-    check_writable(target, height, width, transparent)
-    bands = picture_bands(upscaler, picture, target.parent if target.parent.is_dir() else None)
+    check_writable(target, height, width, picture.alpha is not None)
     try:
-        write_bands(target, bands, height, width, grey=picture.grey, transparent=transparent, icc=picture.icc)
+        large = upscale_picture(upscaler, picture)
+        write_picture(target, large)
     except MemoryError as error:
-        raise UserError(f"not enough memory for {source} ({width // SCALE}×{height // SCALE} pixels). Close other "
-                        "programs, or cut it into parts.") from error
-    return (height, width), picture.notes
+        raise UserError(f"not enough memory for {source} ({width // SCALE}×{height // SCALE} pixels). "
+                        "Close other programs, or cut it into parts.") from error
+    return large
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
@@ -194,6 +179,10 @@ def upscale_files(
     """
     files, failed = find_inputs(inputs)
     sources, done = {Path(os.path.realpath(file)) for file in files}, []
+    if log:
+        free = free_memory()
+        log(f"{free / 1e9:.1f} GB of memory are free: enough for pictures of "
+            f"{free / ENLARGED / 1e6:.0f} megapixels")
     for index, path in enumerate(files):
         target = Path(out) / f"{path.stem}{MARK}{path.suffix}"
         try:
@@ -202,10 +191,11 @@ def upscale_files(
                 raise UserError(f"cannot write {target}: a link that leads nowhere lies there. Remove it.")
             if target.resolve() in sources or target in done:
                 raise UserError(f"{path}: {target} is another input or its result. Choose another --out.")
-            (height, width), remarks = upscale_file(upscaler, path, target)
+            picture = upscale_file(upscaler, path, target)
             done.append(target)
             if log:
-                notes = "".join(f"; {note}" for note in remarks)
+                height, width = picture.rgb.shape[:2]
+                notes = "".join(f"; {note}" for note in picture.notes)
                 log(f"{path} → {target} ({width}×{height}, {time.monotonic() - clock:.1f} s{notes})")
         except UserError as error:
             failed.append(str(error))

@@ -95,7 +95,7 @@ def test_pictures_that_fail_cost_evaluate_and_prepare_nothing(tmp_path, capsys, 
     assert main(["evaluate", "bicubic", "--hr", str(hr)]) == 1
     seen = capsys.readouterr()
     assert "mean" in seen.out
-    assert sum("cannot read" in line for line in seen.err.splitlines()) == 2
+    assert sum("is not a picture" in line for line in seen.err.splitlines()) == 2
     assert main(["data", "prepare", "--profile", "demo", "--set", "data.source=folders", f'data.train=["{hr}"]',
                  f'data.valid=["{hr}"]']) == 1
     seen = capsys.readouterr()

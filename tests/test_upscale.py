@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from skimage.data import chelsea, coffee
 
-from paperlib.data import tiles
+from paperlib import upscale
+from paperlib.data import images
 from paperlib.data.images import Picture
-from paperlib.data.tiles import Canvas, run_tiled
+from paperlib.data.tiles import run_tiled
 from paperlib.errors import UserError
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import Upscaler, load_upscaler
@@ -22,8 +23,6 @@ from paperlib.student.network import Student, fuse
 from paperlib.upscale import (
     byte_runner,
     find_inputs,
-    picture_bands,
-    upscale_bands,
     upscale_files,
     upscale_picture,
     upscale_pixels,
@@ -133,12 +132,10 @@ class Near(Negative):
 @pytest.mark.parametrize("shape", [(8, 5000), (5000, 8), (1, 2000), (700, 900)])
 def test_no_shape_is_run_in_more_than_a_tile(shape):
     upscaler, lr = Near(), np.resize(coffee(), (*shape, 3))
-    bands = list(upscale_bands(upscaler, lr, tile=100))
+    sr = upscale_pixels(upscaler, lr, tile=100)
     assert max(max(size) for size in upscaler.sizes) <= 100
-    assert max(band.shape[0] for band in bands) <= 300
     assert sum(height * width for height, width in upscaler.sizes) < 1.4 * shape[0] * shape[1]
-    np.testing.assert_array_equal(np.concatenate([band.rows(0, band.shape[0]) for band in bands]),
-                                  np.kron(255 - lr, np.ones((3, 3, 1), np.uint8)))
+    np.testing.assert_array_equal(sr, np.kron(255 - lr, np.ones((3, 3, 1), np.uint8)))
 
 
 @pytest.mark.parametrize("shape", [(5, 300), (300, 5), (20, 300)])
@@ -147,27 +144,17 @@ def test_strips_are_tiled_without_a_seam(int8_file, shape):
     np.testing.assert_array_equal(upscale_pixels(upscaler, lr, tile=40), byte_runner(upscaler)(lr))
 
 
-def test_bands_too_large_for_memory_lie_in_a_file(monkeypatch, tmp_path):
-    lr = chelsea()[:60, :90]
-    whole = upscale_pixels(Near(), lr, tile=30)
-    monkeypatch.setattr(tiles.Canvas, "LARGEST", 0)
-    canvases = list(upscale_bands(Near(), lr, tile=30, folder=tmp_path))
-    assert all(isinstance(part, np.memmap) for canvas in canvases for part in canvas.parts())
-    np.testing.assert_array_equal(np.concatenate([part for canvas in canvases for part in canvas.parts(500)]), whole)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OSError, match=r"No space|too large|Invalid"):
-        Canvas((1 << 20, 1 << 20, 1 << 20), np.uint8, tmp_path)
-
-
-def test_alpha_in_bands_is_alpha_at_once(monkeypatch):
-    rng = np.random.default_rng(0)
-    picture = Picture(coffee()[:60, :50], rng.integers(0, 256, (60, 50), dtype=np.uint8))
-    parts = tiles.Canvas.parts
-    monkeypatch.setattr(tiles.Canvas, "parts", lambda canvas: parts(canvas, 7 * 150 * 3))
-    bands = list(picture_bands(Near(), picture))
-    assert len(bands) > 20
-    whole = Image.fromarray(picture.alpha).resize((150, 180), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.concatenate(bands)[..., 3], np.asarray(whole))
+def test_what_memory_cannot_take_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    small, large = (save(coffee()[:side, :side], tmp_path / f"{side}.png") for side in (20, 40))
+    for module in (images, upscale):
+        monkeypatch.setattr(module, "free_memory", lambda: upscale.ENLARGED * 1_000)
+    monkeypatch.setattr(images, "_decode", lambda image, decode=images._decode: (
+        decode(image) if image.width == 20 else pytest.fail("decoded")))
+    lines = []
+    done, (failed,) = upscale_files([small, large], tmp_path / "out", BICUBIC, lines.append)
+    assert [path.name for path in done] == ["20_x3.png"]
+    assert "40.png has 40×40 pixels" in failed
+    assert "memory" in lines[0]
 
 
 def test_what_cannot_be_held_is_told_before_the_work(tmp_path):
@@ -219,7 +206,8 @@ def test_good_pictures_are_done_and_bad_ones_listed(tmp_path):
     assert len(failed) == 2
     assert "none.png" in failed[0]
     assert "b.png" in failed[1]
-    assert len(lines) == 2
+    assert len(lines) == 3
+    assert "memory" in lines[0]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     np.testing.assert_array_equal(np.asarray(Image.open(done[0])), np.rint(BICUBIC(coffee()[:20, :30])))
     assert Image.open(done[1]).size == (6, 6)

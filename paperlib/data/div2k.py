@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from paperlib.data.download import download
-from paperlib.data.images import open_image
+from paperlib.data.images import image_size
 from paperlib.data.photographs import Source, match_folders
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
@@ -185,10 +185,10 @@ def check_split(settings: DataSettings, split: str, count: int) -> None:
         raise UserError(f"DIV2K {split} has {len(sources)} images in {sources[0].hr.parent}, not {count}. "
                         "Unpack it again.")
     for source in sources:
-        with open_image(source.hr) as hr, open_image(source.lr) as lr:
-            if lr.size != (hr.width // SCALE, hr.height // SCALE):
-                raise UserError(f"{source.lr} is {lr.size}, a third of {source.hr} is "
-                                f"{(hr.width // SCALE, hr.height // SCALE)}. Unpack both again.")
+        height, width = (side // SCALE for side in image_size(source.hr))
+        if image_size(source.lr) != (height, width):
+            raise UserError(f"{source.lr} is not {width}×{height}, a third of {source.hr}. "
+                            "Unpack both again.")
 
 
 def prepare(settings: DataSettings, archives: tuple[Archive, ...] = ARCHIVES, counts: dict[str, int] | None = None,

@@ -1,34 +1,47 @@
-"""Reading images of any common kind as 8-bit RGB, with errors that say what to do: the only reader of this kit."""
+"""Reading and writing pictures of any common kind as 8-bit RGB, with errors that say what to do."""
 
-import contextlib
-import ctypes
 import io
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, _imaging
+from PIL import Image, ImageCms, ImageOps
 
+from paperlib.environment import quiet_libraries
 from paperlib.errors import UserError
-from paperlib.files import explain
+from paperlib.files import atomic_path, explain, reading
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-"""What is opened, by content, whatever the name says. Pillow hands others to helper programs (EPS: Ghostscript)."""
-MOST_PIXELS = 150_000_000
-"""Largest picture that is decoded: 1.05 GB at its 7 bytes a pixel. (Pillow's own limit is a warning at 89 megapixels.)
-"""
-BAND = 1 << 24
-"""Pixels that are converted at a time."""
+"""What is opened, by content, whatever the name says. Pillow hands others to helper programs (EPS:
+Ghostscript)."""
+DECODED = 18
+"""Bytes of memory a pixel while a picture is read: Pillow's 4, those converted, and the array."""
+SAVE_OPTIONS = {
+    ".png": {"format": "PNG", "compress_level": 1},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "quality": 95, "method": 2},
+    ".tif": {"format": "TIFF", "compression": "tiff_lzw"},
+    ".bmp": {"format": "BMP"},
+}
+"""By suffix. PNG is packed lightly: at 4K, its usual packing takes longer than the network."""
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
+"""Most pixels a side that a format (JPEG: its library) can hold."""
+OPAQUE = ("JPEG", "BMP")
+"""Formats without transparency."""
 
-with contextlib.suppress(OSError, AttributeError, TypeError):  # a Pillow without libtiff, or with it inside
-    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)  # it prints to stderr what Pillow raises anyway
-
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # so does its log, where nobody listens to it
+# What Pillow remarks on sizes and metadata is not the user's: what matters raises.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+Image.MAX_IMAGE_PIXELS = None  # the free memory decides
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+_stderr = threading.Lock()
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -69,49 +82,64 @@ class Picture:
     notes: list[str] = field(default_factory=list)
 
 
-@contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, opened by its content and not yet decoded, for the block.
-
-    Raises:
-        UserError: missing, not readable, larger than `MOST_PIXELS`, of another format than `FORMATS`, or damaged (also
-            where that is found out inside the block).
-    """
+def free_memory() -> int:
+    """Bytes of memory that are there for the asking, within the limit of a container."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on sizes and metadata; what matters raises
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise Image.DecompressionBombError
-                if not image.width * image.height:
-                    raise ValueError("it has no pixels")
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except OSError:  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no limit
+        return free
+
+
+@contextmanager
+def _opened(path: str | Path, bytes_each: int = DECODED) -> Iterator[Image.Image]:
+    """An image opened by its content; what it raises, now or when it is decoded, names the file."""
+    kinds = ", ".join(FORMATS)
+    with reading(path, f"a picture ({kinds})"), Image.open(path, formats=FORMATS) as image:
+        pixels, most = image.width * image.height, free_memory() // bytes_each
+        if not pixels:
+            raise ValueError("it has no pixels")
+        if pixels > most:
+            raise UserError(f"{path} has {image.width}×{image.height} pixels, and there is memory "
+                            f"for {most / 1e6:.1f} megapixels. Cut it into parts.")
+        if image.format != "TIFF":
+            yield image
+        else:  # libtiff writes to stderr what Pillow raises; one thread at a time keeps it back
+            with _stderr, quiet_libraries(False):
                 yield image
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"no picture at {path}. Name an existing file.") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has more than {MOST_PIXELS // 10**6} megapixels, the limit here. Cut it into parts."
-                        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"cannot read {path} as a picture: it is damaged, or none of {', '.join(FORMATS)}. Replace or "
-                        "convert it.") from error
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        if isinstance(error, OSError) and error.errno is not None:
-            raise explain(error, path, "read") from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read {path} as a picture ({reason}). Replace or remove the file.") from error
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Read a PNG, JPEG, WebP, TIFF or BMP file, the right way up.
-
-    Grey becomes three equal channels, 16 bits become 8 (divided by 257, rounded), palettes and CMYK become RGB.
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width from an image's header, as stored.
 
     Raises:
-        UserError: see `open_image`.
+        UserError: missing, not readable, none of `FORMATS`, damaged, or too large for the memory.
     """
-    with open_image(path) as image:
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """A decoded image as Pillow has it, not turned; errors as `image_size`."""
+    with _opened(path) as image:
+        image.load()
+        return image
+
+
+def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:
+    """Read a PNG, JPEG, WebP, TIFF or BMP file, the right way up; errors as `image_size`.
+
+    Grey becomes three equal channels, 16 bits become 8 (divided by 257, rounded), palettes and CMYK
+    become RGB.
+
+    Args:
+        bytes_each: memory for each of its pixels that must be free, with what comes after reading.
+    """
+    with _opened(path, bytes_each) as image:
         return _decode(image)
 
 
@@ -119,7 +147,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """An image as `read_picture` gives it, for training and evaluation: uint8 (H, W, 3).
 
     Raises:
-        UserError: see `open_image`; also transparent pixels, whose colour is undefined.
+        UserError: as `image_size`; also transparent pixels, whose colour is undefined.
     """
     picture = read_picture(path)
     if picture.alpha is not None and picture.alpha.min() < 255:
@@ -168,7 +196,7 @@ def _told(image: Image.Image) -> list[str]:
 
 def _decode(image: Image.Image) -> Picture:
     """Pixels of an opened image as a `Picture`."""
-    notes = _told(image)
+    notes, alpha = _told(image), None
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     icc = image.info.get("icc_profile")
@@ -177,18 +205,93 @@ def _decode(image: Image.Image) -> Picture:
     elif image.mode.startswith("I") or image.mode == "F":
         image = _from_deep_grey(image, notes)
     grey = image.mode in ("1", "L", "LA", "La")
-    alpha = _channels(image, "A") if image.has_transparency_data else None
-    return Picture(_channels(image, "RGB"), alpha, grey, icc, notes)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.array(image.getchannel("A"))
+    return Picture(np.array(image.convert("RGB")), alpha, grey, icc, notes)
 
 
-def _channels(image: Image.Image, mode: str) -> np.ndarray:
-    """Colour ("RGB": (H, W, 3)) or alpha ("A": (H, W)) of an image, converted in bands to spare memory."""
-    shape = (image.height, image.width, 3) if mode == "RGB" else (image.height, image.width)
-    pixels, rows = np.empty(shape, np.uint8), max(1, BAND // image.width)
-    for top in range(0, image.height, rows):
-        part = image.crop((0, top, image.width, min(top + rows, image.height)))
-        part.info = dict(image.info)
-        if mode == "A" or image.mode in ("P", "PA"):  # transparent palette entries have a colour only through RGBA
-            part = part.convert("RGBA")
-        pixels[top : top + rows] = np.asarray(part.getchannel("A") if mode == "A" else part.convert("RGB"))
-    return pixels
+def _options(path: Path) -> dict[str, Any]:
+    suffix = path.suffix.lower()
+    suffix = {".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)
+    if suffix not in SAVE_OPTIONS:
+        raise UserError(f"cannot write {path}: unknown kind {suffix!r}. Use {', '.join(SAVE_OPTIONS)}.")
+    return SAVE_OPTIONS[suffix]
+
+
+def can_be_transparent(path: str | Path) -> bool:
+    """Whether the format that the name asks for can hold transparency."""
+    return _options(Path(path))["format"] not in OPAQUE
+
+
+def check_writable(path: str | Path, height: int, width: int, transparent: bool = False) -> None:
+    """Whether a picture of that size can be written under that name, asked before the work is done.
+
+    Raises:
+        UserError: an unknown suffix, or a format that cannot hold so large a picture or transparency.
+    """
+    kind = _options(Path(path))["format"]
+    limit = LONGEST.get(kind)
+    if limit and max(height, width) > limit:
+        raise UserError(f"cannot write {path}: {width}×{height} is more than the {limit} pixels a "
+                        "side this format can hold. Convert the input to PNG first.")
+    if kind in ("TIFF", "BMP") and 4 * height * width >= 1 << 32:
+        raise UserError(f"cannot write {path}: {width}×{height} pixels are more than the 4 GB that "
+                        f"{kind} can hold. Convert the input to PNG first.")
+    if transparent and not can_be_transparent(path):
+        raise UserError(f"cannot write {path}: the picture is transparent and {kind} is not. Rename "
+                        "the input to .png, or flatten it first.")
+
+
+def write_picture(path: str | Path, picture: Picture) -> Path:
+    """Write a picture, atomically, in the format that the suffix names, with its colour profile.
+
+    Raises:
+        UserError: see `check_writable`; or the folder cannot be written.
+    """
+    path, alpha = Path(path), picture.alpha
+    check_writable(path, *picture.rgb.shape[:2], alpha is not None)
+    image = Image.fromarray(picture.rgb)
+    if picture.grey:
+        image = image.convert("L")
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    profile = {"icc_profile": picture.icc} if picture.icc else {}
+    with atomic_path(path) as temporary:
+        try:
+            image.save(temporary, **_options(path), **profile)
+        except OSError as error:
+            if error.errno is None:  # libtiff does not say that the disk is full: ask for more room
+                with temporary.open("ab") as file:
+                    os.posix_fallocate(file.fileno(), file.tell(), 1 << 20)
+            raise
+    return path
+
+
+def compress_figure(png: bytes, lossy: str, error: float = 1.5) -> tuple[str, bytes]:
+    """A figure in a smaller file for the eye: (suffix without the dot, content).
+
+    A drawing or a colour map stays PNG, of 256 colours where they are enough; a photograph becomes
+    what is smaller, PNG with all its colours or `lossy`.
+
+    Args:
+        png: a PNG file.
+        lossy: "WEBP", or "JPEG" where the reader may not know that, as viewers of notebooks.
+        error: root mean square of the change, in steps of 8 bits, up to which 256 colours are enough.
+    """
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
+        picture = opened.convert("RGB")
+    few = picture.quantize(256, dither=Image.Dither.NONE)
+    change = np.asarray(few.convert("RGB"), np.float32) - np.asarray(picture, np.float32)
+    if np.sqrt(np.mean(change**2)) <= error:
+        return "png", _encoded(few, "PNG", optimize=True)
+    whole = _encoded(picture, "PNG", optimize=True)
+    options = {"subsampling": 0} if lossy == "JPEG" else {"method": 6}
+    packed = _encoded(picture, lossy, quality=90, **options)
+    return min(("png", whole), (lossy.lower(), packed), key=lambda found: len(found[1]))
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()

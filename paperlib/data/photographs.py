@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.data.images import find_images, open_image, read_rgb
+from paperlib.data.images import find_images, image_size, read_rgb
 from paperlib.data.resize import bicubic_downscale
 from paperlib.environment import data_dir
 from paperlib.errors import UserError
@@ -101,13 +101,8 @@ class Pairs(Sequence[Pair]):
         return read_source(self.sources[index], self.crop)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the HR photograph that would be decoded, from its header, after the crop.
-
-        Raises:
-            UserError: see `open_image`.
-        """
-        with open_image(self.sources[index].hr) as image:
-            height, width = image.height, image.width
+        """Height and width of the HR photograph that would be decoded, after the crop."""
+        height, width = image_size(self.sources[index].hr)
         return (min(height, self.crop), min(width, self.crop)) if self.crop else (height, width)
 
     def __iter__(self) -> Iterator[Pair]:

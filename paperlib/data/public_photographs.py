@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from paperlib.data.download import fetch
-from paperlib.data.images import open_image
+from paperlib.data.images import load_image
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, check_folder, read_json, sha256_file, write_json
 
@@ -82,8 +82,7 @@ def listed(name: str = "open") -> list[Photograph]:
 def pixels_sha256(path: Path) -> str:
     """SHA-256 of a picture's pixels as RGB of 8 bits, in rows from the top; says why not where it is no picture."""
     try:
-        with open_image(path) as image:
-            return sha256(image.convert("RGB").tobytes()).hexdigest()
+        return sha256(load_image(path).convert("RGB").tobytes()).hexdigest()
     except UserError as error:
         return f"none ({error})"
 
@@ -94,8 +93,7 @@ def reduce_photograph(original: Path, target: Path) -> None:
     Raises:
         UserError: the original cannot be read, or the target not be written.
     """
-    with open_image(original) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image = ImageOps.exif_transpose(load_image(original)).convert("RGB")
     factor = min(REDUCED, LONGEST / max(image.size))
     size = tuple(round(length * factor) for length in image.size)
     with atomic_path(target) as temporary:

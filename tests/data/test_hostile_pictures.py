@@ -32,7 +32,7 @@ def test_what_libtiff_says_of_a_damaged_file_is_not_printed(tmp_path, capfd, com
     assert main(["upscale", str(folder), "--out", str(tmp_path / "out"), "--model", "bicubic"]) == 1
     lines = capfd.readouterr().err.splitlines()
     assert lines
-    assert all(line.startswith(("cannot read ", str(folder))) for line in lines), lines
+    assert all(line.startswith(str(folder)) for line in lines), lines
 
 
 def test_what_pillow_logs_of_a_damaged_file_is_not_printed(tmp_path):
@@ -49,7 +49,7 @@ def test_what_pillow_logs_of_a_damaged_file_is_not_printed(tmp_path):
     script = "import sys; from paperlib.data.images import read_picture; read_picture(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.tif")], capture_output=True, text=True,
                           check=False)
-    assert "UserError: cannot read" in done.stderr
+    assert "is not a picture" in done.stderr
     assert not done.stderr.startswith("More samples")
 
 

@@ -94,7 +94,7 @@ def test_a_lossless_file_is_believed_by_its_pixels_and_kept_as_it_comes(server, 
     folder = tmp_path / "lossless"
     other, none = fetch_photographs(folder, photographs, lambda _: None)
     assert f"sets/c.png: it gave wrong bytes, SHA-256 {pixels_sha256_of(png(2), tmp_path)}, expected {pixels}" in other
-    assert "sets/d.png: it gave wrong bytes, SHA-256 none (cannot read" in none
+    assert "sets/d.png: it gave wrong bytes, SHA-256 none (" in none
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a.png": png(1), "b.png": png(1, level=0)}
     server.asked.clear()
     assert fetch_photographs(folder, photographs[:2], lambda _: None) == []

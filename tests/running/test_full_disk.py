@@ -61,16 +61,6 @@ def test_an_enlarged_picture(small_disk, tmp_path, capfd, suffix):
     assert main(command) == 0
 
 
-def test_bands_that_do_not_fit_into_memory_nor_on_the_disk(small_disk, tmp_path, capfd, monkeypatch):
-    from paperlib.data.tiles import Canvas
-
-    monkeypatch.setattr(Canvas, "LARGEST", 1000)
-    Image.fromarray(coffee()).save(tmp_path / "a.png")
-    assert main(["upscale", str(tmp_path / "a.png"), "--out", str(small_disk), "--model", "bicubic"]) == 2
-    assert "No space left on device. Free some space" in told(capfd)
-    assert list(small_disk.iterdir()) == []
-
-
 def test_scores_in_json_and_the_page(small_disk, tmp_path, capfd):
     Image.fromarray(coffee()[:60, :60]).save(tmp_path / "a.png")
     fill(small_disk)
