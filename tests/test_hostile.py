@@ -50,7 +50,7 @@ def test_names_of_any_bytes_on_any_terminal(tmp_path, locale):
     assert done.returncode == 1, done.stderr
     assert len(list((tmp_path / "out").iterdir())) == 3
     lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
-    assert len(lines) == 5  # three pictures, how many, one failure
+    assert len(lines) == 6  # memory, three pictures, how many, one failure
     assert not any(mark in line for line in lines for mark in "\x1b\x07")
     done = shell("evaluate", "bicubic", "--hr", folder, "--json", tmp_path / "scores.json", **locale)
     assert done.returncode == 1, done.stderr

@@ -96,6 +96,16 @@ def free_memory() -> int:
 
 
 @contextmanager
+def _quiet(kind: str | None) -> Iterator[None]:
+    """Keep back what libtiff writes to stderr, as Pillow raises it; one thread at a time."""
+    if kind != "TIFF":
+        yield
+    else:
+        with _stderr, quiet_libraries(False):
+            yield
+
+
+@contextmanager
 def _opened(path: str | Path, bytes_each: int = DECODED) -> Iterator[Image.Image]:
     """An image opened by its content; what it raises, now or when it is decoded, names the file."""
     kinds = ", ".join(FORMATS)
@@ -106,11 +116,8 @@ def _opened(path: str | Path, bytes_each: int = DECODED) -> Iterator[Image.Image
         if pixels > most:
             raise UserError(f"{path} has {image.width}×{image.height} pixels, and there is memory "
                             f"for {most / 1e6:.1f} megapixels. Cut it into parts.")
-        if image.format != "TIFF":
+        with _quiet(image.format):
             yield image
-        else:  # libtiff writes to stderr what Pillow raises; one thread at a time keeps it back
-            with _stderr, quiet_libraries(False):
-                yield image
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -257,9 +264,11 @@ def write_picture(path: str | Path, picture: Picture) -> Path:
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
     profile = {"icc_profile": picture.icc} if picture.icc else {}
+    options = _options(path)
     with atomic_path(path) as temporary:
         try:
-            image.save(temporary, **_options(path), **profile)
+            with _quiet(options["format"]):
+                image.save(temporary, **options, **profile)
         except OSError as error:
             if error.errno is None:  # libtiff does not say that the disk is full: ask for more room
                 with temporary.open("ab") as file:
