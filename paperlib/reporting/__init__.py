@@ -4,10 +4,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["figures", "saw"],
+    submodules=["figures", "notes"],
     submod_attrs={
-        "divider": ["save_comparison"],
-        "explorer": ["explore"],
+        "viewer": ["explore", "save_comparison"],
         "challenge": ["challenge_section", "leaderboard"],
         "claims": ["claims_table"],
         "differences": ["changes"],

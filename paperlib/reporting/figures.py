@@ -48,7 +48,7 @@ def most_detailed(hr: np.ndarray, size: int) -> tuple[int, int]:
 
 @style.context(STYLE)
 def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, size: int = 120,
-          place: tuple[int, int] | None = None) -> Figure:
+          place: tuple[int, int] | None = None, here: bool = False) -> Figure:
     """One part of an image: LR, each result with its PSNR over the whole image, and HR.
 
     Args:
@@ -57,6 +57,7 @@ def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, siz
         hr: uint8 (3h, 3w, 3).
         size: side of the part shown, HR pixels.
         place: its top and left in HR pixels; None shows the most detailed part.
+        here: give the PSNR of the part, too.
     """
     size = min(size, *hr.shape[:2]) // SCALE * SCALE
     place = place or most_detailed(hr, size)
@@ -65,7 +66,9 @@ def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, siz
     part = (slice(top, top + size), slice(left, left + size))
     small = tuple(slice(side.start // SCALE, side.stop // SCALE) for side in part)
     panels = [(lr[small], f"LR\n{lr.shape[1]} × {lr.shape[0]} px")]
-    panels += [(sr[part], f"{name}\n{psnr_rgb(sr, hr):.2f} dB") for name, sr in results.items()]
+    for name, sr in results.items():
+        local = f", here {psnr_rgb(sr[part], hr[part]):.2f}" if here else ""
+        panels.append((sr[part], f"{name}\n{psnr_rgb(sr, hr):.2f} dB{local}"))
     panels.append((hr[part], f"HR\n{hr.shape[1]} × {hr.shape[0]} px"))
     figure = Figure(figsize=(2.3 * len(panels), 2.8))
     for axes, (image, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):

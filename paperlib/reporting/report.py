@@ -33,11 +33,11 @@ from paperlib.reporting.costs import (
     standing_table,
 )
 from paperlib.reporting.differences import changes
-from paperlib.reporting.divider import PICK, STYLESHEET, data_url, divider, saved_comparisons
 from paperlib.reporting.figures import scatter
 from paperlib.reporting.peers import peer_points
 from paperlib.reporting.summary import MEANING, settings_changed, settings_used, teacher_used, verdict_counts
 from paperlib.reporting.tables import TABLES, frame, measured, table_rows, validation_psnr
+from paperlib.reporting.viewer import PICK, STYLESHEET, data_url, divider, saved_comparisons
 from paperlib.run import NOTEBOOKS, STYLE, Run
 
 FIGURES = {

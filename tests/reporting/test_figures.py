@@ -1,16 +1,14 @@
-from io import BytesIO
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.quantisation.int8 import QParams
-from paperlib.reporting import divider, figures
-from paperlib.run import measured_row, open_run
+from paperlib.reporting import figures
+from paperlib.run import measured_row
 from paperlib.settings import LossSettings
 
 
@@ -162,32 +160,6 @@ def test_figures_leave_matplotlibs_settings_alone():
     before = rcParams["axes.grid"]
     figures.layer_bars([{"name": "stem", "step": 1.0}], "step", "", "")
     assert rcParams["axes.grid"] == before
-
-
-def test_comparisons_are_saved_and_read_back_in_order(tmp_path):
-    run, hr = open_run("smoke", tmp_path), photograph()
-    divider.save_comparison(run, "noise", {"old": hr, "more": hr, "original": hr}, size=60)
-    shown = divider.save_comparison(run, "noise", {"bicubic": hr.astype(np.float32) + 0.4, "INT8 student": hr * 0.0,
-                                                   "original": hr}, size=60)
-    found = divider.saved_comparisons(run)
-    assert list(found) == ["noise"]
-    assert list(found["noise"]) == ["bicubic", "INT8 student", "original"]
-    paths = sorted((tmp_path / "figures").glob("compare__noise__*.webp"))
-    bicubic, student, original = (np.asarray(Image.open(path)) for path in paths)
-    assert np.array_equal(bicubic, original)
-    assert student.shape == (60, 60, 3)
-    assert student.max() == 0
-    assert divider.data_url(found["noise"]["original"]) in shown.data
-
-
-def test_the_divider_starts_with_the_baseline_left_and_the_last_model_right():
-    buffer = BytesIO()
-    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(buffer, format="PNG")
-    html = divider.divider("a<b", dict.fromkeys(("bicubic", "stage 1", "INT8", "original"), buffer.getvalue()))
-    roles = [part.split('"')[0] for part in html.split('<img class="')[1:]]
-    assert roles == ["over", "", "under", ""]
-    assert html.count(" selected") == 2
-    assert "a<b" not in html
 
 
 def test_bars_of_nothing_say_so():

@@ -14,7 +14,7 @@ from paperlib.data.images import read_rgb
 from paperlib.data.splits import embedded_path
 from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import reported
-from paperlib.reporting import costs, divider, figures
+from paperlib.reporting import costs, figures, viewer
 from paperlib.reporting.claims import CLAIMS
 from paperlib.reporting.exported import export_notebooks
 from paperlib.reporting.report import write_report
@@ -61,7 +61,7 @@ def fill(run):
     history = [{"step": 1, "loss": 0.1, "psnr_rgb": 26.0}, {"step": 2, "loss": 0.05, "psnr_rgb": 27.0}]
     run.figure("02_curves", figures.curves(history))
     run.figure("09_surprise", figures.curves(history))
-    divider.save_comparison(run, "noise", {"bicubic": image, "INT8": image, "original": image})
+    viewer.save_comparison(run, "noise", {"bicubic": image, "INT8": image, "original": image})
     cell = nbformat.v4.new_code_cell("1 + 1", outputs=[nbformat.v4.new_output("stream", text="two\n")])
     run.folder("notebooks")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), run.out / "notebooks" / "06_tflite_eval.ipynb")

@@ -121,7 +121,7 @@ def test_each_asks_a_question_and_answers_it_with_an_equation_and_a_drawing(cell
     assert [equation for equation in equations if "=" in equation or "\\sqrt" in equation]
     source = "\n".join(cell.source for cell in code(cells))
     assert re.search(r"attachment:|reporting\.figures\.\w+\(", source + text(cells))
-    for name in re.findall(r"reporting\.((?:figures|saw)\.\w+)\(", source):
+    for name in re.findall(r"reporting\.((?:figures|notes)\.\w+)\(", source):
         module, function = name.split(".")
         assert callable(getattr(getattr(reporting, module), function)), name
 
@@ -154,7 +154,7 @@ def test_links_lead_on_back_and_to_paper_and_readme(cells, request):
 def test_what_we_saw_is_computed(cells):
     part = section(cells, "What we saw")
     (said,) = code(part)
-    assert re.fullmatch(r"reporting\.saw\.\w+\(run, rows.*\)", said.source)
+    assert re.fullmatch(r"reporting\.notes\.saw\(run, \"\d\d_\w+\"\)", said.source)
 
 
 def test_two_exercises_change_one_setting_each(cells):
