@@ -139,8 +139,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from paperlib.export.convert import export_lines
-    from paperlib.export.read_back import export_named
+    from paperlib.export.convert import export_lines, export_named
     from paperlib.profiles import load_settings
 
     sizes = {"export.height": args.height, "export.width": args.width}
@@ -151,7 +150,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def page(args: argparse.Namespace) -> int:
-    from paperlib.reporting.page import build_page
+    from paperlib.export.page import build_page
 
     path = build_page(args.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")

@@ -17,12 +17,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import coffee
 
-from paperlib.benchmarks.hostile import everything
 from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.files import file_lock, shown, user_path
 from paperlib.run import open_run
 from paperlib.running.reproduce import _read_state
+
+
+def everything(folder: Path) -> dict[str, str]:
+    """Every file below a folder and its content."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from paperlib.evaluation.paper_numbers import reported
-from paperlib.export.release import seeds_table
 from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.claims import judged_claims
@@ -19,6 +18,7 @@ from paperlib.reporting.peers import peers_sentence
 from paperlib.reporting.verdicts import values_of
 from paperlib.run import Run
 from paperlib.weights import pretrained
+from paperlib.weights.release import seeds_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

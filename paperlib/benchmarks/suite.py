@@ -19,7 +19,6 @@ from paperlib.benchmarks.epoch import bench_epoch, photograph
 from paperlib.benchmarks.light import bench_light
 from paperlib.benchmarks.tflite import bench_int8, bench_upscale
 from paperlib.benchmarks.timing import branch_by_branch, fraction_of_peak, interleaved, peak_rate
-from paperlib.benchmarks.training import cost_table
 from paperlib.data.dataset import TrainSet
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
@@ -111,20 +110,12 @@ def _int8() -> dict[str, Any]:
     return bench_int8(files)
 
 
-def _with_hours(results: dict[str, Any]) -> dict[str, Any]:
-    """The results, and what the measured step makes of each profile (`paperlib.budget`)."""
-    if "step" in results:
-        results["hours"] = cost_table(results["step"]).to_dict("records")
-    return results
-
-
 def _benchmarks() -> dict[str, Callable[[], dict[str, Any]]]:
-    from paperlib.benchmarks.portability import bench_portability
     from paperlib.benchmarks.teacher import bench_scan, bench_teacher
 
     return {"data": bench_data, "step": bench_step, "epoch": bench_epoch,
             "metrics": bench_metrics, "scan": bench_scan, "teacher": bench_teacher, "int8": _int8,
-            "upscale": bench_upscale, "light": bench_light, "portability": bench_portability}
+            "upscale": bench_upscale, "light": bench_light}
 
 
 def run_benchmarks(only: str | None = None) -> dict[str, Any]:
@@ -139,11 +130,11 @@ def run_benchmarks(only: str | None = None) -> dict[str, Any]:
     if only:
         if only not in known:
             raise UserError(f"no benchmark {only!r}. There are {', '.join(known)}.")
-        return _with_hours({"provenance": provenance(), only: known[only]()})
+        return {"provenance": provenance(), only: known[only]()}
     results: dict[str, Any] = {"provenance": provenance()}
     for name, function in known.items():
         try:
             results[name] = function()
         except UserError as error:
             results.setdefault("skipped", {})[name] = str(error)
-    return _with_hours(results)
+    return results

@@ -119,7 +119,7 @@ def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
         path = folder / file
         if name == "stage3_fakequant":
             # as the authors scored it: FX leaves biases in float, a TFLite file cannot
-            upscalers[name] = QuantisedUpscaler(read_published_qat(path), path.name, int32_bias=False)
+            upscalers[name] = QuantisedUpscaler(read_published_qat(path), path.name)
         else:
             upscalers[name] = readers[path.suffix](path)
     return upscalers

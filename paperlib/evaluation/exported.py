@@ -1,22 +1,20 @@
 """A run's TFLite files and what they score (paper section 5): learned qparams kept, post-training beside it."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from paperlib.data.dataset import Data, calibration
 from paperlib.evaluation.authors import FILES, authors_folder
 from paperlib.evaluation.scoring import measure
-from paperlib.evaluation.torch_upscalers import RoundedUpscaler, TorchUpscaler
+from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, RoundedUpscaler, TorchUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity
 from paperlib.export.npu import estimate_if_available
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.quantisation.int8 import QuantisedGraph, post_training_graph
-from paperlib.quantisation.qat import load_qat, quantised_graph
+from paperlib.quantisation.qat import read_quantised
 from paperlib.run import Run
 from paperlib.student.models import load_model
 from paperlib.weights import pretrained
@@ -36,18 +34,13 @@ class Exported:
     folder: Path
     report: dict[str, Any]
     """What export.json says: qparams, operators, sizes, hashes, parity, NPU estimate."""
-    qat: nn.Module
-    """Stage 3's fake-quantised model, which the INT8 files were made from."""
+    qgraph: QuantisedGraph
+    """Stage 3's quantised graph, which the INT8 files were made from."""
 
     @property
     def paths(self) -> dict[str, Path]:
         """The files by kind."""
         return {kind: self.folder / name for kind, name in NAMES.items()}
-
-    @cached_property
-    def qgraph(self) -> QuantisedGraph:
-        """Its graph and scales."""
-        return quantised_graph(self.qat)
 
     def upscaler(self, kind: str) -> TFLiteUpscaler:
         """One of the files as an upscaler."""
@@ -139,7 +132,7 @@ class Exported:
         for upscaler, row, precision in (
                 (fused, "float_before_qat", "fp32"), (RoundedUpscaler(fused), "float_in_8_bits", "fp32"),
                 (self.upscaler("float"), "float_after_qat", "fp32"),
-                (TorchUpscaler(self.qat, "QAT"), "fakequant", "fake-quant")):
+                (QuantisedUpscaler(self.qgraph, "QAT"), "fakequant", "fake-quant")):
             rows += measure(data, upscaler, "export", row, precision)
         return rows + _named(dynamic, "export", "tflite_dynamic") + ptq
 
@@ -157,10 +150,10 @@ def export_run(run: Run, data: Data) -> Exported:
     """
     run.require("stage3")
     folder, export = run.stage_folder("export"), run.settings.export
-    qat = load_qat(run.stage_folder("stage3") / "qat.safetensors")
+    qgraph = read_quantised(run.stage_folder("stage3") / "qat.safetensors")
     images = [pair.lr for pair in data.valid[:2]]
-    report = export_all(qat, folder, export, images, upsample=export.upsample)
-    graph, images = post_training_graph(quantised_graph(qat)), calibration(data, run.settings)
+    report = export_all(qgraph, folder, export, images, upsample=export.upsample)
+    graph, images = post_training_graph(qgraph), calibration(data, run.settings)
     export_ptq(graph, images, folder / NAMES["ptq"])
     export_ptq(graph, images, folder / NAMES["ptq_fixed"], export.height, export.width)
-    return Exported(run, folder, report, qat)
+    return Exported(run, folder, report, qgraph)

@@ -10,9 +10,8 @@ from torch import nn
 
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
-from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.quantisation.int8 import QuantisedGraph, run_quantised
-from paperlib.quantisation.qat import load_qat
+from paperlib.quantisation.qat import read_quantised
 from paperlib.student.graph import image_batch, receptive_radius
 from paperlib.student.models import (
     build_model,
@@ -79,13 +78,13 @@ class RoundedUpscaler:
 class QuantisedUpscaler:
     """A quantised graph as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, by fake-quant in PyTorch.
 
-    Args:
-        int32_bias: see `run_quantised`; False for the authors' own fake-quant score.
+    As it was trained: the paper's quantiser (FX) leaves biases in float, `tflite` rounds them.
     """
 
-    def __init__(self, qgraph: QuantisedGraph, name: str = "fake-quant", int32_bias: bool = True) -> None:
-        self.qgraph, self.name, self.int32_bias = qgraph, name, int32_bias
-        self.about = {"quantiser": qgraph.quantiser, "bias": "int32" if int32_bias else "float32"}
+    def __init__(self, qgraph: QuantisedGraph, name: str = "fake-quant") -> None:
+        self.qgraph, self.name = qgraph, name
+        self.int32_bias = qgraph.quantiser == "tflite"
+        self.about = {"quantiser": qgraph.quantiser, "bias": "int32" if self.int32_bias else "float32"}
 
     @property
     def radius(self) -> int:
@@ -108,14 +107,19 @@ def load_network(path: Path) -> TorchUpscaler | QuantisedUpscaler:
     """
     about: dict[str, Any] = {"file": str(path), "sha256": sha256_file(path)}
     if path.suffix == ".pt" and _is_qat(path):
-        upscaler = QuantisedUpscaler(read_published_qat(path), path.name, int32_bias=False)
-        upscaler.about |= about
-        return upscaler
+        return _with(about, QuantisedUpscaler(read_quantised(path), path.name))
     if path.suffix == ".pt":
         return TorchUpscaler(read_published(path), path.name, about)
     _, metadata = read_weights(path)
-    model = load_qat(path) if metadata["form"] == "qat" else fuse_model(load_model(path))
-    return TorchUpscaler(model, path.name, about | {"checkpoint": metadata})
+    about["checkpoint"] = {name: value for name, value in metadata.items() if name != "nodes"}
+    if metadata["form"] == "qat":
+        return _with(about, QuantisedUpscaler(read_quantised(path), path.name))
+    return TorchUpscaler(fuse_model(load_model(path)), path.name, about)
+
+
+def _with(about: dict[str, Any], upscaler: QuantisedUpscaler) -> QuantisedUpscaler:
+    upscaler.about |= about
+    return upscaler
 
 
 def _is_qat(path: Path) -> bool:

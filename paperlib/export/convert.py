@@ -15,11 +15,12 @@ from paperlib.environment import quiet_libraries
 from paperlib.export.npu import estimate_if_available
 from paperlib.export.tf_graph import FloatBuilder, Int8Builder, tensorflow
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
-from paperlib.files import atomic_path, write_json
+from paperlib.files import atomic_path, sha256_file, write_json
 from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph, run_quantised
-from paperlib.quantisation.qat import quantised_graph
+from paperlib.quantisation.qat import quantised_graph, read_quantised
 from paperlib.settings import ExportSettings
 from paperlib.student.graph import Graph, image_batch, macs_per_lr_pixel, parameters
+from paperlib.weights import pretrained
 
 
 def _convert(
@@ -130,7 +131,7 @@ def export_lines(report: dict[str, Any], folder: Path) -> str:
     lines += [f"{form} uint8 against int8: {share:.4%} of values equal" for form, share in
               report.get("twins", {}).items()]
     if "box" in report:
-        lines.append(f"against {report['box']['file']} in the box: {report['box']['equal']:.4%} of values equal")
+        lines.append(f"against the bundled {report['box']['file']}: {report['box']['equal']:.4%} of values equal")
     return "\n".join(lines)
 
 
@@ -193,4 +194,32 @@ def export_all(
             form: equal_share(*(TFLiteUpscaler(twins[kind], settings.threads) for kind in pixels), images)
             for form, twins in (("dynamic", dynamic), ("fixed", fixed))}
     write_json(folder / "export.json", report)
+    return report
+
+
+def shipped_graph() -> QuantisedGraph:
+    """Graph and grids of the bundled student."""
+    return read_quantised(pretrained("pretrained-qat"))
+
+
+def export_named(
+    name: str | Path, folder: str | Path, settings: ExportSettings, pixels: str | None = None,
+) -> dict[str, Any]:
+    """`export_all` for a quantised checkpoint, or for "pretrained": the bundled student.
+
+    For the latter `export.json` also says, under `box`, in what share of values the bundled file agrees.
+
+    Args:
+        pixels: "int8" or "uint8"; None: both for the bundled student, int8 for a checkpoint.
+    """
+    bundled = str(name) == "pretrained"
+    qgraph = shipped_graph() if bundled else read_quantised(name)
+    kinds = (pixels,) if pixels else ("int8", "uint8") if bundled else ("int8",)
+    report = export_all(qgraph, folder, settings, upsample=settings.upsample, pixels=kinds)
+    if bundled:
+        file, made = pretrained(), Path(folder) / f"student_dynamic_{kinds[0]}.tflite"
+        share = equal_share(TFLiteUpscaler(file, settings.threads),
+                            TFLiteUpscaler(made, settings.threads), parity_images())
+        report["box"] = {"file": file.name, "sha256": sha256_file(file), "equal": share}
+        write_json(Path(folder) / "export.json", report)
     return report

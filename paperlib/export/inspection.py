@@ -157,17 +157,18 @@ def _inspect_safetensors(path: Path) -> dict[str, Any]:
     values = sum(math.prod(tensor.shape) for tensor in header.values())
     found = {"kind": f"checkpoint, form {about['form']}" if about else "tensors, not written by paperlib",
              "precision": f"{kinds}, fake-quantised ({about['quantiser']})" if about.get("quantiser") else kinds,
-             "parameters": values, "checkpoint": {key: value for key, value in about.items() if key != "grids"},
+             "parameters": values,
+             "checkpoint": {key: about[key] for key in about if key not in ("grids", "nodes")},
              "notes": []}
     if not about:
         return found
     if find_spec("torch") is None:
         return found | {"notes": ["parameters are all stored values; the deployed network's MACs and reach need torch: "
                                   "install the kit"]}
-    from paperlib.quantisation.qat import load_qat, quantised_graph
+    from paperlib.quantisation.qat import read_quantised
     from paperlib.student.models import deployment_graph, fuse_model, load_model
 
-    graph = quantised_graph(load_qat(path)).graph if about["form"] == "qat" else (
+    graph = read_quantised(path).graph if about["form"] == "qat" else (
         deployment_graph(fuse_model(load_model(path))))
     return found | _of_graph(graph) | {"notes": [f"{values} stored values; the network is described as deployed"]}
 

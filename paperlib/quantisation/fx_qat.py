@@ -66,7 +66,7 @@ class PaperQat(nn.Module):
         fused: model in form "fused"; copied. Its output is clamped from here on (paper section 1).
     """
 
-    quantiser, skip = "paper", "add"
+    quantiser = "paper"
 
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()

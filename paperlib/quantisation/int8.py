@@ -8,6 +8,7 @@ input scale × weight scale. `run_quantised` executes this in float: the referen
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,14 @@ class QuantisedGraph:
     quantiser: str
     """"paper" or "tflite"."""
 
+    @cached_property
+    def owners(self) -> dict[str, str]:
+        """See `qparam_owners`."""
+        return qparam_owners(self.graph)
+
     def grid(self, name: str) -> QParams:
         """The grid on which node `name`'s output lies."""
-        return self.grids[qparam_owners(self.graph)[name]]
+        return self.grids[self.owners[name]]
 
 
 def qparam_owners(graph: Graph) -> dict[str, str]:
@@ -96,7 +102,7 @@ def with_representable_scales(qgraph: QuantisedGraph) -> QuantisedGraph:
     and 2^8 of the sum's; a bias must fit int32. Only a map that is zero nearly everywhere, of a network whose block has
     died, comes near that.
     """
-    owners, grids = qparam_owners(qgraph.graph), dict(qgraph.grids)
+    owners, grids = qgraph.owners, dict(qgraph.grids)
     fixed = {owners[qgraph.graph.nodes[0].name], owners[qgraph.graph.nodes[-1].name]}
 
     def at_least(name: str, scale: float) -> None:
@@ -184,12 +190,13 @@ def fake_prelu(x: Tensor, slopes: Tensor, slope_scale: float, before: QParams, a
     return out + (steps * after.scale - out.detach())
 
 
-@torch.no_grad()
 def run_quantised(
-    qgraph: QuantisedGraph, x_255: Tensor, *, weights: bool = True, activations: bool = True, int32_bias: bool = True,
-    observe: Callable[[Node, Tensor], Tensor] | None = None,
+    qgraph: QuantisedGraph, x_255: Tensor, *, weights: bool = True, activations: bool = True,
+    int32_bias: bool = True, observe: Callable[[Node, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The fake-quant forward: (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in 0..255.
+
+    Training runs through it too: gradients pass straight through every rounding inside its range.
 
     Args:
         weights, activations: switch one half off to see what the other costs (drop decomposition).
@@ -198,12 +205,10 @@ def run_quantised(
             weights about a third of the output values differ by one step, with equal PSNR.
         observe: called with every node and its output on its grid; returns what is passed on.
     """
-    owners = qparam_owners(qgraph.graph)
-
     def after(node: Node, out: Tensor) -> Tensor:
         # a tensor that only moved is on its grid already
         if activations and node.op not in SHARES_GRID:
-            out = qgraph.grids[owners[node.name]].fake(out)
+            out = qgraph.grid(node.name).fake(out)
         return observe(node, out) if observe else out
 
     def prelu(node: Node, x: Tensor, slopes: Tensor) -> Tensor:

@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib.errors import UserError
-from paperlib.files import atomic_path
+from paperlib.files import atomic_path, reading
 from paperlib.quantisation.calibration import calibrate
 from paperlib.quantisation.equalisation import channel_peaks, equalise
 from paperlib.quantisation.fx_qat import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
-from paperlib.quantisation.int8 import QuantisedGraph
+from paperlib.quantisation.int8 import QParams, QuantisedGraph, run_quantised
 from paperlib.quantisation.rounding import round_to_data
 from paperlib.quantisation.skip import exact_skip, skip_input
 from paperlib.quantisation.tflite_qat import TfliteQat, tflite_graph
-from paperlib.settings import QuantSettings, StudentSettings
-from paperlib.student.graph import Graph, image_batch
-from paperlib.student.models import build_model, deployment_graph, fuse_model, load_weights, read_weights
+from paperlib.settings import SCALE, QuantSettings
+from paperlib.student.graph import Graph, Node, image_batch
+from paperlib.student.models import deployment_graph, fuse_model, read_weights
 
 
 def prepare_qat(
@@ -48,9 +48,7 @@ def prepare_qat(
     graph = float_graph(fused, settings, images)
     if settings.rounding == "data":
         graph = round_to_data(graph, images)
-    model = TfliteQat(fused, calibrate(graph, images), graph)
-    model.skip = settings.skip
-    return model.train()
+    return TfliteQat(fused, calibrate(graph, images), graph).train()
 
 
 def float_graph(fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor]) -> Graph:
@@ -79,58 +77,51 @@ def freeze_observers(model: nn.Module) -> None:
 
 
 def quantised_graph(model: nn.Module) -> QuantisedGraph:
-    """Graph, weights and grids of a model from `prepare_qat`, as the export wants them."""
+    """Graph, weights and grids of a model from `prepare_qat`, as the export wants them (on the CPU)."""
     return paper_graph(model) if isinstance(model, PaperQat) else tflite_graph(model)
 
 
-def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
-    """Write a model under quantisation as .safetensors with architecture, quantiser and grids in its metadata."""
-    qgraph = quantised_graph(model)
-    grids = {name: [grid.scale, grid.zero_point] for name, grid in sorted(qgraph.grids.items())}
-    about = {"architecture": model.settings.model_dump(), "form": "qat", "clamp": True,
-             "quantiser": model.quantiser, "skip": model.skip, "grids": grids, **metadata}
-    # FX lets several names share one observer; safetensors wants each tensor for itself.
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+def save_qat(model: nn.Module | QuantisedGraph, path: str | Path, **metadata: Any) -> Path:
+    """Write a quantised graph, or that of a model from `prepare_qat`, as .safetensors.
+
+    Tensors: `<node>.weight`, `<node>.bias`, `<node>.scale`; in the metadata: nodes, grids, quantiser.
+    """
+    if isinstance(model, nn.Module):
+        metadata = {"architecture": model.settings.model_dump(), **metadata}
+        model = quantised_graph(model)
+    nodes = [{"name": node.name, "op": node.op, "inputs": node.inputs, "groups": node.groups,
+              "relu": node.relu} for node in model.graph.nodes]
+    grids = {name: [grid.scale, grid.zero_point] for name, grid in sorted(model.grids.items())}
+    about = {"form": "qat", "clamp": True, "quantiser": model.quantiser, "nodes": nodes,
+             "grids": grids, **metadata}
+    tensors = {f"{node.name}.{kind}": value.detach().cpu().contiguous()
+               for node in model.graph.nodes for kind, value in (
+                   ("weight", node.weight), ("bias", node.bias),
+                   ("scale", model.weight_scales.get(node.name))) if value is not None}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"paperlib": json.dumps(about)})
     return Path(path)
 
 
-def load_qat(path: str | Path) -> nn.Module:
-    """A model saved by `save_qat`, in evaluation mode.
-
-    Raises:
-        UserError: missing or damaged file, not a quantised checkpoint, or weights that do not fit.
-    """
-    tensors, about = read_weights(path)
-    if about["form"] != "qat":
-        raise UserError(f"{path} is in form {about['form']!r}, not quantised. Name a qat.safetensors of a run.")
-    fused = build_model(StudentSettings.model_validate(about["architecture"]), "fused", clamp=True)
-    if about["quantiser"] == "paper":
-        model: nn.Module = PaperQat(fused)
-    else:
-        graph = deployment_graph(fused)
-        if about["skip"] == "exact":
-            graph = _exact_shapes(graph, tensors)
-        model = TfliteQat(fused, {}, graph)
-        model.skip = about["skip"]
-    load_weights(model, tensors, path)
-    return model.eval()
-
-
-def _exact_shapes(graph: Graph, tensors: dict[str, Tensor]) -> Graph:
-    """The exact skip's graph with as many channels of the last block as a file's kernel has, weights to come."""
-    last = graph[skip_input(graph)]
-    kept = len(tensors.get(f"kernels.{last.name.replace('.', '_')}.weight", last.weight))
-    return exact_skip(graph, 255.0, 255.0 * (torch.arange(len(last.weight)) < kept))
-
-
 def read_quantised(path: str | Path) -> QuantisedGraph:
-    """The quantised graph of a checkpoint: a `qat.safetensors` of this kit, or the authors' `ckpt_best_s3_qat.pt`.
+    """The quantised graph in a `qat.safetensors` of this kit, or in the authors' `ckpt_best_s3_qat.pt`.
 
     Raises:
         UserError: missing or damaged file, or one that is not quantised.
     """
     if Path(path).suffix == ".pt":
         return read_published_qat(path)
-    return quantised_graph(load_qat(path))
+    tensors, about = read_weights(path)
+    if about["form"] != "qat":
+        raise UserError(f"{path} is in form {about['form']!r}, not quantised. "
+                        "Name a qat.safetensors of a run.")
+    with reading(path, "a quantised checkpoint of this version of the kit"):
+        nodes = [Node(**{**node, "inputs": tuple(node["inputs"])}, weight=tensors.get(f"{node['name']}.weight"),
+                      bias=tensors.get(f"{node['name']}.bias")) for node in about["nodes"]]
+        scales = {node.name: tensors[f"{node.name}.scale"] for node in nodes if node.weight is not None}
+        grids = {name: QParams(float(scale), int(zero)) for name, (scale, zero) in about["grids"].items()}
+        qgraph = QuantisedGraph(Graph(tuple(nodes)), grids, scales, about["quantiser"])
+        shape = run_quantised(qgraph, torch.zeros(1, 3, 4, 4)).shape  # everything fits everything
+        if shape != (1, 3, 4 * SCALE, 4 * SCALE):
+            raise ValueError(f"it makes {tuple(shape)} of 4×4 pixels")
+    return qgraph

@@ -69,7 +69,7 @@ def stated_spread() -> dict[str, dict[str, float]]:
         UserError: the record of it is missing or damaged.
     """
     path = root() / "results" / "reference" / "spread.json"
-    again = "Restore it with git, or measure again: `python -m paperlib.benchmarks.spread`."
+    again = "Restore it with git."
     if not path.is_file():
         raise UserError(f"no spread between machines at {path}. {again}")
     try:

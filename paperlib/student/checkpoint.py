@@ -28,16 +28,14 @@ class About(BaseModel):
     form: Literal["expanded", "fused", "qat"]
     clamp: bool
     quantiser: Literal["paper", "tflite"] | None = None
-    skip: Literal["add", "exact"] | None = None
+    nodes: list[Any] | None = None
     grids: dict[str, Step] | None = None
 
     @model_validator(mode="after")
     def _quantised_is_whole(self) -> Self:
-        missing = [name for name in ("quantiser", "skip", "grids") if getattr(self, name) is None]
+        missing = [name for name in ("quantiser", "nodes", "grids") if getattr(self, name) is None]
         if self.form == "qat" and missing:
             raise ValueError(f"a quantised checkpoint needs {', '.join(missing)}")
-        if self.skip == "exact" and (self.quantiser == "paper" or self.architecture.arch in ("fsrcnn", "abpn")):
-            raise ValueError("skip 'exact' goes with the tflite quantiser and the student only")
         return self
 
 

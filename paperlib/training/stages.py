@@ -21,7 +21,7 @@ from paperlib.environment import keep_freed_memory, tell
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.files import atomic_path, sha256_file
-from paperlib.quantisation.qat import freeze_observers, load_qat, prepare_qat, save_qat
+from paperlib.quantisation.qat import freeze_observers, prepare_qat, save_qat
 from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
 from paperlib.student.models import build_model, fuse_model, load_model, read_published, save_student, weights_hash
@@ -182,7 +182,7 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
                    start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
     path = save_qat(result.model, folder / "qat.safetensors", stage=name, settings=settings_hash(settings),
                     step=result.kept_step)
-    return Trained(load_qat(path), path, result)
+    return Trained(result.model, path, result)
 
 
 class _TeacherIn255(nn.Module):

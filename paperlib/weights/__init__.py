@@ -12,8 +12,9 @@ from paperlib.errors import UserError
 from paperlib.files import sha256_file, user_path
 
 FOLDER = Path(__file__).parent
-FILES = {"pretrained": "student_dynamic_int8.tflite", "pretrained-float": "student_float.safetensors"}
-"""Name on the command line → file: the INT8 student, and the float student that it was made from."""
+FILES = {"pretrained": "student_dynamic_int8.tflite", "pretrained-float": "student_float.safetensors",
+         "pretrained-qat": "qat.safetensors"}
+"""Name → file: the INT8 student, the float student before QAT, and the quantised graph of the INT8 file."""
 
 
 def pretrained(name: str = "pretrained", folder: Path = FOLDER) -> Path:

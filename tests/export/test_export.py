@@ -189,7 +189,7 @@ def test_memory_of_the_published_files(assets):
 def test_re_export_of_published_weights_loses_nothing(assets, data_root, tmp_path):
     qgraph = read_published_qat(assets / "aio_mai" / "ckpt_best_s3_qat.pt")
     file = TFLiteUpscaler(export_tflite(qgraph, tmp_path / "published.tflite"))
-    fake = QuantisedUpscaler(qgraph, int32_bias=False)
+    fake = QuantisedUpscaler(qgraph)
     folder = data_root / "benchmark" / "Set5"
     scores, distance = [], []
     for path in sorted((folder / "LR_bicubic" / "X3").iterdir()):

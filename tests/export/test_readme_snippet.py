@@ -11,8 +11,7 @@ from PIL import Image
 from skimage.data import coffee
 
 from paperlib.evaluation.upscalers import load_upscaler
-from paperlib.export.convert import export_tflite
-from paperlib.export.read_back import shipped_graph
+from paperlib.export.convert import export_tflite, shipped_graph
 from paperlib.export.tflite import inspect_tflite
 from paperlib.upscale import upscale_pixels
 

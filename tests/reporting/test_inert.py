@@ -3,9 +3,9 @@
 from html.parser import HTMLParser
 
 import pytest
+from browser import chromium, open_page
 from skimage.data import coffee
 
-from paperlib.benchmarks.browser import chromium, open_page
 from paperlib.reporting import figures
 from paperlib.reporting.report import write_report
 from paperlib.reporting.summary import write_summary

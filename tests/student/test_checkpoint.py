@@ -10,7 +10,7 @@ from skimage.data import coffee
 
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import load_upscaler
-from paperlib.quantisation.qat import load_qat, prepare_qat, read_quantised, save_qat
+from paperlib.quantisation.qat import prepare_qat, read_quantised, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import load_model, read_published, read_weights, save_student
 from paperlib.student.network import Student, fuse
@@ -33,12 +33,11 @@ def architecture(**changes):
     *({name: value for name, value in GOOD.items() if name != gone} for gone in GOOD), "no JSON", "[1, 2]", "null",
     "[" * 100_000, GOOD | {"form": "other"}, GOOD | {"clamp": "perhaps"}, architecture(channels=10**9),
     architecture(blocks=0), architecture(arch="vgg"), architecture(channels="many"), GOOD | {"form": "qat"},
-    GOOD | {"form": "qat", "quantiser": "paper", "skip": "add", "grids": {"stem": [0, 0]}},
-    GOOD | {"form": "qat", "quantiser": "tflite", "skip": "other", "grids": {}},
-    GOOD | {"form": "qat", "quantiser": "paper", "skip": "exact", "grids": {}}])
+    GOOD | {"form": "qat", "quantiser": "paper", "nodes": [], "grids": {"stem": [0, 0]}},
+    GOOD | {"form": "qat", "quantiser": "tflite", "grids": {}}])
 def test_metadata_out_of_the_schema_are_told(tmp_path, metadata):
     path = write(tmp_path / "x.safetensors", metadata)
-    for read in (load_model, load_qat, load_upscaler, read_quantised):
+    for read in (load_model, load_upscaler, read_quantised):
         with pytest.raises(UserError, match=r"x\.safetensors (is no checkpoint of this version|has damaged metadata)"):
             read(path)
 

@@ -11,13 +11,13 @@ from torch import nn
 from paperlib.data.dataset import TrainSet, lr_batches, open_data
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import score_pairs
-from paperlib.evaluation.torch_upscalers import TorchUpscaler
+from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.profiles import METHODS, load_settings
 from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
 from paperlib.quantisation.fx_qat import calibrate_paper
-from paperlib.quantisation.qat import freeze_observers, load_qat, quantised_graph
+from paperlib.quantisation.qat import freeze_observers, quantised_graph, read_quantised
 from paperlib.run import open_run
 from paperlib.settings import StudentSettings
 from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
@@ -235,10 +235,10 @@ def test_a_backbone_goes_through_the_papers_whole_pipeline(tmp_path):
     expected = fuse_model(recalibrate_bn(second, batches), clamp=True)
     fused = load_model(folder / "stage3" / "fused.safetensors")
     torch.testing.assert_close(fused.body[0].conv.weight, expected.body[0].conv.weight)
-    qat = load_qat(folder / "stage3" / "qat.safetensors")
+    qat = read_quantised(folder / "stage3" / "qat.safetensors")
     assert qat.quantiser == "paper"
     values = {(row["row"], row["precision"]): row["images"][0] for row in rows}
-    fakequant = [score_pairs(TorchUpscaler(qat, ""), [pair])["psnr_rgb"] for pair in data.valid]
+    fakequant = [score_pairs(QuantisedUpscaler(qat), [pair])["psnr_rgb"] for pair in data.valid]
     assert values["repconv", "fp32"] == pytest.approx(fakequant, abs=1e-4)
     unrounded = [score_pairs(TorchUpscaler(fused, ""), [pair])["psnr_rgb"] for pair in data.valid]
     assert values["repconv_float", "fp32"] == pytest.approx(unrounded, abs=1e-4)

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from paperlib.environment import cache_dir, root
 from paperlib.errors import UserError
-from paperlib.export.convert import export_tflite
-from paperlib.export.read_back import shipped_graph
+from paperlib.export.convert import export_tflite, shipped_graph
 from paperlib.files import sha256_file, write_text
 from paperlib.student.graph import receptive_radius
 
@@ -98,7 +97,7 @@ def _packed(content: bytes) -> str:
 
 
 def build_page(out: str | Path, tile: int = TILE) -> Path:
-    """Write the page for the student in the box; returns its path.
+    """Write the page for the bundled student; returns its path.
 
     Args:
         tile: LR pixels a side of the network's fixed input.

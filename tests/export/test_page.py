@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import chromium, open_page
 from PIL import Image
 from skimage.data import coffee
 
-from paperlib.benchmarks.browser import chromium, open_page
 from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import load_upscaler
-from paperlib.reporting import page as module
-from paperlib.reporting.page import BINARY, INTEGRITY, VERSION, fetch_litert
+from paperlib.export import page as module
+from paperlib.export.page import BINARY, INTEGRITY, VERSION, fetch_litert
 from paperlib.upscale import upscale_pixels
 
 LR = coffee()
