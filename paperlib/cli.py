@@ -68,11 +68,7 @@ def _chosen(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The profile and the settings that `--profile` and `--set` choose."""
     from paperlib.settings import parse_assignments  # with pydantic, half of what --help would take
 
-    try:
-        changes = parse_assignments(args.assignments)
-    except (RecursionError, ValueError) as error:  # JSON nested very deep, numbers of thousands of digits
-        raise UserError(f"--set: a value that no setting can have ({error}). Shorten it.") from error
-    return _profile(args), changes
+    return _profile(args), parse_assignments(args.assignments)
 
 
 def _profile(args: argparse.Namespace) -> str:

@@ -6,7 +6,7 @@ profile's, then the method's (but for `EXCEPTIONS`), then single ones.
 """
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from paperlib.errors import UserError
 from paperlib.settings import LossSettings, Settings, flatten, nearest, override, parse_overrides
@@ -130,28 +130,20 @@ no more than bicubic (26.76), from the bilinear one 27.58. It is listed among th
 PROFILES = ("smoke", "demo", "benchmark", "paper")
 
 
-def load_settings(profile: str | None = None, overrides: str | dict[str, Any] | None = None) -> Settings:
-    """The settings of a profile by its method, or the one that is asked for, with single fields overridden.
+def load_settings(
+    profile: str | None = None, overrides: str | dict[str, Any] | None = None,
+) -> Settings:
+    """The settings of a profile by its method, or the one asked for, with single fields overridden.
 
     Args:
-        profile: one of `PROFILES`; None or "" takes the environment variable PAPERLIB_PROFILE, else "smoke".
-        overrides: dotted field names and values, as a dict or a JSON object in a string; `method` switches all that
-            belongs to a method, whatever its place, and the others lie on top.
-
-    Raises:
-        UserError: unknown profile, method or field (the nearest names are given), a value of the wrong kind or range,
-            or settings that do not go together.
+        profile: one of `PROFILES`; None or "": the variable PAPERLIB_PROFILE, else demo.
+        overrides: dotted field names and values, as a dict or a JSON object in a string; `method`
+            switches all that belongs to a method, whatever its place, and the others lie on top.
     """
-    profile = profile or os.environ.get("PAPERLIB_PROFILE") or "smoke"
+    profile = profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
     if profile not in PROFILES:
         raise UserError(f"unknown profile {profile!r}. Nearest: {nearest(profile, list(PROFILES))}.")
-    try:
-        return _with(profile, parse_overrides(overrides))
-    except RecursionError as error:
-        raise UserError("overrides is nested deeper than any setting. Shorten it.") from error
-
-
-def _with(profile: str, changes: dict[str, Any]) -> Settings:
+    changes = parse_overrides(overrides)
     method = str(changes.pop("method", PROFILE_VALUES[profile]["method"]))
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}. There are: {', '.join(METHODS)}.")
@@ -159,47 +151,69 @@ def _with(profile: str, changes: dict[str, Any]) -> Settings:
                     METHODS[method] | EXCEPTIONS.get(profile, {}) | changes)
 
 
-_NO_MATTER = ("profile", "method", "seed", "data.div2k", "data.tests", "teacher.small_", "export.threads",
-              "export.upsample", "ablation.archs", "ablation.seeds", "ablation.conditions", "ablation.switches")
-"""Fields (or beginnings of their names) that say where files lie, which rows are made or how fast, not how a number is
-made. A seed is one: whoever reproduces draws other patches. Test sets stand beside the validation photographs."""
-_BEFORE = {
-    "data": ("data",), "stage1": ("data", "student", "stage1"),
-    "stage2": ("data", "student", "stage1", "teacher", "stage2"),
-    "stage3": ("data", "student", "stage1", "teacher", "stage2", "stage3", "quant")}
-PARTS = _BEFORE | {"B": _BEFORE["stage3"], "C": (*_BEFORE["stage3"], "ablation"), "D": (*_BEFORE["stage3"], "ablation"),
-                   "abstract": (*_BEFORE["stage3"], "export")}
-"""Stage or table → the sections of the settings that its numbers depend on."""
+class Notebook(NamedTuple):
+    """What is known of one of the notebooks 01 to 07."""
+
+    sections: tuple[str, ...]
+    """Sections of the settings that its numbers depend on; the seed counts for all."""
+    share: int
+    """Rough share of a run's time in %, for the first estimate."""
+    stage: str = ""
+    """The stage that it trains."""
+
+
+_STAGE1 = ("data", "student", "stage1")
+_STAGE2 = (*_STAGE1, "teacher", "stage2")
+_STAGE3 = (*_STAGE2, "stage3", "quant")
+NOTEBOOKS = {
+    "01_data": Notebook(("data",), 3),
+    "02_stage1": Notebook(_STAGE1, 22, "stage1"),
+    "03_teacher": Notebook(("data", "teacher"), 11),
+    "04_stage2": Notebook(_STAGE2, 11, "stage2"),
+    "05_fuse_qat": Notebook(_STAGE3, 10, "stage3"),
+    "06_tflite_eval": Notebook((*_STAGE3, "export"), 7),
+    "07_ablations": Notebook((*_STAGE3, "ablation"), 36),
+}
+TRAINED_BY = {notebook.stage: name for name, notebook in NOTEBOOKS.items() if notebook.stage}
+"""Stage → the notebook that trains it."""
+_MEASURED_BY = TRAINED_BY | {
+    "data": "01_data", "B": "05_fuse_qat", "C": "07_ablations", "D": "07_ablations",
+    "abstract": "06_tflite_eval"}
+"""Stage or table → the notebook whose settings its numbers depend on."""
+HARMLESS = (".expect", ".checkpoint_every")
+"""Ends of the names of settings that change no measured value."""
+_UNCOUNTED = (
+    "profile", "method", "seed", "data.div2k", "data.tests", "teacher.small_", "export.upsample",
+    "ablation.archs", "ablation.seeds", "ablation.conditions", "ablation.switches")
+"""Beginnings of the names of settings that say where files lie or which rows are made. A seed is
+one: whoever reproduces draws other patches. Test sets stand beside the validation photographs."""
 
 
 def _compared(settings: Settings) -> dict[str, Any]:
     flat = flatten("", settings.model_dump(mode="json"))
     return {name: value for name, value in flat.items()
-            if not name.startswith(_NO_MATTER) and not name.endswith((".expect", ".checkpoint_every"))}
+            if not name.startswith(_UNCOUNTED) and not name.endswith(HARMLESS)}
 
 
 def differences_from_paper(settings: Settings) -> list[tuple[str, Any, Any]]:
-    """What a run's settings have that the paper's published ones have not: (setting, value, the paper's value).
+    """What a run's settings have that the published ones have not: (setting, value, the paper's).
 
-    The paper's are the profile `paper` by the paper's method, whatever the run's own profile and method.
+    The paper's are the profile `paper` by the paper's method, whatever the run's own are.
     """
     published = _compared(load_settings("paper", {"method": "paper"}))
-    return [(name, value, published[name]) for name, value in _compared(settings).items() if value != published[name]]
+    return [(name, value, published[name]) for name, value in _compared(settings).items()
+            if value != published[name]]
 
 
 def equals_paper(settings: Settings, part: str) -> bool:
-    """Whether data, schedule and method behind a number are the paper's, so that it can be reproduced or missed.
+    """Whether data, schedule and method behind a number are the paper's.
 
     Args:
-        part: a stage ("stage1" to "stage3", with all that comes before it), "data" alone, or a table of the paper ("B",
-            "C", "D", "abstract"). Single rows of B need less: see `part_of`.
-
-    Raises:
-        ValueError: an unknown part.
+        part: "data", a stage with all that comes before it ("stage1" to "stage3"), or a table of the
+            paper ("B", "C", "D", "abstract"). Single rows of B need less: see `part_of`.
     """
-    if part not in PARTS:
-        raise ValueError(f"no part {part!r}; there are {', '.join(PARTS)}")
-    return not any(name.split(".")[0] in PARTS[part] for name, _, _ in differences_from_paper(settings))
+    sections = NOTEBOOKS[_MEASURED_BY[part]].sections
+    return not any(name.split(".")[0] in sections for name, *_ in differences_from_paper(settings))
 
 
 def part_of(table: str, row: str) -> str:

@@ -1,26 +1,23 @@
-"""A run's folder and its records: every number with commit, settings, seed, versions and input hashes beside it.
+"""A run's folder and its records: every number with commit, settings, seed, versions and input hashes.
 
-`results/<profile>/` (git-ignored) holds tables, records, figures, executed notebooks, checkpoints and `report.html`;
-`results/reference/` holds committed runs. What is measured follows the paper's section 7.
+`results/<profile>/` (git-ignored) holds tables, records, figures, executed notebooks, checkpoints and
+`report.html`; `results/reference/` holds committed runs. What is measured follows the paper's section 7.
 """
 
 import html
 import json
 import math
 import resource
+import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from IPython.display import HTML, Image
-from matplotlib import style
-from matplotlib.figure import Figure
 
-from paperlib.data.images import compress_figure
 from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import (
@@ -32,51 +29,48 @@ from paperlib.files import (
     user_path,
     write_json,
 )
-from paperlib.profiles import load_settings, note
+from paperlib.profiles import HARMLESS, TRAINED_BY, load_settings, note
 from paperlib.settings import Settings, flatten, settings_hash
 
-NOTEBOOKS = ("01_data", "02_stage1", "03_teacher", "04_stage2", "05_fuse_qat", "06_tflite_eval", "07_ablations")
-STYLE = Path(__file__).with_name("reporting") / "paper.mplstyle"
-SMOKE = ("Profile smoke: a few steps on a few small pictures, to show that every cell runs. Its pictures are wrong, "
-         "its scores mean nothing. For a real run open the notebooks with make lab, or set profile to demo above.")
+if TYPE_CHECKING:  # a training under torchrun needs neither
+    from IPython.display import HTML, Image
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("paper.mplstyle")
+SMOKE = ("Profile smoke: a few steps on a few small pictures, to show that every cell runs. Its pictures "
+         "are wrong, its scores mean nothing. For a real run open the notebooks with make lab, or set "
+         "profile to demo above.")
 """What stands in red where a smoke run is shown."""
-TRAINED_BY = {"stage1": "02_stage1", "stage2": "04_stage2", "stage3": "05_fuse_qat"}
-"""Stage → the notebook that trains it."""
-MATTERS = (
-    "profile", "seed", "data.source", "data.train_crop", "data.valid_crop", "data.max_train", "data.max_valid",
-    "data.sampling", "student.channels", "student.blocks", "student.branches", "student.init", "stage1.steps",
-    "stage1.batch", "stage1.patch", "stage1.lr", "stage2.steps", "stage2.batch", "stage2.patch", "stage2.lr",
-    "stage2.loss.dct", "stage2.loss.kd", "teacher.kind", "teacher.outputs", "stage3.steps", "stage3.lr",
-    "stage3.loss.dct", "stage3.loss.kd", "quant.quantiser", "quant.observe_until", "quant.skip", "quant.rounding",
-    "export.height", "export.width", "export.overlap", "export.upsample", "ablation.archs", "ablation.stage1_steps",
-    "ablation.stage3_steps", "ablation.seeds", "ablation.switches")
-"""Settings that decide what a notebook shows, in the order of its table; the first eight are shown unfolded."""
+SHOWN = 8
+"""Settings that a notebook shows unfolded."""
 
 
-def measured_row(table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
-                 dataset: str, **more: Any) -> dict[str, Any]:
+def measured_row(
+    table: str, row: str, precision: str, metric: str, value: float | Sequence[float] | None,
+    dataset: str, **more: Any,
+) -> dict[str, Any]:
     """One measured number for a record.
 
     Args:
-        table: the paper's table (A, B, C, D, abstract), or a name of ours for numbers that no table of the paper has.
+        table: the paper's table (A, B, C, D, abstract), or a name of ours for what none of them has.
         row: the model, as in `reported.csv`.
         precision: fp32, int8 or fake-quant.
         metric: psnr, ssim, or a further one.
-        value: the number, or one per seed (then their mean and sample standard deviation are kept too); None where
-            it could not be measured.
+        value: the number, or one per seed (then mean and sample standard deviation are kept too);
+            None where it could not be measured.
         dataset: the image set it was measured on; the tables read "validation".
-        more: anything that belongs beside the number, such as `note`, or `steps` of the training behind it.
+        more: anything that belongs beside the number, such as `note`, or `steps` of the training.
     """
     line = {"table": table, "row": row, "precision": precision, "metric": metric, "dataset": dataset}
-    if isinstance(value, Sequence):
-        mean = math.fsum(value) / len(value)
-        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in value) / (len(value) - 1)) if len(value) > 1 else None
-        return line | {"value": mean, "values": list(value), "sd": spread} | more
-    return line | {"value": value} | more
+    if not isinstance(value, Sequence):
+        return line | {"value": value} | more
+    spread = statistics.stdev(value) if len(value) > 1 else None
+    return line | {"value": statistics.fmean(value), "values": list(value), "sd": spread} | more
 
 
-ROW_COLUMNS = ("record", "table", "row", "precision", "metric", "dataset", "value", "sd", "seeds", "steps", "values",
-               "seed_ids", "images")
+ROW_COLUMNS = (
+    "record", "table", "row", "precision", "metric", "dataset", "value", "sd", "seeds", "steps",
+    "values", "seed_ids", "images")
 
 
 def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
@@ -86,28 +80,27 @@ def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
         rows: pairs of a record's name and one of its rows (see `measured_row`).
 
     Returns:
-        `value` and `sd` (over the seeds) as floats, nan where there is none; `seeds` how many there were; `steps` of
-        the training behind the number, <NA> where the row does not say; `values` one number a seed in a list, or None;
-        `seed_ids` which seeds; `images` the values of the set's images, a list, or one a seed.
+        `value` and `sd` (over the seeds) as floats, nan where there is none; `seeds` how many there
+        were; `steps` of the training behind the number, <NA> where the row does not say; `values` one
+        number a seed in a list, or None; `seed_ids` which seeds; `images` the values of the set's
+        images, a list, or one a seed.
     """
     lines = [{"record": record, "seeds": len(row.get("values") or [None])} | {
-        name: row.get(name) for name in ROW_COLUMNS if name not in ("record", "seeds")} for record, row in rows]
-    return pd.DataFrame(lines, columns=list(ROW_COLUMNS)).astype(
-        {"value": float, "sd": float, "seeds": int, "steps": "Int64", "values": object, "seed_ids": object,
-         "images": object})
+        name: row.get(name) for name in ROW_COLUMNS if name not in ("record", "seeds")}
+        for record, row in rows]
+    return pd.DataFrame(lines, columns=list(ROW_COLUMNS)).astype({
+        "value": float, "sd": float, "seeds": int, "steps": "Int64", "values": object,
+        "seed_ids": object, "images": object})
 
 
 def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Files as path and SHA-256 (paths inside `out` relative to it, so that they can be checked later), hashes as is.
-
-    Raises:
-        UserError: a file is missing.
-    """
+    """Files as path (inside `out` relative to it) and SHA-256, so that they can be checked; hashes as is."""
     described: dict[str, Any] = {}
     for label, value in inputs.items():
         if isinstance(value, Path):
             if not value.is_file():
-                raise UserError(f"the record's input {label!r} is not a file: {value}. Run the step that writes it.")
+                raise UserError(f"the record's input {label!r} is not a file: {value}. "
+                                "Run the step that writes it.")
             place = value.relative_to(out) if value.is_relative_to(out) else value
             described[label] = {"file": str(place), "sha256": sha256_file(value)}
         else:
@@ -116,29 +109,27 @@ def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 
 class Run:
-    """A profile's settings and the folder of its results; records count their duration from when it was made.
+    """A profile's settings and the folder of its results.
 
     Args:
-        every_record: read all records of the folder, whatever settings they were made with (a committed reference).
+        until: the notebook that asks; records of later ones, of an earlier run, are not read.
+        every_record: read all records of the folder, whatever settings they were made with.
     """
 
-    def __init__(self, settings: Settings, out: Path, every_record: bool = False) -> None:
-        self.settings, self.out, self._every = settings, out, every_record
-        self._reached = ""
+    def __init__(
+        self, settings: Settings, out: Path, until: str = "", every_record: bool = False,
+    ) -> None:
+        self.settings, self.out, self.until, self.every_record = settings, out, until, every_record
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
     @property
     def id(self) -> str:
-        """What makes two notebooks parts of one run: the hash of every setting that its trainings depend on."""
+        """What makes two notebooks parts of one run: the hash of every setting of its trainings."""
         tree = self.settings.model_dump(mode="json", exclude={"ablation", "export"})
         return settings_hash(json.dumps(tree, sort_keys=True))
 
     def folder(self, name: str) -> Path:
-        """A subfolder of the results, made if missing.
-
-        Raises:
-            UserError: it cannot be made.
-        """
+        """A subfolder of the results, made if missing."""
         path = self.out / name
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -146,111 +137,102 @@ class Run:
             raise explain(error, path) from error
         return path
 
-    def check_writable(self) -> None:
-        """Write and remove a file in the results folder, before hours of work go into it.
-
-        Raises:
-            UserError: the folder takes no files.
-        """
-        check_folder(self.out / "records")
-
     def stage_folder(self, stage: str) -> Path:
         """Folder of a stage's training state and weights."""
         return self.folder(f"checkpoints/{stage}")
 
     def settings_table(self, *sections: str) -> pd.DataFrame:
-        """Columns setting, value and the paper's value: the named sections, or profile, seed, folder and data.
+        """Columns setting, value and the paper's value: the named sections, or what a run is.
 
-        What matters (`MATTERS`) comes first.
+        What is not the paper's comes first.
         """
         def chosen(settings: Settings, out: str) -> dict[str, Any]:
             flat = flatten("", settings.model_dump(mode="json"))
             if sections:
                 return {key: value for key, value in flat.items() if key.split(".")[0] in sections}
-            about = {"profile": f"{settings.profile} ({note(settings)})", "seed": settings.seed, "results": out}
+            about = {"profile": f"{settings.profile} ({note(settings)})", "seed": settings.seed,
+                     "results": out}
             return about | {key: value for key, value in flat.items() if key.startswith("data.")}
 
         mine, paper = chosen(self.settings, str(self.out)), chosen(load_settings("paper"), "")
-        order = sorted(mine, key=lambda key: MATTERS.index(key) if key in MATTERS else len(MATTERS))
+        order = sorted(mine, key=lambda key: mine[key] == paper[key] or key.endswith(HARMLESS))
         return pd.DataFrame({"setting": order, "value": [_words(mine[key]) for key in order],
                              "paper": [_words(paper[key]) for key in order]})
 
-    def describe(self, *sections: str) -> HTML:
-        """`settings_table` for display: the eight that matter, bold where they are not the paper's; the rest folded."""
+    def describe(self, *sections: str) -> "HTML":
+        """`settings_table` for display: the first eight, bold where not the paper's; the rest folded."""
+        from IPython.display import HTML
+
         lines = list(self.settings_table(*sections).itertuples(index=False))
-        known = sum(line.setting in MATTERS for line in lines)
-        shown, folded = lines[: min(8, known)], lines[min(8, known):]
-        text = f'<p style="color:#d93025"><b>{html.escape(SMOKE)}</b></p>' if self.settings.profile == "smoke" else ""
-        text += _settings_html(shown)
-        if folded:
-            text += f"<details><summary>{len(folded)} more settings</summary>{_settings_html(folded)}</details>"
+        text = _settings_html(lines[:SHOWN])
+        if self.settings.profile == "smoke":
+            text = f'<p style="color:#d93025"><b>{html.escape(SMOKE)}</b></p>{text}'
+        if folded := lines[SHOWN:]:
+            text += (f"<details><summary>{len(folded)} more settings</summary>"
+                     f"{_settings_html(folded)}</details>")
         return HTML(text)
 
     def require(self, stage: str) -> None:
-        """Check that the weights a notebook starts from are there.
+        """Refuse to go on without the weights that a notebook starts from.
 
         Args:
             stage: stage1, stage2 or stage3, the last one needed.
-
-        Raises:
-            UserError: they are not; the message names the notebooks that have not run.
         """
-        names = list(TRAINED_BY)[: list(TRAINED_BY).index(stage) + 1]
-        files = {name: self.out / "checkpoints" / name / ("qat" if name == "stage3" else "student") for name in names}
-        missing = [TRAINED_BY[name] for name, path in files.items() if not path.with_suffix(".safetensors").is_file()]
-        started = stage == "stage2" and self.settings.quant.start  # stage 3 then starts from a file of the user's
+        stages = list(TRAINED_BY)[: list(TRAINED_BY).index(stage) + 1]
+        files = [self.out / "checkpoints" / name / ("qat" if name == "stage3" else "student")
+                 for name in stages]
+        missing = [TRAINED_BY[path.parent.name] for path in files
+                   if not path.with_suffix(".safetensors").is_file()]
+        started = stage == "stage2" and self.settings.quant.start  # stage 3 starts from the user's file
         if TRAINED_BY[stage] in missing and not started:
-            raise UserError(f"this notebook starts from weights that are not in {self.out} yet. Run first, with the "
-                            f"same profile ({self.settings.profile}): {', '.join(missing)}. Or all at once: paperlib "
-                            f"reproduce --profile {self.settings.profile}.")
+            raise UserError(
+                f"this notebook starts from weights that are not in {self.out} yet. Run first, with the "
+                f"same profile ({self.settings.profile}): {', '.join(missing)}. Or all at once: paperlib "
+                f"reproduce --profile {self.settings.profile}.")
 
-    def show(self, figure: Figure, alt: str = "") -> Image:
+    def show(self, figure: "Figure", alt: str = "") -> "Image":
         """A figure for display, at half its pixel size; nothing is saved."""
         return _shown(_drawn(figure), alt)
 
-    def figure(self, name: str, figure: Figure) -> Image:
-        """Save a figure as figures/<name>.png, or .webp if it holds photographs, and give it for display."""
+    def figure(self, name: str, figure: "Figure") -> "Image":
+        """Save a figure as figures/<name>.png, .webp if it holds photographs, and give it for display."""
+        from paperlib.data.images import compress_figure
+
         kind, content = compress_figure(drawn := _drawn(figure), "WEBP")
         with atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
             temporary.write_bytes(content)
-        (self.folder("figures") / f"{name}.{'webp' if kind == 'png' else 'png'}").unlink(missing_ok=True)
+        other = "webp" if kind == "png" else "png"
+        (self.folder("figures") / f"{name}.{other}").unlink(missing_ok=True)
         return _shown(drawn, name.replace("_", " "))
 
-    def record(self, name: str, rows: Sequence[Mapping[str, Any]], inputs: Mapping[str, Any] | None = None,
-               **extra: Any) -> Path:
+    def record(self, name: str, rows: Sequence[Mapping[str, Any]],
+               inputs: Mapping[str, Any] | None = None, **extra: Any) -> Path:
         """Write records/<name>.json: the measured rows with everything needed to believe them.
 
         Args:
             name: NN_name of the notebook.
             rows: see `measured_row`.
             inputs: label → Path of a file (its SHA-256 is recorded), or a hash.
-            extra: anything else worth keeping (histories, layer statistics), JSON-able; undefined numbers become null.
-
-        Raises:
-            UserError: an input file is missing, or the folder cannot be written.
+            extra: anything else worth keeping, JSON-able; undefined numbers become null.
         """
         content = provenance() | {
-            "name": name, "run": self.id, "profile": self.settings.profile, "note": note(self.settings),
-            "seed": self.settings.seed, "settings": self.settings.model_dump(mode="json"),
+            "name": name, "run": self.id, "profile": self.settings.profile,
+            "note": note(self.settings), "seed": self.settings.seed,
+            "settings": self.settings.model_dump(mode="json"),
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 1),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "inputs": _inputs(inputs or {}, self.out), "rows": list(rows)}
         if taken := content.keys() & extra.keys():
             raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
-        path = write_json(self.folder("records") / f"{name}.json", _plain(content | extra, self.out))
-        self._reached = max(self._reached, name) if name in NOTEBOOKS else self._reached
-        return path
+        return write_json(self.folder("records") / f"{name}.json", _plain(content | extra, self.out))
 
     def read_record(self, name: str) -> dict[str, Any]:
-        """A record of this run.
-
-        Raises:
-            UserError: there is none (the message says which notebook writes it), or it is damaged.
-        """
+        """A record of this run; one that is missing or damaged is told with its notebook."""
         path = self.out / "records" / f"{name}.json"
         if not path.is_file():
-            raise UserError(f"no record at {path}. Run notebook {name} with profile {self.settings.profile} first.")
+            raise UserError(f"no record at {path}. "
+                            f"Run notebook {name} with profile {self.settings.profile} first.")
         record = read_json(path)
         try:
             tidy_rows((name, row) for row in record["rows"])
@@ -262,29 +244,33 @@ class Run:
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of this run by name, in the notebooks' order.
 
-        A folder may hold others: those of a run with other settings are left out, and once this object has written the
-        record of a notebook, so are those of later notebooks, which belong to an earlier run.
+        A folder may hold others: those of a run with other settings are left out, and those after
+        `until`.
         """
-        found = {path.stem: self.read_record(path.stem) for path in sorted((self.out / "records").glob("*.json"))}
-        return {name: record for name, record in found.items()
-                if self._every or (record.get("run", self.id) == self.id and name <= (self._reached or name))}
+        names = [path.stem for path in sorted((self.out / "records").glob("*.json"))]
+        found = {name: self.read_record(name) for name in names}
+        return {name: record for name, record in found.items() if self.every_record or (
+            record.get("run", self.id) == self.id and name <= (self.until or name))}
 
     def rows(self) -> pd.DataFrame:
-        """All measured rows of all records, one line each, in the records' order, as `tidy_rows` makes them.
-
-        Raises:
-            UserError: a record is damaged.
-        """
-        return tidy_rows((name, row) for name, record in self.records().items() for row in record["rows"])
+        """All measured rows of all records, one line each, as `tidy_rows` makes them."""
+        return tidy_rows(
+            (name, row) for name, record in self.records().items() for row in record["rows"])
 
 
-def _drawn(figure: Figure) -> bytes:
+def _drawn(figure: "Figure") -> bytes:
+    from matplotlib import style
+
     with style.context(STYLE):
         figure.savefig(buffer := BytesIO(), format="png")
     return buffer.getvalue()
 
 
-def _shown(png: bytes, alt: str) -> Image:
+def _shown(png: bytes, alt: str) -> "Image":
+    from IPython.display import Image
+
+    from paperlib.data.images import compress_figure
+
     kind, content = compress_figure(png, "JPEG")
     return Image(content, format=kind, width=int.from_bytes(png[16:20]) // 2, alt=alt)
 
@@ -296,11 +282,12 @@ def _words(value: Any) -> str:
 
 def _settings_html(lines: Sequence[Any]) -> str:
     """An HTML table of settings; bold where they are not the paper's."""
-    rows = "".join(
-        f"<tr><td>{line.setting}</td><td>{'<b>' * differs}{html.escape(line.value)}{'</b>' * differs}</td>"
-        f"<td>{html.escape(line.paper)}</td></tr>" for line in lines for differs in [line.value != line.paper])
-    head = "".join(f"<th>{name}</th>" for name in ("setting", "this run", "the paper"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    frame = pd.DataFrame({
+        "setting": [line.setting for line in lines],
+        "this run": [f"<b>{html.escape(line.value)}</b>" if line.value != line.paper
+                     else html.escape(line.value) for line in lines],
+        "the paper": [html.escape(line.paper) for line in lines]})
+    return frame.to_html(index=False, escape=False, border=0)
 
 
 def _plain(value: Any, out: Path) -> Any:
@@ -331,20 +318,20 @@ def run_folder(out: str | Path | None, profile: str) -> Path:
     return user_path(out).absolute() if out else root() / "results" / profile
 
 
-def open_run(profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None) -> Run:
+def open_run(
+    profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None,
+    until: str = "",
+) -> Run:
     """Open (or start) a run.
 
     Args:
-        profile: smoke, demo, benchmark or paper; empty: the variable PAPERLIB_PROFILE, else smoke.
+        profile: smoke, demo, benchmark or paper; empty: the variable PAPERLIB_PROFILE, else demo.
         out: folder for the results; empty: results/<profile> in the clone, wherever the notebook runs.
         overrides: single settings, a dict or a JSON object in a string.
-
-    Raises:
-        UserError: unknown profile, setting or parameter of papermill, or a folder that cannot be written.
+        until: the notebook that asks; it reads no record of later ones.
     """
     settle_folders()
-    if not isinstance(overrides, str | dict | None):
-        raise UserError(f"overrides = {overrides!r} is no JSON object. Write for instance {{\"stage1.steps\": 500}}.")
     settings = load_settings(None if profile is None else str(profile), overrides)
-    (run := Run(settings, run_folder(out, settings.profile))).check_writable()
+    run = Run(settings, run_folder(out, settings.profile), until)
+    check_folder(run.out / "records")
     return run

@@ -7,10 +7,10 @@ every notebook, command and record uses. A default is the paper's value where it
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from paperlib.errors import UserError
 
@@ -19,6 +19,15 @@ SCALE = 3
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        flags = [part for part in (value if isinstance(value, list | tuple) else [value])
+                 if isinstance(part, bool)]
+        if flags and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false are no numbers")
+        return value
 
 
 class DataSettings(_Section):
@@ -70,18 +79,14 @@ class TeacherSettings(_Section):
     """cached: each training photograph is upscaled once, whole, and kept as 8-bit pixels; on_the_fly: each patch."""
     small_dim: int = Field(24, ge=8, multiple_of=4)
     """Channels of the small teacher."""
-    small_groups: int = Field(1, ge=1)
-    """Groups of layers in the small teacher."""
     small_layers: int = Field(2, ge=1)
-    """Layers in a group of the small teacher."""
+    """Layers of the small teacher."""
     small_steps: int = Field(200, ge=1)
     """Training steps of the small teacher (L1)."""
     small_batch: int = Field(8, ge=1)
     """Patches in a step of the small teacher."""
     small_patch: int = Field(32, ge=16)
     """LR pixels a side of these patches."""
-    small_lr: float = Field(1e-3, gt=0)
-    """The small teacher's learning rate (Adam)."""
     stage3: Literal["same", "student"] = "same"
     """same: stage 2's, as the paper says; student: the float student itself, as in the authors' released run."""
 
@@ -226,8 +231,6 @@ class ExportSettings(_Section):
     """LR columns of the fixed file."""
     overlap: int = Field(24, ge=0)
     """LR pixels two neighbouring tiles share where an image is larger than the fixed input; exact from 20 on."""
-    threads: int = Field(2, ge=1)
-    """Threads of the interpreter where files are measured."""
     upsample: Literal["depth_to_space", "rows"] = "depth_to_space"
     """rows: PixelShuffle of the fixed file by operators that stay on an NPU, same values."""
 
@@ -287,6 +290,13 @@ class Settings(_Section):
                 raise ValueError(f"{name} cannot revive channels, having none or no branches: set stage2.revive")
         return self
 
+    @model_validator(mode="after")
+    def _skip_can(self) -> Self:
+        if self.quant.skip == "exact" and self.student.arch in ("repdw", "fsrcnn", "abpn"):
+            raise ValueError(f"student.arch={self.student.arch} has no block that quant.skip=exact could "
+                             "use (method ours sets it): set quant.skip=add, or another student.arch")
+        return self
+
 
 def settings_hash(*sections: BaseModel | str | int) -> str:
     """Short SHA-256 of settings sections (and plain values), equal for equal values in any Python process."""
@@ -303,41 +313,41 @@ def flatten(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def nearest(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.4) or sorted(names)
-    return ", ".join(close)
+def nearest(word: str, names: Sequence[str]) -> str:
+    """The names most like a word, for an error's remedy."""
+    return ", ".join(difflib.get_close_matches(word, names, n=3, cutoff=0.4) or sorted(names))
 
 
 def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Set `tree["a"]["b"]` for the field `a.b`; unknown fields are an error that names the nearest."""
     *sections, last = dotted.split(".")
-    branch, seen = tree, []
-    for name in [*sections, last]:
-        if not isinstance(branch, dict) or name not in branch:
-            names = list(branch) if isinstance(branch, dict) else []
-            place = ".".join(seen) or "the settings"
-            hint = f"Nearest: {nearest(name, names)}." if names else f"{place} has no fields."
-            raise UserError(f"unknown setting {dotted!r}: {place} has no field {name!r}. {hint}")
-        seen.append(name)
-        if name is not last or len(seen) <= len(sections):
-            branch = branch[name]
-    if isinstance(branch[last], dict):
-        raise UserError(f"{dotted!r} is a section, not a field. Its fields: {', '.join(branch[last])}.")
-    branch[last] = value
+    branch, place = tree, "the settings"
+    for name in (*sections, last):
+        if not isinstance(branch, dict):
+            raise UserError(f"unknown setting {dotted!r}: {place} has no fields.")
+        if name not in branch:
+            raise UserError(f"unknown setting {dotted!r}: {place} has no field {name!r}. "
+                            f"Nearest: {nearest(name, list(branch))}.")
+        owner, branch, place = branch, branch[name], name
+    if isinstance(branch, dict):
+        raise UserError(f"{dotted!r} is a section, not a field. Its fields: {', '.join(branch)}.")
+    owner[last] = value
 
 
-def override(settings: Settings, changes: dict[str, Any]) -> Settings:
+def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with single fields changed, validated as a whole.
 
     Args:
-        changes: dotted field names and values, for instance {"stage3.loss.kd": 0}.
+        changes: dotted field names and values, for instance {"stage3.loss.kd": 0}; not `method`,
+            which is many settings (`paperlib.profiles.load_settings`).
 
     Raises:
-        UserError: an unknown field (the nearest names are given), or a value of the wrong kind or range.
-        ValueError: `method`, which is many settings; see `paperlib.profiles.load_settings`.
+        UserError: an unknown field (the nearest names are given), or a value of the wrong kind.
     """
     if "method" in changes:
         raise ValueError("a method is chosen when settings are loaded")
+    if "profile" in changes:
+        raise UserError("a profile is chosen by --profile, not by --set.")
     tree = settings.model_dump()
     for field, value in changes.items():
         _insert(tree, field, value)
@@ -345,41 +355,37 @@ def override(settings: Settings, changes: dict[str, Any]) -> Settings:
         return Settings.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(map(str, first["loc"])) or "combination"
         value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-        raise UserError(f"setting {place}{value}: {first['msg'].removeprefix('Value error, ')}.") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"setting {place}{value}: {reason}.") from error
 
 
 def parse_overrides(overrides: str | dict[str, Any] | None) -> dict[str, Any]:
-    """Overrides as a dict of dotted fields, from a dict or a JSON object in a string.
-
-    Raises:
-        UserError: the string is not a JSON object.
-    """
-    if isinstance(overrides, dict) or not overrides:
-        return dict(overrides or {})
-    try:
-        value = json.loads(overrides)
-    except json.JSONDecodeError as error:
-        raise UserError(f"overrides is not JSON ({error}). Write for instance {{\"stage1.steps\": 500}}.") from error
-    if not isinstance(value, dict):
-        raise UserError("overrides must be a JSON object, for instance {\"stage1.steps\": 500}.")
-    return value
+    """Overrides as a dict of dotted fields, from a dict or a JSON object in a string."""
+    example = 'Write for instance {"stage1.steps": 500}.'
+    if isinstance(overrides, str) and overrides:
+        try:
+            overrides = json.loads(overrides)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"overrides is not JSON ({error}). {example}") from error
+    if not isinstance(overrides, dict | None) and overrides != "":
+        raise UserError(f"overrides is no JSON object. {example}")
+    return dict(overrides or {})
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`--set` arguments as overrides: "stage1.steps=500" → {"stage1.steps": 500}; values are JSON, else plain text.
-
-    Raises:
-        UserError: an argument without "=".
-    """
+    """`--set` arguments as overrides: "stage1.steps=500" → {"stage1.steps": 500}; JSON, else plain text."""
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         field, equals, text = assignment.partition("=")
         if not equals or not field:
-            raise UserError(f"--set {assignment}: expected field=value, for instance --set stage1.steps=500.")
+            raise UserError(f"--set {assignment}: expected field=value, for instance "
+                            "--set stage1.steps=500.")
         try:
             overrides[field] = json.loads(text)
         except json.JSONDecodeError:
             overrides[field] = text
+        except (ValueError, RecursionError) as error:  # nested very deep, thousands of digits
+            raise UserError(f"--set {field}: no setting can have that value ({error}).") from error
     return overrides

@@ -121,17 +121,18 @@ def test_relative_folders_become_absolute_once(tmp_path, monkeypatch, capsys):
 
 
 def test_a_kernel_in_notebooks_means_the_clone(tmp_path, monkeypatch):
-    from paperlib.environment import cache_dir, root
+    from paperlib.environment import cache_dir, root, settle_folders
 
     monkeypatch.setenv("PAPERLIB_CACHE", "relcache")
     monkeypatch.chdir(root() / "notebooks")
+    settle_folders()
     assert cache_dir() == root() / "relcache"
     assert not (root() / "notebooks" / "relcache").exists()
 
 
 def test_parameters_of_other_types_are_told(tmp_path):
-    for profile, overrides, words in ((5, None, "unknown profile '5'"), ("smoke", 7, "no JSON object"),
-                                      ("smoke", "[" * 50_000, "nested deeper"), ("smoke", "[1]", "JSON object")):
+    for profile, overrides, words in ((5, None, "unknown profile '5'"), ("smoke", 7, "JSON object"),
+                                      ("smoke", "[" * 50_000, "is not JSON"), ("smoke", "[1]", "JSON object")):
         with pytest.raises(UserError, match=words):
             open_run(profile, tmp_path / "out", overrides)
 

@@ -45,7 +45,7 @@ class Exported:
     def upscaler(self, kind: str) -> TFLiteUpscaler:
         """One of the files as an upscaler."""
         export = self.run.settings.export
-        return TFLiteUpscaler(self.paths[kind], export.threads, export.overlap)
+        return TFLiteUpscaler(self.paths[kind], overlap=export.overlap)
 
     def inspect(self, kind: str) -> dict[str, Any]:
         """What is inside a file, see `inspect_tflite`."""
@@ -118,13 +118,13 @@ class Exported:
         authors' padding and tiles, so its rows are measured that way. The files with the learned qparams
         stand beside them, as `…_learnt`.
         """
-        stages, export = self.run.settings, self.run.settings.export
+        stages = self.run.settings
         steps = stages.stage1.steps + stages.stage2.steps + stages.stage3.steps
         dynamic = measure(data, self.upscaler("dynamic"), "B", "student_deploy", "int8", steps=steps)
         fixed = measure(data, self.upscaler("fixed"), "abstract", "student_fixed_tflite_learnt", "int8",
                         steps=steps)
         ptq = measure(data, self.upscaler("ptq"), "export", "tflite_post_training", "int8")
-        padded = TFLiteUpscaler(self.paths["ptq_fixed"], export.threads, borders="reflected")
+        padded = TFLiteUpscaler(self.paths["ptq_fixed"], borders="reflected")
         ptq_fixed = measure(data, padded, "abstract", "student_fixed_tflite", "int8", steps=steps)
         rows = [*dynamic, *_named(dynamic, "abstract", "student_dynamic_tflite_learnt"), *fixed,
                 *_named(ptq, "abstract", "student_dynamic_tflite", steps=steps), *ptq_fixed]

@@ -187,11 +187,11 @@ def export_all(
         "grids": {name: {"scale": grid.scale, "zero_point": grid.zero_point} for name, grid in qgraph.grids.items()},
         "weight_scales": {name: scale.tolist() for name, scale in qgraph.weight_scales.items()},
         "files": files,
-        "parity": parity(qgraph, TFLiteUpscaler(dynamic[pixels[0]], settings.threads), images),
+        "parity": parity(qgraph, TFLiteUpscaler(dynamic[pixels[0]]), images),
         "npu": estimate_if_available(fixed[pixels[0]])}
     if len(pixels) > 1:
         report["twins"] = {
-            form: equal_share(*(TFLiteUpscaler(twins[kind], settings.threads) for kind in pixels), images)
+            form: equal_share(*(TFLiteUpscaler(twins[kind]) for kind in pixels), images)
             for form, twins in (("dynamic", dynamic), ("fixed", fixed))}
     write_json(folder / "export.json", report)
     return report

@@ -16,12 +16,12 @@ from typing import Any
 from paperlib.environment import root
 from paperlib.errors import UserError
 from paperlib.files import write_text
+from paperlib.profiles import NOTEBOOKS
 from paperlib.reporting.costs import speed_text
 from paperlib.reporting.join import commits
 from paperlib.reporting.settings_page import settings_text
 from paperlib.reporting.strongest import strongest_text
 from paperlib.reporting.tables import TABLES
-from paperlib.run import NOTEBOOKS
 
 HEADING = """# Committed results
 

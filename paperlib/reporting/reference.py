@@ -14,8 +14,8 @@ import pandas as pd
 
 from paperlib.environment import root
 from paperlib.errors import UserError
-from paperlib.profiles import load_settings
-from paperlib.run import NOTEBOOKS, Run
+from paperlib.profiles import HARMLESS, NOTEBOOKS, load_settings
+from paperlib.run import Run
 from paperlib.settings import flatten
 
 KEY = ["record", "table", "row", "precision", "metric", "dataset"]
@@ -23,14 +23,6 @@ PRINTED = 1e-4
 """Nobody sees smaller differences: tables print four places."""
 MOST = 12
 """Lines of values that do not agree; more are counted."""
-SECTIONS = {"01_data": "data", "02_stage1": "data student stage1", "03_teacher": "data teacher",
-            "04_stage2": "data student teacher stage1 stage2",
-            "05_fuse_qat": "data student teacher stage1 stage2 stage3 quant",
-            "06_tflite_eval": "data student teacher stage1 stage2 stage3 quant export",
-            "07_ablations": "data student teacher stage1 stage2 stage3 quant export ablation"}
-"""Sections of the settings that a notebook's numbers depend on; the seed counts for all."""
-HARMLESS = (".expect", ".checkpoint_every", "export.threads")
-"""Settings that change no measured value."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ def _different(name: str, here: dict[str, Any], there: dict[str, Any]) -> list[s
     usual = flatten("", load_settings(here["profile"]).model_dump(mode="json"))
     mine = flatten("", here["settings"])
     theirs = {field: value for field, value in flatten("", there["settings"]).items() if field in usual}
-    sections = [*SECTIONS.get(name, "").split(), "seed"]
+    sections = [*NOTEBOOKS[name].sections, "seed"]
     return [f"{field}: {mine[field]}, there {theirs.get(field, usual[field])}" for field in usual
             if field.split(".")[0] in sections and not field.endswith(HARMLESS) and field in mine
             and mine[field] != theirs.get(field, usual[field])]
@@ -109,7 +101,7 @@ def compare(run: Run, reference: Run, spread: dict[str, dict[str, float]]) -> Co
     different = {name: _different(name, here[name], there[name]) for name in both}
     mine, theirs = _teacher(here), _teacher(there)
     for name in both:
-        if mine != theirs and "teacher" in SECTIONS[name].split():
+        if mine != theirs and "teacher" in NOTEBOOKS[name].sections:
             different[name].append(f"teacher: {mine}, there {theirs}")
     rows = [part.rows().dropna(subset="value").drop_duplicates(KEY, keep="last") for part in (run, reference)]
     joined = pd.merge(*(part[[*KEY, "value"]] for part in rows), on=KEY, how="outer", suffixes=("_here", "_there"),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from paperlib.environment import portable
 from paperlib.files import write_text
-from paperlib.profiles import note
+from paperlib.profiles import NOTEBOOKS, note
 from paperlib.reporting import challenge
 from paperlib.reporting.captions import caption, saved_figures
 from paperlib.reporting.claims import claims_table
@@ -38,7 +38,7 @@ from paperlib.reporting.peers import peer_points
 from paperlib.reporting.summary import MEANING, settings_changed, settings_used, teacher_used, verdict_counts
 from paperlib.reporting.tables import TABLES, frame, measured, table_rows, validation_psnr
 from paperlib.reporting.viewer import PICK, STYLESHEET, data_url, divider, saved_comparisons
-from paperlib.run import NOTEBOOKS, STYLE, Run
+from paperlib.run import STYLE, Run
 
 FIGURES = {
     "training": ("*_curves",), "pictures": ("*_crops", "*_pair", "*_batch"), "errors": ("*error*",),

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from paperlib.environment import portable
 from paperlib.evaluation.paper_numbers import fitted_constant, reported
 from paperlib.files import write_text
-from paperlib.profiles import differences_from_paper, load_settings, note
+from paperlib.profiles import NOTEBOOKS, differences_from_paper, load_settings, note
 from paperlib.reporting.captions import caption, saved_figures
 from paperlib.reporting.challenge import challenge_text
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.differences import changes
 from paperlib.reporting.tables import TABLES, by_row, markdown, parity_line, score_ladder, table_rows
 from paperlib.reporting.verdicts import Row, Verdict, tolerance
-from paperlib.run import NOTEBOOKS, Run
+from paperlib.run import Run
 from paperlib.settings import Settings, flatten
 
 MEANING = {

@@ -77,7 +77,7 @@ def published_weights(allow_download: bool = True) -> tuple[Path | None, str]:
 
 def small_shape(settings: TeacherSettings) -> TeacherShape:
     """The small network's size: the published architecture, narrower and shallower."""
-    return TeacherShape(dim=settings.small_dim, groups=settings.small_groups, layers=settings.small_layers, heads=4)
+    return TeacherShape(dim=settings.small_dim, groups=1, layers=settings.small_layers, heads=4)
 
 
 def _read_pin(path: Path) -> dict[str, str]:

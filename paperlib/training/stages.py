@@ -203,7 +203,7 @@ def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> tuple[nn.Module
     """The small teacher, trained from scratch with L1 on the run's photographs (or loaded, when that is done)."""
     small: TeacherSettings = run.settings.teacher
     stage = StageSettings(
-        steps=small.small_steps, batch=small.small_batch, patch=small.small_patch, lr=small.small_lr, warmup=0.05,
+        steps=small.small_steps, batch=small.small_batch, patch=small.small_patch, lr=1e-3, warmup=0.05,
         clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps, checkpoint_every=50,
         loss={"l1": 1.0})
     start_bilinear(model)

@@ -180,8 +180,8 @@ def test_the_package_ships_what_the_page_is_made_of():
     folder = Path(paperlib.__file__).parent
     patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for place, names in {"data": ["open.csv", "cid22.csv", "clic_val.csv"], "evaluation": ["reported.csv"],
-                         "reporting": ["report.html", "report.css", "compare.css", "peers.csv",
-                                       "paper.mplstyle"]}.items():
+                         "reporting": ["report.html", "report.css", "compare.css", "peers.csv"],
+                         "": ["paper.mplstyle"]}.items():
         package = f"paperlib.{place}".rstrip(".")
         for name in names:
             assert (folder / place / name).is_file()

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import nbformat
 import pytest
 
-from paperlib.run import NOTEBOOKS
+from paperlib.profiles import NOTEBOOKS
 
 websocket = pytest.importorskip("websocket")
 ROOT = Path(__file__).parents[2]

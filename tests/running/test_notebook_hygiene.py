@@ -9,8 +9,7 @@ import nbformat
 import pytest
 
 from paperlib import reporting
-from paperlib.profiles import load_settings
-from paperlib.run import NOTEBOOKS
+from paperlib.profiles import NOTEBOOKS, load_settings
 from paperlib.running.notebooks import PARAMETERS, find_notebooks
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -143,9 +142,10 @@ def test_dollars_pair_up(cells):
 
 
 def test_links_lead_on_back_and_to_paper_and_readme(cells, request):
-    index = NOTEBOOKS.index(request.node.callspec.id)
+    names = list(NOTEBOOKS)
+    index = names.index(request.node.callspec.id)
     links = set(re.findall(r"\]\(([^)\s]+)\)", text(cells)))
-    neighbours = {f"{name}.ipynb" for name in NOTEBOOKS[max(0, index - 1) : index + 2]} - {f"{NOTEBOOKS[index]}.ipynb"}
+    neighbours = {f"{name}.ipynb" for name in names[max(0, index - 1) : index + 2]} - {f"{names[index]}.ipynb"}
     assert neighbours | {"../README.md", "https://arxiv.org/abs/2604.20291"} <= links
     for link in links:
         assert link.startswith(("https://", "attachment:")) or (FOLDER / link).is_file(), link

@@ -236,7 +236,7 @@ def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp
 def test_fingerprints_see_every_file_of_the_package(folder, tmp_path, monkeypatch):
     names = {path.relative_to(Path(reproduce.__file__).parents[1]).as_posix() for path in reproduce.package_files()}
     assert {"settings.py", "training/loop.py", "evaluation/reported.csv", "reporting/report.html",
-            "reporting/paper.mplstyle", "weights/student_dynamic_int8.tflite"} <= names
+            "paper.mplstyle", "weights/student_dynamic_int8.tflite"} <= names
     paths, run = notebooks.find_notebooks(folder), open_run("smoke", tmp_path / "a")
     plain, fake = reproduce.fingerprints(paths, run), tmp_path / "deep" / "new.csv"
     fake.parent.mkdir()

@@ -21,10 +21,9 @@ from paperlib.data.dataset import open_data
 from paperlib.evaluation.paper_numbers import reported
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.profiles import load_settings
+from paperlib.profiles import NOTEBOOKS, load_settings
 from paperlib.reporting.tables import COLUMNS, TABLES
 from paperlib.reporting.verdicts import Verdict
-from paperlib.run import NOTEBOOKS
 
 KILLS = int(os.environ.get("PAPERLIB_TEST_KILLS", "2"))
 """How often the sequence is killed; 20 are for a run by hand."""

@@ -174,9 +174,9 @@ def test_a_runs_teacher_keeps_its_weights(source, tmp_path):
 
 
 def test_small_teacher_on_request_has_the_asked_size_and_the_same_start(empty):
-    settings = TeacherSettings(kind="small", small_dim=12, small_groups=2, small_layers=3)
+    settings = TeacherSettings(kind="small", small_dim=12, small_layers=3)
     one, other = (find_teacher(settings, lambda model: (model, empty)).model for _ in range(2))
-    assert (one.shape.dim, one.shape.groups, one.shape.layers) == (12, 2, 3)
+    assert (one.shape.dim, one.shape.groups, one.shape.layers) == (12, 1, 3)
     assert weights_hash(one) == weights_hash(other)
 
 
