@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from paperlib.data.images import compress_figure
 from paperlib.environment import portable, provenance, root, settle_folders
 from paperlib.errors import UserError
 from paperlib.files import (
@@ -196,8 +197,6 @@ class Run:
 
     def figure(self, name: str, figure: "Figure") -> "Image":
         """Save a figure as figures/<name>.png, .webp if it holds photographs, and give it for display."""
-        from paperlib.data.images import compress_figure
-
         kind, content = compress_figure(drawn := _drawn(figure), "WEBP")
         with atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
             temporary.write_bytes(content)
@@ -268,8 +267,6 @@ def _drawn(figure: "Figure") -> bytes:
 
 def _shown(png: bytes, alt: str) -> "Image":
     from IPython.display import Image
-
-    from paperlib.data.images import compress_figure
 
     kind, content = compress_figure(png, "JPEG")
     return Image(content, format=kind, width=int.from_bytes(png[16:20]) // 2, alt=alt)
