@@ -218,8 +218,8 @@ def export_named(
     report = export_all(qgraph, folder, settings, upsample=settings.upsample, pixels=kinds)
     if bundled:
         file, made = pretrained(), Path(folder) / f"student_dynamic_{kinds[0]}.tflite"
-        share = equal_share(TFLiteUpscaler(file, settings.threads),
-                            TFLiteUpscaler(made, settings.threads), parity_images())
+        share = equal_share(TFLiteUpscaler(file),
+                            TFLiteUpscaler(made), parity_images())
         report["box"] = {"file": file.name, "sha256": sha256_file(file), "equal": share}
         write_json(Path(folder) / "export.json", report)
     return report
