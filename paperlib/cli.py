@@ -184,7 +184,7 @@ def data(args: argparse.Namespace) -> int:
         raise UserError(f"data {args.action} takes no {args.what or '--to'}; "
                         "that is for `paperlib data fetch`.")
     from paperlib.data.pixel_store import open_store
-    from paperlib.data.splits import status
+    from paperlib.data.sources import status
     from paperlib.profiles import load_settings
 
     settings, failed = load_settings(*_chosen(args)).data, []
@@ -211,7 +211,7 @@ def _prepare_div2k(settings: Any, **options: Any) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from paperlib.data.public_photographs import SETS, fetch_photographs, listed
+    from paperlib.data.download import SETS, fetch_photographs, listed
     from paperlib.environment import data_dir
 
     if not args.what:

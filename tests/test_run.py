@@ -19,7 +19,7 @@ from PIL import Image
 from paperlib import environment
 from paperlib import run as run_module
 from paperlib.data.images import read_rgb
-from paperlib.data.splits import embedded_path
+from paperlib.data.sources import embedded_path
 from paperlib.errors import UserError
 from paperlib.files import sha256_file, write_json
 from paperlib.run import ROW_COLUMNS, measured_row, open_run

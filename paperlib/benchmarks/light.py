@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from paperlib.data.images import read_rgb
-from paperlib.data.splits import embedded_path
+from paperlib.data.sources import embedded_path
 from paperlib.weights import pretrained
 
 BARE = """

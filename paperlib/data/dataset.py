@@ -20,7 +20,7 @@ from paperlib.data.div2k import is_paper_data
 from paperlib.data.overlap import Overlap, check_overlaps
 from paperlib.data.photographs import Pair, Pairs
 from paperlib.data.pixel_store import PixelStore, open_store
-from paperlib.data.splits import split_sources, test_sets, validation_pairs
+from paperlib.data.sources import load_test_sets, split_sources, validation_pairs
 from paperlib.data.text import text_patch
 from paperlib.errors import UserError
 from paperlib.settings import SCALE, DataSettings, Settings, StageSettings
@@ -246,7 +246,7 @@ def open_data(settings: DataSettings) -> Data:
     store = open_store(settings)
     for why in store.left_out.values():
         print(f"left out of the training photographs: {why}", flush=True)
-    tests = test_sets(settings)
+    tests = load_test_sets(settings)
     own = split_sources(settings, "valid")
     paper = settings.source == "div2k" and is_paper_data(split_sources(settings, "train"), own)
     sets = dict(tests)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from paperlib.data.photographs import Pair, Pairs
 from paperlib.data.pixel_store import PixelStore
+from paperlib.environment import cache_dir
 from paperlib.errors import UserError
 from paperlib.files import sha256_file, write_json
 
@@ -132,7 +133,7 @@ def _key(sets: Mapping[str, Pairs]) -> str:
 
 
 def check_overlaps(store: PixelStore, sets: Mapping[str, Pairs], tests: Sequence[str]) -> list[Overlap]:
-    """Training photographs that share a picture with an image of any set; remembered beside the store's pixels.
+    """Training photographs that share a picture with an image of any set; remembered in the cache.
 
     One or two minutes on one core for 750 photographs and 130 images, once.
 
@@ -143,7 +144,7 @@ def check_overlaps(store: PixelStore, sets: Mapping[str, Pairs], tests: Sequence
     Raises:
         UserError: a training photograph is a test image, pixel for pixel.
     """
-    path = store.folder / f"overlaps-{_key(sets)}.json"
+    path = cache_dir() / "overlaps" / f"{store.key}-{_key(sets)}.json"
     if path.is_file():
         found = [Overlap(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     else:
@@ -155,5 +156,5 @@ def check_overlaps(store: PixelStore, sets: Mapping[str, Pairs], tests: Sequence
             if same and overlap.image.split("/")[0] in tests:
                 raise UserError(f"the training photograph {overlap.photograph} is the test image {overlap.image}. "
                                 "Leave it out of the folders that data.train names, or the set out of data.tests.")
-        write_json(path, [asdict(overlap) for overlap in found])
+        write_json(path, [asdict(overlap) for overlap in found], place="PAPERLIB_CACHE")
     return found

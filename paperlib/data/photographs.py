@@ -13,9 +13,7 @@ import numpy as np
 
 from paperlib.data.images import find_images, image_size, read_rgb
 from paperlib.data.resize import bicubic_downscale
-from paperlib.environment import data_dir
 from paperlib.errors import UserError
-from paperlib.files import user_path
 from paperlib.settings import SCALE
 
 
@@ -136,23 +134,3 @@ def match_folders(hr_folder: Path, lr_folder: Path | None = None) -> list[Source
 def read_pairs(hr_folder: str | Path, lr_folder: str | Path | None = None) -> Pairs:
     """Pairs of a folder of HR images and, where given, a folder of LR images (else MATLAB bicubic ÷3)."""
     return Pairs(match_folders(Path(hr_folder), Path(lr_folder) if lr_folder else None))
-
-
-def named_folder(name: str) -> Path:
-    """An absolute folder, or one under PAPERLIB_DATA.
-
-    Raises:
-        UserError: it is not there; the message says where it was looked for.
-    """
-    path, root = user_path(name), data_dir()
-    if not path.is_absolute():
-        if root is None:
-            raise UserError(f"image folder {name!r}: PAPERLIB_DATA is unset. Set it to the folder that holds {name!r}, "
-                            "or give an absolute path.")
-        path = root / name
-    if not path.is_dir():
-        from paperlib.data.public_photographs import SETS
-
-        fetch = f"Run `paperlib data fetch {name}`, correct" if name in SETS else "Correct"
-        raise UserError(f"no image folder at {path}. {fetch} the data settings, or PAPERLIB_DATA.")
-    return path

@@ -29,7 +29,7 @@ def _font(number: int, height: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(faces[number % len(faces)]), height)
 
 
-def page(side: int, random: np.random.Generator) -> np.ndarray:
+def render_text(side: int, random: np.random.Generator) -> np.ndarray:
     """A square piece of a page of random letters, one font, size and pair of colours; half of them near black on white
     or white on near black.
 
@@ -64,6 +64,6 @@ def text_patch(patch: int, random: np.random.Generator) -> tuple[np.ndarray, np.
     Returns:
         uint8 (p, p, 3) and (3p, 3p, 3).
     """
-    hr = page(SCALE * (patch + 2 * MARGIN), random)
+    hr = render_text(SCALE * (patch + 2 * MARGIN), random)
     border = SCALE * MARGIN
     return bicubic_downscale(hr)[MARGIN:-MARGIN, MARGIN:-MARGIN], hr[border:-border, border:-border]

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from paperlib.data.div2k import ARCHIVES, div2k_folder, find_folder
-from paperlib.data.photographs import Pair, named_folder, read_pairs
-from paperlib.data.splits import validation_pairs
+from paperlib.data.photographs import Pair, read_pairs
+from paperlib.data.sources import named_folder, validation_pairs
 from paperlib.environment import data_dir, provenance
 from paperlib.errors import UserError
 from paperlib.evaluation.authors import FILES, LOG, REPORT, authors_folder, fetch_authors

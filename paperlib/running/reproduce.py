@@ -16,8 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from paperlib.data.photographs import named_folder
-from paperlib.data.splits import split_sources
+from paperlib.data.sources import named_folder, split_sources
 from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
 from paperlib.evaluation.authors import authors_folder

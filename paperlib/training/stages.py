@@ -33,10 +33,11 @@ from paperlib.teacher.distillation import (
     TeacherSource,
     decide_teacher,
     find_teacher,
+    outputs_key,
     pin_teacher,
+    teacher_outputs,
 )
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
-from paperlib.teacher.outputs import outputs_key, teacher_outputs
 from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
 from paperlib.weights import start_file
 

@@ -24,7 +24,7 @@ from paperlib.data.div2k import (
 from paperlib.data.download import download
 from paperlib.data.photographs import Pairs
 from paperlib.data.resize import bicubic_downscale
-from paperlib.data.splits import split_sources, status
+from paperlib.data.sources import split_sources, status
 from paperlib.errors import UserError
 from paperlib.settings import DataSettings
 

@@ -9,7 +9,7 @@ from paperlib.data.dataset import open_data
 from paperlib.data.images import read_rgb
 from paperlib.data.overlap import overlaps
 from paperlib.data.resize import bicubic_downscale
-from paperlib.data.splits import EMBEDDED_TRAIN, EMBEDDED_VALID, embedded_path
+from paperlib.data.sources import EMBEDDED_TRAIN, EMBEDDED_VALID, embedded_path
 from paperlib.errors import UserError
 from paperlib.settings import DataSettings
 

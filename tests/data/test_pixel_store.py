@@ -1,10 +1,6 @@
-"""The pixel store against damage, full disks, killed and rival processes: noticed, named, put right."""
+"""The cache of pixels against damage, full disks and unreadable photographs."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,11 +8,14 @@ from PIL import Image
 from skimage.data import astronaut
 
 from paperlib.data import pixel_store
-from paperlib.data.flat_images import FlatImages
-from paperlib.data.pixel_store import open_store, read_index
+from paperlib.data.images import free_memory
+from paperlib.data.photographs import read_source
+from paperlib.data.pixel_store import open_store, read_pixels, write_pixels
+from paperlib.environment import root
 from paperlib.errors import UserError
-from paperlib.files import building_folder
 from paperlib.settings import DataSettings
+
+RECORD = "results/reference/demo/records/01_data.json"
 
 
 @pytest.fixture
@@ -34,67 +33,65 @@ def folders(path, **more) -> DataSettings:
     return DataSettings(source="folders", train=(str(path),), valid=(str(path),), **more)
 
 
-def spoil(path, place: int, count: int = 500) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        file.write(bytes(count))
+def test_pixels_come_back_and_damaged_ones_do_not(tmp_path, capsys):
+    path, pixels = tmp_path / "folder" / "a.npy", astronaut()[:20, :30]
+    write_pixels(path, pixels)
+    assert np.array_equal(read_pixels(path), pixels)
+    assert read_pixels(tmp_path / "none.npy") is None
+    assert capsys.readouterr().out == ""
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1], whole[:500] + b"x" + whole[501:], bytes(32) + whole[32:]):
+        path.write_bytes(content)
+        assert read_pixels(path) is None
+        assert f"{path} is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("part", ["hr", "lr"])
-def test_damaged_pixels_of_the_same_size_are_named_and_decoded_again(photographs, capsys, part):
+def test_damaged_pixels_are_named_and_decoded_again(photographs, capsys, monkeypatch, part):
     store = open_store(folders(photographs))
-    wanted = [getattr(store, part)(index).copy() for index in range(3)]
-    path = store.folder / f"{part}.u8"
+    wanted = getattr(store, part)(1).copy()
+    path = sorted(store.folder.glob(f"*.{part}.npy"), key=lambda path: path.stat().st_size)[1]
     before = path.read_bytes()
-    spoil(path, sum(image.size for image in wanted[:1]) + 7)
+    path.write_bytes(before[:-100] + bytes(100))
+    decoded = []
+    monkeypatch.setattr(pixel_store, "read_source",
+                        lambda source, crop: decoded.append(source.name) or read_source(source, crop))
     again = open_store(folders(photographs))
-    assert np.array_equal(getattr(again, part)(0), wanted[0])
-    assert capsys.readouterr().out == ""
-    assert np.array_equal(getattr(again, part)(1), wanted[1])
-    assert "photographs/b is damaged" in capsys.readouterr().out
+    assert len(decoded) == 1
+    assert np.array_equal(getattr(again, part)(1), wanted)
+    assert f"{path} is damaged" in capsys.readouterr().out
     assert path.read_bytes() == before
+    assert again.key == store.key
 
 
-def test_damage_without_a_source_is_an_error(photographs):
+def test_a_photograph_more_is_the_only_one_that_is_decoded(photographs, monkeypatch):
+    first = open_store(folders(photographs))
+    Image.fromarray(astronaut()[300:400]).save(photographs / "d.png")
+    decoded = []
+    monkeypatch.setattr(pixel_store, "read_source",
+                        lambda source, crop: decoded.append(source.name) or read_source(source, crop))
     store = open_store(folders(photographs))
-    spoil(store.folder / "hr.u8", 0)
-    with pytest.raises(UserError, match=r"image 0 of .* is damaged"):
-        pixel_store.PixelStore(store.folder).hr(0)
+    assert decoded == ["photographs/d"]
+    assert store.key != first.key
+    assert np.array_equal(store.hr(0), first.hr(0))
+    assert not np.array_equal(open_store(folders(photographs, train_crop=30)).hr(0), first.hr(0))
 
 
-def test_damage_in_a_read_only_cache_is_put_right_in_memory(photographs, monkeypatch):
-    store = open_store(folders(photographs))
-    wanted = store.hr(0).copy()
-    spoil(store.folder / "hr.u8", 0)
-    opened = type(store.folder).open
-
-    def refuse(path, mode="r", *more, **options):
-        if mode == "r+b":
-            raise PermissionError(13, "Permission denied")
-        return opened(path, mode, *more, **options)
-
-    monkeypatch.setattr(type(store.folder), "open", refuse)
-    again = open_store(folders(photographs))
-    assert np.array_equal(again.hr(0), wanted)
-    assert np.array_equal(again.hr(0), wanted)
+def test_the_key_is_that_of_the_committed_records(monkeypatch, tmp_path):
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    record = json.loads((root() / RECORD).read_text(encoding="utf-8"))
+    settings = DataSettings(**record["settings"]["data"])
+    assert open_store(settings).key == record["inputs"]["training pixels"]
 
 
-@pytest.mark.parametrize("harm", ["index", "cut", "old"])
-def test_a_store_that_is_not_whole_or_has_no_hashes_is_decoded_again_and_keeps_teacher_outputs(photographs, harm):
-    store = open_store(folders(photographs))
-    wanted = store.hr(2).copy()
-    store.teacher_outputs_path("t").write_bytes(b"outputs")
-    index = store.folder / "index.json"
-    if harm == "index":
-        index.write_text("[[[[")
-    elif harm == "old":
-        index.write_text(json.dumps({key: value for key, value in read_index(store.folder).items() if key != "sha256"}))
-    else:
-        os.truncate(store.folder / "hr.u8", 1000)
-    again = open_store(folders(photographs))
-    assert np.array_equal(again.hr(2), wanted)
-    assert again.teacher_outputs_path("t").read_bytes() == b"outputs"
-    assert [path.name for path in store.folder.parent.iterdir()] == [store.folder.name]
+def test_memory_bounds_how_many_are_decoded_at_a_time(photographs, monkeypatch):
+    sources = pixel_store.split_sources(folders(photographs), "train")
+    largest = 90 * 120 * pixel_store.DECODING
+    for photographs_at_once, expected in ((0, 1), (1, 1), (2, 2), (100, 4)):
+        monkeypatch.setattr(pixel_store, "free_memory", lambda n=photographs_at_once: n * largest)
+        monkeypatch.setattr(pixel_store.os, "cpu_count", lambda: 4)
+        assert pixel_store._at_once(sources, 0, photographs) == expected
+    assert free_memory() > 10**8
 
 
 def test_an_unreadable_photograph_is_left_out_named_and_changes_the_key(photographs):
@@ -104,44 +101,20 @@ def test_an_unreadable_photograph_is_left_out_named_and_changes_the_key(photogra
     assert store.names == ["photographs/a", "photographs/c"]
     assert list(store.left_out) == ["photographs/b"]
     assert "b.png" in store.left_out["photographs/b"]
-    assert read_index(store.folder)["key"] != store.key != whole.key
-    spoil(store.folder / "hr.u8", store.hr(0).size)
-    assert np.array_equal(open_store(folders(photographs)).hr(1), whole.hr(2))
+    assert store.key != whole.key
+    assert np.array_equal(store.hr(1), whole.hr(2))
     for name in "ac":
         (photographs / f"{name}.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"a\.png.*b\.png.*c\.png"):
         open_store(folders(photographs))
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_builds_is_not(photographs, tmp_path):
-    script = ("import sys, time; from pathlib import Path; from paperlib.files import building_folder\n"
-              "with building_folder(Path(sys.argv[1])) as folder:\n"
-              "    (folder / 'hr.u8').write_bytes(bytes(1000)); print('building', flush=True); time.sleep(60)")
-    target = tmp_path / "cache" / "pixels" / "0123456789abcdef"
-    with subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        (left,) = target.parent.glob(".paperlib-*")
-        open_store(folders(photographs))
-        assert (left / "hr.u8").is_file()
-        process.send_signal(signal.SIGKILL)
-    open_store(folders(photographs, max_train=2))
-    assert not left.exists()
-    with building_folder(target) as folder:
-        (folder / "x").touch()
-    assert [path.name for path in target.iterdir()] == ["x"]
-
-
-def test_a_full_disk_is_an_error_and_no_signal(small_disk, monkeypatch, photographs):
-    with pytest.raises(OSError, match="No space left"):
-        FlatImages(small_disk / "x.part", [(2000, 2000)], mode="r+")
-    assert list(small_disk.iterdir()) == []
-    images = FlatImages(small_disk / "x.part", [(500, 1000)], mode="r+")
-    (small_disk / "fill").write_bytes(bytes(2_000_000))
-    images[0][:] = 7
-    images.pixels.flush()
+def test_a_full_disk_is_an_error_before_and_within_the_work(small_disk, monkeypatch, photographs):
     monkeypatch.setenv("PAPERLIB_CACHE", str(small_disk / "cache"))
-    monkeypatch.setattr(pixel_store, "_check_room", lambda *_: None)
     for number in range(20):
-        Image.fromarray(astronaut()[:300, :300]).save(photographs / f"d{number}.png")
-    with pytest.raises(UserError, match=r"No space left.*Free some space.*PAPERLIB_CACHE"):
+        Image.fromarray(astronaut()[:300, : 200 + number]).save(photographs / f"d{number}.png")
+    with pytest.raises(UserError, match=r"GB are free. Free some"):
+        open_store(folders(photographs))
+    monkeypatch.setattr(pixel_store, "_at_once", lambda *_: 2)
+    with pytest.raises(UserError, match=r"No space left.*PAPERLIB_CACHE"):
         open_store(folders(photographs))

@@ -8,8 +8,7 @@ import torch
 
 from paperlib.data import text
 from paperlib.data.dataset import TrainSet, patches_of
-from paperlib.data.flat_images import FlatImages
-from paperlib.data.pixel_store import open_store
+from paperlib.data.pixel_store import open_store, write_pixels
 from paperlib.data.resize import bicubic_downscale
 from paperlib.errors import UserError
 from paperlib.profiles import load_settings
@@ -50,14 +49,14 @@ def test_text_ends_after_its_steps_and_nothing_else_changes(cache):
 def test_lr_is_the_reduced_page():
     for seed in range(12):
         lr, hr = text.text_patch(16, np.random.default_rng(seed))
-        page = text.page(3 * 20, np.random.default_rng(seed))
+        page = text.render_text(3 * 20, np.random.default_rng(seed))
         assert np.array_equal(hr, page[6:-6, 6:-6])
         assert np.array_equal(lr, bicubic_downscale(page)[2:-2, 2:-2])
         assert np.array_equal(lr[2:-2, 2:-2], bicubic_downscale(np.pad(hr, ((9, 9), (9, 9), (0, 0))))[5:-5, 5:-5])
 
 
 def test_pages_hold_letters_of_many_colours():
-    pages = [text.page(120, np.random.default_rng(seed)) for seed in range(80)]
+    pages = [text.render_text(120, np.random.default_rng(seed)) for seed in range(80)]
     shades = [len(np.unique(image.reshape(-1, 3), axis=0)) for image in pages]
     assert min(shades) > 2
     assert np.median(shades) > 20  # the edges of letters are smoothed
@@ -68,10 +67,8 @@ def test_pages_hold_letters_of_many_colours():
 
 def test_the_cached_teacher_of_a_page_is_hr(cache):
     store = open_store(FOUR)
-    shapes = [store.hr(index).shape[:2] for index in range(len(store))]
-    outputs = FlatImages(store.teacher_outputs_path("t"), shapes, mode="r+")
     for index in range(len(store)):
-        outputs[index][:] = 255 - store.hr(index)
+        write_pixels(store.output_path("t", index), 255 - store.hr(index))
     batch = TrainSet(store, FOUR, 1, "s", 12, text=0.5).batch(0, 32, teacher="t")
     for place, sample in enumerate(batch.samples):
         hr = batch.hr[place]

@@ -12,7 +12,7 @@ from paperlib.data.div2k import div2k_folder
 from paperlib.data.images import read_rgb
 from paperlib.data.photographs import read_pairs
 from paperlib.data.resize import bicubic_downscale
-from paperlib.data.splits import embedded_path
+from paperlib.data.sources import embedded_path
 from paperlib.evaluation import audit
 from paperlib.evaluation.audit import authors_report, authors_upscalers, released_run
 from paperlib.evaluation.authors import FILES, REPORT

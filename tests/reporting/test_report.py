@@ -11,7 +11,7 @@ import pytest
 
 import paperlib
 from paperlib.data.images import read_rgb
-from paperlib.data.splits import embedded_path
+from paperlib.data.sources import embedded_path
 from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import reported
 from paperlib.reporting import costs, figures, viewer

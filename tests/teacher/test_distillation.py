@@ -11,11 +11,9 @@ import torch
 from paperlib.data.dataset import TrainSet
 from paperlib.data.pixel_store import open_store
 from paperlib.errors import UserError
-from paperlib.files import file_lock
 from paperlib.settings import DataSettings, TeacherSettings
 from paperlib.student.models import weights_hash
 from paperlib.teacher import distillation
-from paperlib.teacher import outputs as outputs_module
 from paperlib.teacher.distillation import (
     FILE,
     OnTheFlyTeacher,
@@ -23,11 +21,12 @@ from paperlib.teacher.distillation import (
     decide_teacher,
     download_weights,
     find_teacher,
+    outputs_key,
     pin_teacher,
     published_weights,
+    teacher_outputs,
 )
 from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
-from paperlib.teacher.outputs import outputs_key, teacher_outputs
 
 
 def small_teacher(seed=0):
@@ -229,14 +228,14 @@ def calls(monkeypatch):
             asked.append(lr.shape)
             return super().__call__(lr)
 
-    monkeypatch.setattr(outputs_module, "TeacherUpscaler", Counting)
+    monkeypatch.setattr(distillation, "TeacherUpscaler", Counting)
     return asked
 
 
 def test_photographs_of_another_store_are_not_upscaled_again(store, source, calls):
     first = [output.copy() for output in teacher_outputs(store, source)]
     larger = open_store(store_settings().model_copy(update={"max_train": 5}))
-    assert larger.folder != store.folder
+    assert larger.key != store.key
     outputs = teacher_outputs(larger, source)
     assert len(calls) == len(larger) == 5
     for name, wanted in zip(store.names, first, strict=True):
@@ -244,16 +243,6 @@ def test_photographs_of_another_store_are_not_upscaled_again(store, source, call
     other = small_teacher(1)
     teacher_outputs(larger, TeacherSource(other, "small", weights_hash(other), ""))
     assert len(calls) == 10
-
-
-def test_a_damaged_output_of_another_store_is_not_taken(store, source, calls):
-    wanted = [output.copy() for output in teacher_outputs(store, source)]
-    path = store.teacher_outputs_path(outputs_key(source))
-    path.write_bytes(bytes(1000) + path.read_bytes()[1000:])
-    larger = open_store(store_settings().model_copy(update={"max_train": 5}))
-    outputs = teacher_outputs(larger, source)
-    assert len(calls) == 6
-    assert np.array_equal(outputs[larger.names.index(store.names[0])], wanted[0])
 
 
 def test_stopped_computation_continues_where_it_was(store, source, calls):
@@ -264,7 +253,8 @@ def test_stopped_computation_continues_where_it_was(store, source, calls):
 
     with pytest.raises(KeyboardInterrupt):
         teacher_outputs(store, source, stop)
-    assert not store.teacher_outputs_path(outputs_key(source)).exists()
+    with pytest.raises(UserError, match=r"1 teacher outputs are missing.*Run 03_teacher"):
+        store.teacher_outputs(outputs_key(source))
     outputs = teacher_outputs(store, source)
     assert len(calls) == len(store) == 3
     teacher_outputs(store, source)
@@ -278,58 +268,25 @@ def test_other_weights_have_another_key(source):
     assert outputs_key(source) != outputs_key(TeacherSource(other, "small", weights_hash(other), ""))
 
 
-def test_full_disk_and_second_process_are_said_in_a_sentence(store, source, monkeypatch):
-    lock = store.teacher_outputs_path(outputs_key(source)).with_suffix(".lock")
-    with file_lock(lock), pytest.raises(UserError, match="in use by process"):
-        teacher_outputs(store, source)
-    usage = outputs_module.shutil.disk_usage(store.folder)._replace(free=1000)
-    monkeypatch.setattr(outputs_module.shutil, "disk_usage", lambda path: usage)
+def test_a_full_disk_is_said_before_the_work(store, source, monkeypatch):
+    usage = distillation.shutil.disk_usage(store.folder)._replace(free=1000)
+    monkeypatch.setattr(distillation.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="PAPERLIB_CACHE"):
         teacher_outputs(store, source)
 
 
-def test_a_damaged_output_is_computed_again_and_named(store, source, capsys):
+def test_a_damaged_output_is_named_and_computed_again(store, source, calls, capsys):
     wanted = [output.copy() for output in teacher_outputs(store, source)]
-    path = store.teacher_outputs_path(outputs_key(source))
+    path = store.output_path(outputs_key(source), 1)
     content = path.read_bytes()
-    path.write_bytes(content[: wanted[0].size + 50] + bytes(5000) + content[wanted[0].size + 5050 :])
+    path.write_bytes(content[:5000] + bytes(5000) + content[10_000:])
     fresh = open_store(store_settings())
-    with pytest.raises(UserError, match=f"output for {store.names[1]} is damaged.*Run 03_teacher again"):
-        fresh.teacher_outputs(outputs_key(source))[1]
+    with pytest.raises(UserError, match="Run 03_teacher"):
+        fresh.teacher_outputs(outputs_key(source))
     capsys.readouterr()
+    assert len(calls) == 3
     for index, output in enumerate(teacher_outputs(fresh, source)):
         assert np.array_equal(output, wanted[index])
-    assert capsys.readouterr().out.count("is damaged in") == 1
+    assert len(calls) == 4
+    assert capsys.readouterr().out.count("is damaged") == 1
     assert path.read_bytes() == content
-
-
-def test_complete_outputs_need_no_lock_and_none_of_their_bytes_written(store, source):
-    path = store.teacher_outputs_path(outputs_key(source))
-    teacher_outputs(store, source)
-    before = path.stat().st_mtime_ns, path.with_suffix(".json").stat().st_mtime_ns
-    with file_lock(path.with_suffix(".lock")):
-        teacher_outputs(open_store(store_settings()), source)
-    assert (path.stat().st_mtime_ns, path.with_suffix(".json").stat().st_mtime_ns) == before
-
-
-def test_outputs_of_an_older_version_get_hashes_and_it_is_said(store, source, capsys):
-    path = store.teacher_outputs_path(outputs_key(source))
-    teacher_outputs(store, source)
-    hashes = path.with_suffix(".json").read_bytes()
-    path.with_suffix(".json").unlink()
-    teacher_outputs(store, source)
-    assert "has no hashes" in capsys.readouterr().out
-    assert path.with_suffix(".json").read_bytes() == hashes
-
-
-def test_half_finished_outputs_that_were_damaged_are_computed_again(store, source):
-    def stop(done, total):
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        teacher_outputs(store, source, stop)
-    part = store.teacher_outputs_path(outputs_key(source)).with_suffix(".part")
-    part.write_bytes(bytes(2000) + part.read_bytes()[2000:])
-    for index, output in enumerate(teacher_outputs(store, source)):
-        assert np.array_equal(output, np.round(TeacherUpscaler(source.model)(store.lr(index))))

@@ -16,8 +16,7 @@ RUN = """
     from paperlib.data.dataset import open_data
     from paperlib.run import open_run
     from paperlib.student.network import Student
-    from paperlib.teacher.distillation import TeacherSource
-    from paperlib.teacher.outputs import teacher_outputs
+    from paperlib.teacher.distillation import TeacherSource, teacher_outputs
     from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
     from paperlib.training.loop import fit
     from paperlib.training.stages import open_teacher

@@ -3,8 +3,12 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from paperlib.data.photographs import Pair, Pairs, Source, match_folders, named_folder, read_pairs
+from paperlib.data.div2k import div2k_sources
+from paperlib.data.download import SETS
+from paperlib.data.photographs import Pair, Pairs, Source, match_folders, read_pairs
+from paperlib.environment import data_dir
 from paperlib.errors import UserError
+from paperlib.files import user_path
 from paperlib.settings import SCALE, DataSettings
 
 
@@ -41,6 +45,24 @@ def embedded_path(name: str) -> Path:
                     "kit, in a clone: pip install '.[kit]'.")
 
 
+def named_folder(name: str) -> Path:
+    """An absolute folder, or one under PAPERLIB_DATA.
+
+    Raises:
+        UserError: it is not there; the message says where it was looked for.
+    """
+    path, root = user_path(name), data_dir()
+    if not path.is_absolute():
+        if root is None:
+            raise UserError(f"image folder {name!r}: PAPERLIB_DATA is unset. Set it to the folder that "
+                            f"holds {name!r}, or give an absolute path.")
+        path = root / name
+    if not path.is_dir():
+        fetch = f"Run `paperlib data fetch {name}`, correct" if name in SETS else "Correct"
+        raise UserError(f"no image folder at {path}. {fetch} the data settings, or PAPERLIB_DATA.")
+    return path
+
+
 def split_sources(settings: DataSettings, split: str) -> list[Source]:
     """The photographs of a split, "train" or "valid", in a fixed order.
 
@@ -52,8 +74,6 @@ def split_sources(settings: DataSettings, split: str) -> list[Source]:
         names = EMBEDDED_TRAIN if train else EMBEDDED_VALID
         sources = [Source(Path(name).stem, embedded_path(name)) for name in names]
     elif settings.source == "div2k":
-        from paperlib.data.div2k import div2k_sources
-
         sources = div2k_sources(settings, split)
     else:
         folders = settings.train if train else settings.valid
@@ -71,7 +91,7 @@ def validation_pairs(settings: DataSettings) -> list[Pair]:
     return list(Pairs(split_sources(settings, "valid"), settings.valid_crop))
 
 
-def test_sets(settings: DataSettings) -> dict[str, Pairs]:
+def load_test_sets(settings: DataSettings) -> dict[str, Pairs]:
     """The test sets by name, each a folder with HR/ and LR_bicubic/X3/, decoded when used."""
     sets = {}
     for name in settings.tests:
@@ -79,5 +99,3 @@ def test_sets(settings: DataSettings) -> dict[str, Pairs]:
         sets[folder.name] = read_pairs(folder / "HR", folder / "LR_bicubic" / f"X{SCALE}")
     return sets
 
-
-test_sets.__test__ = False  # not a test, whatever pytest thinks of the name

@@ -11,12 +11,12 @@ from hosts import break_off, host
 from PIL import Image
 
 from paperlib.cli import main
-from paperlib.data import public_photographs
-from paperlib.data.download import fetch
-from paperlib.data.public_photographs import (
+from paperlib.data import download
+from paperlib.data.download import (
     MADE,
     SETS,
     Photograph,
+    fetch,
     fetch_photographs,
     listed,
     pixels_sha256,
@@ -51,7 +51,7 @@ def photographs(tmp_path):
 def server(monkeypatch):
     monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
     with host(CONTENTS, "/owner/name/HEAD/") as httpd:
-        monkeypatch.setattr(public_photographs, "RAW", f"http://127.0.0.1:{httpd.server_port}")
+        monkeypatch.setattr(download, "RAW", f"http://127.0.0.1:{httpd.server_port}")
         yield httpd
 
 
@@ -111,7 +111,7 @@ def pixels_sha256_of(content: bytes, folder: Path) -> str:
 
 def test_a_list_can_name_the_commit():
     photograph = Photograph("a.png", "owner/name", "some where/a.png", "CC0-1.0", "1x1", commit="0123")
-    assert photograph.url == f"{public_photographs.RAW}/owner/name/0123/some%20where/a.png"
+    assert photograph.url == f"{download.RAW}/owner/name/0123/some%20where/a.png"
 
 
 @pytest.mark.parametrize(("name", "count"), [("cid22", 209), ("clic_val", 14)])
@@ -149,7 +149,7 @@ def test_a_page_wrong_bytes_or_nothing_costs_only_itself(server, photographs, tm
 
 
 def test_a_host_out_of_reach_is_not_asked_for_every_photograph(photographs, monkeypatch, tmp_path):
-    monkeypatch.setattr(public_photographs, "RAW", "http://127.0.0.1:9")
+    monkeypatch.setattr(download, "RAW", "http://127.0.0.1:9")
     monkeypatch.setattr("paperlib.data.download.time.sleep", lambda _: None)
     told = []
     failed = fetch_photographs(tmp_path / "open", photographs * 2, told.append)
@@ -218,11 +218,11 @@ def test_the_list_is_the_one_of_the_photographs_at_hand(data_root, monkeypatch, 
         assert sha256(path.read_bytes()).hexdigest() == photograph.reduced_sha256
         with Image.open(path) as image:
             assert "x".join(map(str, image.size)) == photograph.size
-    with (public_photographs.LISTS / "open.csv").open(encoding="utf-8", newline="") as file:
+    with (download.LISTS / "open.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     values = ["../x.jpg", *list(lines[0].values())[1:]]
     (tmp_path / "open.csv").write_text(f"{','.join(lines[0])}\n{','.join(values)}\n")
-    monkeypatch.setattr(public_photographs, "LISTS", tmp_path)
+    monkeypatch.setattr(download, "LISTS", tmp_path)
     with pytest.raises(UserError, match="no plain name"):
         listed()
 
@@ -234,7 +234,7 @@ def test_the_command_needs_a_folder_and_gives_1_where_some_are_missing(server, p
     assert "PAPERLIB_DATA" in capsys.readouterr().err
     assert main(["data", "fetch"]) == 2
     assert main(["data", "status", "open"]) == 2
-    monkeypatch.setattr(public_photographs, "listed", lambda name: photographs)
+    monkeypatch.setattr(download, "listed", lambda name: photographs)
     server.behave = {"b.jpg": page}
     capsys.readouterr()
     assert main(["data", "fetch", "open", "--to", str(tmp_path / "mine")]) == 1
