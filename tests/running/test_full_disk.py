@@ -25,7 +25,7 @@ from paperlib.teacher.distillation import TeacherSource, outputs_key, teacher_ou
 from paperlib.teacher.network import MambaIRv2Light, TeacherShape
 from paperlib.training.state import load_state, save_state
 
-FULL = r"No space left on device\. Free some space or choose a folder on a larger disk with "
+FULL = r"No space left on device\. Free some space or choose another folder with "
 
 
 def fill(disk, left: int = 0) -> None:
