@@ -152,9 +152,7 @@ class StageSettings(_Section):
     halve_every: int = Field(2000, ge=1)
     """decay=halve: steps between two halvings."""
     hold: float = Field(0.0, ge=0, lt=1)
-    """decay=cosine: fraction of a cycle at the full rate before the cosine begins (ours)."""
-    cycles: int = Field(1, ge=1)
-    """decay=cosine: how often the rate goes from full to 0, the restarts at full rate (ours; RLFN's warm restarts)."""
+    """decay=cosine: fraction of the steps after the warm-up at the full rate (ours)."""
     clip_grad: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 is no clipping."""
     clip_body: float = Field(3.0, ge=0)
@@ -176,21 +174,10 @@ class StageSettings(_Section):
     form: Literal["expanded", "collapsed"] = "expanded"
     """collapsed: BN statistics frozen and every block trained as one convolution (ours; off in `paper`)."""
     revive: bool = False
-    """stage 2 only: MobileOne channels that stage 1 left silent get fresh kernels first (ours; `student.revival`)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: forward pass in bfloat16 but for the head."""
-    accumulate: int = Field(1, ge=1)
-    """Gradient accumulation: forward passes a step, each of batch/accumulate samples."""
+    """stage 2 only: MobileOne channels that stage 1 left dead get fresh kernels first (ours)."""
     loss: LossSettings
     expect: str = ""
     """What the source reports for this stage, and where; shown in the notebook."""
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        if self.batch % self.accumulate:
-            raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts: set "
-                             "accumulate to a divisor of batch")
-        return self
 
 
 class QuantSettings(_Section):
@@ -254,7 +241,7 @@ class AblationSettings(_Section):
     conditions: tuple[Literal["kd_0", "kd_1", "kd_10", "kd_100", "ortho_kd_0", "ortho_kd_1"], ...] = ("kd_1", "kd_0")
     """Table D: weights of the teacher and scalings of the DCT; kd_1 and kd_0 are the two that the paper reports."""
     switches: tuple[str, ...] = ()
-    """Further one-change ablations of stage 3, by name; see `paperlib.training.variants`."""
+    """Further one-change ablations of stage 3, by name; see `paperlib.training.ablations`."""
 
     @field_validator("seeds")
     @classmethod

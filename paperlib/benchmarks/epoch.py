@@ -2,7 +2,7 @@
 
 The field's way: for every sample two whole PNG files are decoded and cropped; the branches run one by one in PyTorch's
 default layout, with the C library's default allocator; every epoch ends with PSNR and SSIM of the expanded form on 2K
-images. Ours: pixels from the store, branches summed (`student.moments`), channels-last, the kernels' allocator
+images. Ours: pixels from the store, branches summed (`student.fast_reparam`), channels-last, the kernels' allocator
 settings, validation on the fused form. Each side runs in processes of its own, because an allocator is chosen when a
 process starts. Both draw the same patches from the same weights, and must arrive at the same losses.
 """

@@ -25,7 +25,7 @@ def interleaved(
 
 
 def branch_by_branch(student: torch.nn.Module) -> torch.nn.Module:
-    """The student, in place, with every branch of a block computed by itself: what `student.moments` spares."""
+    """The student, in place, with every branch of a block computed by itself: what `student.fast_reparam` spares."""
     student._run_block = lambda block, x: block(x)
     return student
 

@@ -104,7 +104,7 @@ def released_run() -> dict[str, Any]:
     folder = authors_folder()
     if folder is None:
         return {}
-    state = load_pickle(folder / FILES["stage3_fakequant"])
+    state = load_pickle(folder / FILES["stage3_fakequant"], "the authors' QAT checkpoint")
     keys = ("epoch", "loss_mode", "dct_w", "kd_w", "kd_res_w", "wav_w", "ms_w", "kd_freq_w", "fqkd_w", "has_ema")
     return {key: state[key] for key in keys if key in state}
 

@@ -124,8 +124,5 @@ def _with(about: dict[str, Any], upscaler: QuantisedUpscaler) -> QuantisedUpscal
 
 def _is_qat(path: Path) -> bool:
     """Whether a .pt file has the authors' EMA weights under quantisation; what it is else, its reader says."""
-    try:
-        published = load_pickle(path)
-    except Exception:  # torch raises many kinds; `read_published` tells them
-        return False
+    published = load_pickle(path, "a checkpoint of the authors")
     return isinstance(published, dict) and "model_ema" in published and "cfg" not in published

@@ -15,10 +15,9 @@ from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, disable_observe
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from torch.fx import Node as FxNode
 
-from paperlib.errors import UserError
+from paperlib.files import reading
 from paperlib.quantisation.int8 import QParams, QuantisedGraph, channel_scales, qparam_owners, with_representable_scales
 from paperlib.settings import StudentSettings
-from paperlib.student.checkpoint import check_size, check_tensors
 from paperlib.student.graph import Graph
 from paperlib.student.models import (
     build_model,
@@ -27,7 +26,6 @@ from paperlib.student.models import (
     key_from_published,
     load_pickle,
     load_weights,
-    one_line,
 )
 
 
@@ -165,18 +163,13 @@ def read_published_qat(path: str | Path) -> QuantisedGraph:
     Raises:
         UserError: missing or damaged file, or another layout.
     """
-    path = Path(path)
-    try:
-        published = check_tensors(dict(load_pickle(path))["model_ema"], path)
+    what = "the authors' QAT checkpoint"
+    state = load_pickle(path, what)
+    with reading(path, what):
+        published = state["model_ema"]
         blocks = sum(name.endswith(".reparam.weight") for name in published)
         settings = StudentSettings(channels=published["conv_in.weight"].shape[0], blocks=blocks)
-    except UserError:
-        raise
-    except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
-        raise UserError(f"{path} is not the authors' QAT checkpoint ({one_line(error)}). "
-                        "Name ckpt_best_s3_qat.pt.") from error
-    with torch.device("meta"):
-        check_size(build_model(settings, "fused"), published.values(), path)
-    model = PaperQat(build_model(settings, "fused"))
-    load_weights(model, _by_observed_node(model, published), path)
+        model = PaperQat(build_model(settings, "fused"))
+        tensors = _by_observed_node(model, published)
+    load_weights(model, tensors, path)
     return paper_graph(model)

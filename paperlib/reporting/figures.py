@@ -375,7 +375,7 @@ def shares(found: pd.DataFrame) -> Figure:
     """What each term of the loss contributes to its value and to its gradient.
 
     Args:
-        found: of `training.loss_shares`, one line a term.
+        found: of `training.gradient_shares`, one line a term.
     """
     figure = Figure(figsize=(9.2, 0.5 * len(found) + 1.5))
     axes, at = figure.subplots(), np.arange(len(found))

@@ -31,7 +31,7 @@ from paperlib.reporting.summary import write_summary
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
 from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
-from paperlib.training.variants import check_switches
+from paperlib.training.ablations import check_switches
 from paperlib.weights import start_file
 
 STATE = ".state.json"

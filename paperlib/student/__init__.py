@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "models": ["build_model", "fuse_model"],
         "network": ["count_parameters"],
-        "revival": ["silent_channels"],
+        "dead_channels": ["find_dead_channels"],
     },
 )

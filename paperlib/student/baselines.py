@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.settings import SCALE, StudentSettings
-from paperlib.student.graph import Node, _conv
+from paperlib.student.graph import Node, conv_node
 from paperlib.student.network import bilinear_kernel
 
 STUDENTS = ("mobileone", "repconv", "repdw")
@@ -127,18 +127,18 @@ class ABPN(nn.Module):
         return torch.clamp(sr, 0.0, 255.0) if self.clamp else sr
 
 
-def _fsrcnn_nodes(model: FSRCNN) -> list[Node]:
+def fsrcnn_nodes(model: FSRCNN) -> list[Node]:
     nodes: list[Node] = []
     for index, (conv, act) in enumerate(zip(model.body, model.act, strict=True)):
-        nodes.append(_conv(f"body.{index}", conv, nodes[-1].name if nodes else "input"))
+        nodes.append(conv_node(f"body.{index}", conv, nodes[-1].name if nodes else "input"))
         nodes.append(Node(f"act.{index}", "prelu", (nodes[-1].name,), act.weight.detach().clone()))
-    return [*nodes, _conv("head", model.head, nodes[-1].name)]
+    return [*nodes, conv_node("head", model.head, nodes[-1].name)]
 
 
-def _abpn_nodes(model: ABPN) -> list[Node]:
+def abpn_nodes(model: ABPN) -> list[Node]:
     nodes: list[Node] = []
     for index, conv in enumerate(model.body):
-        nodes.append(_conv(f"body.{index}", conv, nodes[-1].name if nodes else "input", relu=True))
-    nodes.append(_conv("head", model.head, nodes[-1].name))
+        nodes.append(conv_node(f"body.{index}", conv, nodes[-1].name if nodes else "input", relu=True))
+    nodes.append(conv_node("head", model.head, nodes[-1].name))
     nodes.append(Node("anchor", "repeat", ("input",)))
     return [*nodes, Node("sum", "add", ("head", "anchor"))]

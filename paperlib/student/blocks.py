@@ -1,7 +1,7 @@
 """The student's re-parameterisable blocks and how each folds into one deployable form (paper section 1, Table C).
 
-A block has a expanded form with parallel or serial branches and BatchNorm, and a fused form that computes the same
-function with one convolution (RepDW: two). Folding a branch: W' = γ/√(σ²+ε)·W and b' = β + γ/√(σ²+ε)·(b − μ); a 1×1
+A block has an expanded form (branches with BatchNorm) and a fused form: one convolution that computes the same
+(RepDW: two). Folding a branch: W' = γ/√(σ²+ε)·W and b' = β + γ/√(σ²+ε)·(b − μ); a 1×1
 kernel is padded to the centre of a 3×3, an identity is a Dirac 3×3, and branches add up.
 """
 
@@ -122,7 +122,7 @@ def mobileone(channels: int, branches: int) -> MobileOneBlock:
 
 
 def kernel_and_bias(block: nn.Module) -> KernelBias:
-    """Kernel and bias of a expanded block's equal convolution (RepDW: its depthwise part), differentiable."""
+    """Kernel and bias of the convolution that equals an expanded block (RepDW: its depthwise part), differentiable."""
     if not isinstance(block, MobileOneBlock):
         return block.kernel_and_bias()
     pairs = [fold_bn(branch.conv.weight, None, branch.bn) for branch in block.conv_kxk]
@@ -133,7 +133,7 @@ def kernel_and_bias(block: nn.Module) -> KernelBias:
 
 
 def collapsed_forward(block: nn.Module, x: Tensor) -> Tensor:
-    """A expanded block computed as its fused form, gradients reaching every branch.
+    """An expanded block computed as its fused form, gradients reaching every branch.
 
     Equals the block in evaluation mode; costs one convolution instead of one per branch. x: (B, C, H, W).
     """
@@ -146,7 +146,7 @@ def collapsed_forward(block: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fuse_block(block: nn.Module) -> nn.Module:
-    """The fused form of a expanded block, as a new module with its own weights."""
+    """The fused form of an expanded block, as a new module with its own weights."""
     kernel, bias = kernel_and_bias(block)
     if isinstance(block, RepDW):
         fused: nn.Module = FusedRepDW(bias.numel())

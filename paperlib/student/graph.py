@@ -74,7 +74,7 @@ class Graph:
         return Graph(tuple(changed))
 
 
-def _conv(name: str, conv: nn.Conv2d, source: str, relu: bool = False) -> Node:
+def conv_node(name: str, conv: nn.Conv2d, source: str, relu: bool = False) -> Node:
     weight, bias = conv.weight.detach().clone().contiguous(), conv.bias.detach().clone()
     return Node(name, "conv", (source,), weight, bias, conv.groups, relu)
 

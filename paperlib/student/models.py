@@ -3,21 +3,21 @@
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, explain
+from paperlib.files import atomic_path, reading
 from paperlib.settings import StudentSettings
-from paperlib.student.baselines import ABPN, FSRCNN, STUDENTS, _abpn_nodes, _fsrcnn_nodes
-from paperlib.student.checkpoint import check_size, check_tensors, open_pickle, read_about
+from paperlib.student.baselines import ABPN, FSRCNN, STUDENTS, abpn_nodes, fsrcnn_nodes
 from paperlib.student.graph import Graph, Node
-from paperlib.student.network import Student, _student_nodes, fuse
+from paperlib.student.network import Student, fuse, student_nodes
 
 
 def deployment_graph(model: nn.Module) -> Graph:
@@ -28,7 +28,7 @@ def deployment_graph(model: nn.Module) -> Graph:
     """
     if getattr(model, "form", None) != "fused":
         raise ValueError(f"only a fused model has a deployment graph; this one is {getattr(model, 'form', model)!r}")
-    readers = {Student: _student_nodes, FSRCNN: _fsrcnn_nodes, ABPN: _abpn_nodes}
+    readers = {Student: student_nodes, FSRCNN: fsrcnn_nodes, ABPN: abpn_nodes}
     nodes = readers[type(model)](model)
     shuffle = Node("shuffle", "depth_to_space", (nodes[-1].name,))
     return Graph((Node("input", "input"), *nodes, shuffle, Node("output", "clamp", ("shuffle",))))
@@ -55,22 +55,6 @@ def fuse_model(model: nn.Module, clamp: bool | None = None) -> nn.Module:
     return twin
 
 
-def load_model(path: str | Path) -> nn.Module:
-    """A student or baseline from a checkpoint of this kit, in the form it was saved in, evaluation mode.
-
-    Raises:
-        UserError: missing or damaged file, a quantised checkpoint, or weights that do not fit.
-    """
-    tensors, about = read_weights(path)
-    settings = StudentSettings.model_validate(about["architecture"])
-    if about["form"] not in ("expanded", "fused"):
-        raise UserError(f"{path} is in form {about['form']!r}: quantised weights are read by `paperlib export`. "
-                        "Name a student in training or fused form.")
-    model = build_model(settings, about["form"], about["clamp"])
-    load_weights(model, tensors, path)
-    return model.eval()
-
-
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of a network's names and values, whatever file they lie in."""
     digest = hashlib.sha256()
@@ -81,114 +65,101 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def save_student(student: nn.Module, path: str | Path, **metadata: Any) -> Path:
-    """Write weights as .safetensors with metadata (architecture, form, clamp and what the caller adds), atomically."""
-    path = Path(path)
-    about = {"architecture": student.settings.model_dump(), "form": student.form, "clamp": student.clamp, **metadata}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
+    """Write weights as .safetensors, atomically; `metadata` stands beside architecture, form and clamp."""
+    about = {"architecture": student.settings.model_dump(), "form": student.form,
+             "clamp": student.clamp, **metadata}
+    tensors = {name: tensor.detach().cpu().contiguous()
+               for name, tensor in student.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"paperlib": json.dumps(about)})
-    return path
+    return Path(path)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a .safetensors checkpoint written by paperlib.
+    """Tensors and metadata of a .safetensors checkpoint of this kit.
 
     Raises:
-        UserError: missing, damaged, not written by paperlib, with metadata that are none of this version, with fewer
-            weights than the architecture has, or with weights that are no numbers.
+        UserError: there is none, or its metadata name no architecture and form.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}. Run the notebook that trains it, or name another file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get("paperlib")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except PermissionError as error:
-        raise explain(error, path, "read") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable .safetensors file ({error}). Name a checkpoint of this kit; "
-                        "if this is one and damaged, train that stage again.") from error
-    if about is None:
-        raise UserError(f"{path} was not written by paperlib: its metadata name no architecture. Name another file.")
-    metadata = read_about(about, path)
-    if metadata["form"] == "qat":  # such a file says itself what it is made of
-        return check_tensors(tensors, path), metadata
-    settings = StudentSettings.model_validate(metadata["architecture"])
-    with torch.device("meta"):
-        model = build_model(settings, "expanded" if metadata["form"] == "expanded" else "fused")
-    check_size(model, tensors.values(), path)
-    return check_tensors(tensors, path), metadata
+    with reading(path, "a checkpoint of this kit"), safe_open(path, framework="pt") as file:
+        about = json.loads((file.metadata() or {})["paperlib"])
+        StudentSettings.model_validate(about["architecture"])
+        if about["form"] not in ("expanded", "fused", "qat"):
+            raise ValueError(f"form {about['form']!r}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _check_finite(tensors)
+        return tensors, about
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state dict strictly; a mismatch is a `UserError` that names the first differing keys.
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        unseen = name.endswith(("min_val", "max_val"))  # of observers that have seen nothing: infinite
+        if value.is_floating_point() and not (~value.isnan() if unseen else value.isfinite()).all():
+            raise ValueError(f"{name} is not finite")
 
-    A type other than the network's is one too: PyTorch would cast it silently.
+
+def load_model(path: str | Path) -> nn.Module:
+    """A student or baseline from a checkpoint of this kit, in the form it was saved in, evaluation mode.
+
+    Raises:
+        UserError: no such file, a quantised checkpoint, or weights that do not fit.
     """
-    for name, value in model.state_dict().items():
-        if name in tensors and tensors[name].dtype != value.dtype:
-            given, own = (str(tensor.dtype).removeprefix("torch.") for tensor in (tensors[name], value))
-            raise UserError(f"{path} does not fit the architecture ({name} is {given}, not {own}). Name a matching "
-                            "file.")
-    try:
+    tensors, about = read_weights(path)
+    if about["form"] == "qat":
+        raise UserError(f"{path} is quantised: `paperlib export` reads it. Name a float student.")
+    with reading(path, "a checkpoint of this kit"):
+        settings = StudentSettings.model_validate(about["architecture"])
+        model = build_model(settings, about["form"], bool(about["clamp"]))
+    return load_weights(model, tensors, path)
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
+    """Load a file's state dict into a network, in place: all names, equal shapes, finite values.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        UserError: the weights are those of another network, or not finite; the file is named.
+    """
+    with reading(path, "a checkpoint of this network"):
         model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        wanted, given = set(model.state_dict()), set(tensors)
-        first = ", ".join(name[:80] for name in sorted(wanted ^ given)[:3]) or str(error).splitlines()[-1].strip()
-        raise UserError(f"{path} does not fit the architecture (differs at: {first}). Name a matching file.") from error
+        _check_finite(model.state_dict())
+    return model.eval()
+
+
+def load_pickle(path: str | Path, what: str) -> Any:
+    """What a .pt or .pth file holds, tensors and plain values only; nothing in it is executed.
+
+    Args:
+        what: what the file should be, for the message.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    with reading(path, what):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def key_from_published(published: str) -> str:
     """Our state-dict key for a key of the authors' checkpoints."""
-    for old, new in (("conv_in.", "stem."), ("rep.", "body."), (".reparam.", ".conv."), ("conv_out.", "head.")):
+    for old, new in (("conv_in.", "stem."), ("rep.", "body."), (".reparam.", ".conv."),
+                     ("conv_out.", "head.")):
         published = published.replace(old, new)
     return published
 
 
-def load_pickle(path: Path) -> Any:
-    """What a .pt file holds, tensors and plain values only; nothing in it is executed.
-
-    Raises:
-        UserError: there is no such file, or it may not be read.
-        Exception: whatever torch raises for a damaged or foreign one.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}. Name an existing file.")
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise explain(error, path, "read") from error
-    return open_pickle(path)
-
-
-def one_line(error: Exception) -> str:
-    """An exception's kind and first words."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:160]}"
-
-
 def read_published(path: str | Path) -> Student:
-    """The authors' fused student from one of their `*_deploy.pt` files (weights only, strict), evaluation mode.
+    """The authors' fused student from one of their `*_deploy.pt` files, evaluation mode.
 
     Raises:
-        UserError: missing or damaged file, or another layout.
+        UserError: no such file, or another layout.
     """
-    path = Path(path)
-    try:
-        published = dict(load_pickle(path))
-        tensors = published["model"]
-        settings = StudentSettings(channels=published["cfg"]["channels"], blocks=published["cfg"]["n_rep"])
-    except UserError:
-        raise
-    except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
-        raise UserError(f"{path} is not one of the authors' deploy checkpoints ({one_line(error)}). "
-                        "Name a *_deploy.pt file of theirs or a .safetensors of ours.") from error
-    check_tensors(tensors, path)
-    with torch.device("meta"):
-        check_size(Student(settings, form="fused"), tensors.values(), path)
-    renamed = {key_from_published(name): tensor for name, tensor in tensors.items()}
-    student = Student(settings, form="fused", clamp=True)
-    load_weights(student, renamed, path)
-    return student.eval()
+    what = "one of the authors' deploy checkpoints"
+    published = load_pickle(path, what)
+    with reading(path, what):
+        size = published["cfg"]
+        student = Student(StudentSettings(channels=size["channels"], blocks=size["n_rep"]),
+                          form="fused", clamp=True)
+        tensors = {key_from_published(name): value for name, value in published["model"].items()}
+    return load_weights(student, tensors, path)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from paperlib.settings import SCALE, StudentSettings
 from paperlib.student.blocks import FusedConv, FusedRepDW, RepConv, RepDW, collapsed_forward, fuse_block, mobileone
-from paperlib.student.graph import Node, _conv
-from paperlib.student.moments import summed_forward, sums_branches
+from paperlib.student.fast_reparam import can_merge, merged_forward
+from paperlib.student.graph import Node, conv_node
 
 
 def _training_block(settings: StudentSettings) -> nn.Module:
@@ -76,20 +76,13 @@ class Student(nn.Module):
         features = first
         for block in self.body:
             features = self._run_block(block, features)
-        sr = self.shuffle(self._in_float(self.head, features + first))  # (B, 3, 3H, 3W)
+        sr = self.shuffle(self.head(features + first))  # (B, 3, 3H, 3W)
         return torch.clamp(F.relu(sr), max=255.0) if self.clamp else sr
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.form == "collapsed":
             return collapsed_forward(block, x)
-        return summed_forward(block, x) if sums_branches(block, x) else block(x)
-
-    def _in_float(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
-        """The layer outside autocast, in the type of its weights: in 128..255 bfloat16 has whole steps of 1."""
-        if self.form == "fused":  # never trained under autocast, and traced by the paper's quantiser
-            return layer(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return layer(x.to(layer.weight.dtype))
+        return merged_forward(block, x) if can_merge(block, x) else block(x)
 
 
 def with_form(student: Student, form: str) -> Student:
@@ -125,15 +118,15 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _student_nodes(model: Student) -> list[Node]:
-    nodes = [_conv("stem", model.stem, "input")]
+def student_nodes(model: Student) -> list[Node]:
+    nodes = [conv_node("stem", model.stem, "input")]
     for index, block in enumerate(model.body):
         source, name = nodes[-1].name, f"body.{index}"
         if isinstance(block, FusedConv):
-            nodes.append(_conv(f"{name}.conv", block.conv, source, relu=True))
+            nodes.append(conv_node(f"{name}.conv", block.conv, source, relu=True))
         elif isinstance(block, FusedRepDW):
-            nodes.append(_conv(f"{name}.depthwise", block.depthwise, source))
-            nodes.append(_conv(f"{name}.pointwise", block.pointwise, nodes[-1].name))
+            nodes.append(conv_node(f"{name}.depthwise", block.depthwise, source))
+            nodes.append(conv_node(f"{name}.pointwise", block.pointwise, nodes[-1].name))
             nodes.append(Node(f"{name}.add", "add", (nodes[-1].name, source), relu=True))
     nodes.append(Node("skip", "add", (nodes[-1].name, "stem")))
-    return [*nodes, _conv("head", model.head, "skip")]
+    return [*nodes, conv_node("head", model.head, "skip")]

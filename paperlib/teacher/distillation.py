@@ -239,3 +239,5 @@ class Targets:
     key: str | None = None
     """Key of the cached outputs beside the training pixels."""
     compute: Callable[[Tensor], Tensor] | None = None
+    about: str = ""
+    """The teacher network in one sentence, for records; empty for the student itself."""

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paperlib.errors import UserError
-from paperlib.files import sha256_file
+from paperlib.files import reading, sha256_file
 from paperlib.settings import SCALE
-from paperlib.student.checkpoint import check_tensors, open_pickle
-from paperlib.student.models import load_weights
+from paperlib.student.models import load_pickle, load_weights
 from paperlib.student.network import bilinear_kernel
 from paperlib.teacher.layers import ASSM, Layer, to_image, to_tokens
 from paperlib.teacher.scan import scan_backend
@@ -164,13 +163,11 @@ def load_teacher(path: str | Path, expected_sha256: str | None = PUBLISHED_SHA25
     if expected_sha256 and (digest := sha256_file(path)) != expected_sha256:
         raise UserError(f"{path} is not the published teacher: SHA-256 {digest}, expected {expected_sha256}. "
                         "Download it again.")
-    model = MambaIRv2Light()
-    try:
-        tensors = dict(open_pickle(path))["params"]
-    except Exception as error:  # torch raises many kinds for a damaged or foreign pickle
-        raise UserError(f"{path} is not a MambaIRv2 checkpoint ({type(error).__name__}). Download it again.") from error
-    load_weights(model, check_tensors(tensors, path), path)
-    return model.eval()
+    what = "a MambaIRv2 checkpoint"
+    published = load_pickle(path, what)
+    with reading(path, what):
+        tensors = published["params"]
+    return load_weights(MambaIRv2Light(), tensors, path)
 
 
 class TeacherUpscaler:

@@ -7,8 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "ablations": ["backbones", "sizes", "stage3_variants", "teacher_shares"],
         "losses": ["confidence_map", "kd_weight"],
-        "shares": ["loss_shares"],
-        "stages": ["open_teacher", "recalibrated", "revival_patches", "stage1", "stage2", "stage3", "stage3_targets",
-                   "start_path", "teacher_targets"],
+        "stages": ["dead_channel_patches", "distillation_targets", "open_teacher", "recalibrated",
+                   "stage1", "stage2", "stage3", "stage_shares", "start_path",
+                   "teacher_targets"],
     },
 )

@@ -40,7 +40,10 @@ Score = Callable[[nn.Module], dict[str, float]]
 
 @runtime_checkable
 class Drawing(Protocol):
-    """A network that draws random numbers while it trains; they must follow from the step, or no kill is undone."""
+    """A network that draws random numbers while it trains.
+
+    They must be a function of (seed, step), or resuming is not bit-exact.
+    """
 
     def before_step(self, step: int, rank: int) -> None:
         """Called on the trained network before each step, with the number of this process."""
@@ -49,8 +52,8 @@ class Drawing(Protocol):
 def processes() -> PartialState:
     """The processes that train together: this one, or torchrun's, which without a GPU talk through gloo.
 
-    Asked in any other way, accelerate leaves the processes of a machine without a GPU alone, and each would train on
-    its own in the same folder.
+    Without `cpu=True` accelerate does not join CPU processes, and each would train separately in the
+    same folder.
     """
     return PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
@@ -74,14 +77,14 @@ class Fit:
 def learning_rate(stage: StageSettings, step: int) -> float:
     """Learning rate of a step: linear warm-up, then cosine to 0, halving, or constant (paper section 4).
 
-    The part after the warm-up may be several equal cosine cycles, each with a part at the full rate before it (ours).
+    The cosine may have a part at the full rate before it (`hold`, ours).
     """
     warm = round(stage.warmup * stage.steps)
     if step < warm:
         return stage.lr * (step + 1) / warm
     if stage.decay == "cosine":
-        done, length = (step - warm) * stage.cycles, max(1, stage.steps - warm)  # whole numbers: no cycle starts at 0
-        falling = max(0.0, done % length / length - stage.hold) / (1 - stage.hold)
+        done = (step - warm) / max(1, stage.steps - warm)
+        falling = max(0.0, done - stage.hold) / (1 - stage.hold)
         return stage.lr * 0.5 * (1 + math.cos(math.pi * falling))
     return stage.lr * 0.5 ** (step // stage.halve_every) if stage.decay == "halve" else stage.lr
 
@@ -141,20 +144,8 @@ class _Progress:
                   file=self.plain, flush=True)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The arguments of `fit`."""
-
-    model: nn.Module
-    stage: StageSettings
-    draw: Draw
-    folder: Path
-    name: str
-    score: Score
-    teacher: Callable[[Tensor], Tensor] | None
-    events: Mapping[int, Callable[[nn.Module], None]]
-    identity: Mapping[str, Any]
-    quiet: bool
+def _flat(stage: StageSettings) -> dict[str, Any]:
+    return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"}))
 
 
 def fit(
@@ -178,109 +169,85 @@ def fit(
         model: maps (B, 3, p, p) in 0..255 to (B, 3, 3p, 3p); left unchanged.
         stage: schedule and loss.
         draw: gives the patches of a step; `Batch.teacher` is used as target where `teacher` is None.
-        folder: where the training state lives; locked while training.
+        folder: where the training state lies; locked while training.
         score: called with the EMA model every `validate_every` steps and at the end.
         teacher: computes targets in 0..1 from LR patches (B, 3, p, p) in 0..255, without gradient.
         events: called with the trained model and with its EMA copy before the step they are keyed by.
         identity: what else must be unchanged for a stopped training to be continued (data, start weights).
 
     Raises:
-        UserError: the folder is locked, cannot be written, or holds a training with other settings; the loss is not
-            finite; the stage distils and has no teacher.
+        UserError: the folder is locked, cannot be written, or holds a training with other settings;
+            the loss is not finite; the stage distils and has no teacher.
     """
     keep_freed_memory()
-    # under torchrun the first process holds the lock and writes; all of them read the state that they continue from
+    # under torchrun the first process holds the lock and writes; all of them read the state
     with file_lock(folder / "lock") if os.environ.get("RANK", "0") == "0" else nullcontext():
-        return _train(_Job(model, stage, draw, folder, name, score, teacher, events or {}, identity or {}, quiet))
+        processes()
+        accelerator = Accelerator()
+        identity = _flat(stage) | dict(identity or {})
+        state = TrainingState.begin(model, stage)
+        if saved := load_state(folder, identity):
+            state.restore(saved, saved["path"])
+        first, spent, began = state.step, state.seconds, time.monotonic()
+        # channels_last is the faster layout on CPU and GPU; it must be set before DDP wraps the model
+        state.live = state.live.to(accelerator.device, memory_format=torch.channels_last)
+        state.ema.to(accelerator.device)
+        trained, state.optimizer = accelerator.prepare(state.live, state.optimizer)
+        progress = _Progress(name, first, stage.steps, quiet or not accelerator.is_main_process)
+
+        for step in range(first, stage.steps):
+            for event in [events[step]] if events and step in events else []:
+                event(state.live)
+                event(state.ema.module)
+            if isinstance(state.live, Drawing):
+                state.live.before_step(step, accelerator.process_index)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(stage, step)
+            batch = draw(step, accelerator.process_index, accelerator.num_processes)
+            terms = _step(trained, state.optimizer, stage, batch, teacher, step / stage.steps, accelerator)
+            clip_weights(state.live, stage)
+            state.ema.update(state.live, step=step + 1)
+            if not math.isfinite(terms["loss"]):
+                raise UserError(f"{name}: the loss is {terms['loss']} at step {step}. Lower {name}.lr; the "
+                                f"last good state is in {folder}.")
+            state.count(terms)
+            state.step, psnr = step + 1, None
+            last = state.step == stage.steps
+            if last or state.step % stage.validate_every == 0:
+                scores = score(state.ema.module)
+                psnr = scores["psnr_rgb"]
+                state.validated(scores, learning_rate(stage, step), spent + time.monotonic() - began)
+            if accelerator.is_main_process and (last or state.step % stage.checkpoint_every == 0):
+                save_state(folder, state.step, state.saved(identity, spent + time.monotonic() - began))
+                write_text(folder / "history.csv", history_csv(state.history))
+            progress.advance(state.step, terms["loss"], psnr)
+
+        progress.bar.close()
+        best, kept = state.ema.module.to("cpu"), stage.steps
+        if stage.keep == "best":
+            best.load_state_dict(state.best)
+            kept = state.best_step
+        return Fit(best.eval(), state.best_step, state.best_psnr, state.history,
+                   spent + time.monotonic() - began, first, kept)
 
 
-def _flat(stage: StageSettings) -> dict[str, Any]:
-    return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"}))
-
-
-def _train(job: _Job) -> Fit:
-    """The loop itself; the folder is locked."""
-    processes()
-    accelerator, stage = Accelerator(), job.stage
-    identity = _flat(stage) | dict(job.identity)
-    state = TrainingState.begin(job.model, stage)
-    older = _flat(StageSettings(steps=1, lr=1.0, loss={})) | {"valid": identity.get("valid")}  # what its states lack
-    if saved := load_state(job.folder, identity, older):
-        state.restore(saved, saved["path"], stage.steps)
-    first, spent = state.step, state.seconds
-    # channels_last is the faster layout on CPU and GPU alike; it must be set before DDP wraps the model.
-    state.live = state.live.to(accelerator.device, memory_format=torch.channels_last)
-    state.ema.to(accelerator.device)
-    trained, state.optimizer = accelerator.prepare(state.live, state.optimizer)
-    progress = _Progress(job.name, first, stage.steps, job.quiet or not accelerator.is_main_process)
-    began = time.monotonic()
-
-    for step in range(first, stage.steps):
-        if step in job.events:
-            job.events[step](state.live)
-            job.events[step](state.ema.module)
-        if isinstance(state.live, Drawing):
-            state.live.before_step(step, accelerator.process_index)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
-        terms = _step(job, trained, state.optimizer, step, accelerator)
-        clip_weights(state.live, stage)
-        state.ema.update(state.live, step=step + 1)
-        if not math.isfinite(terms["loss"]):
-            raise UserError(f"{job.name}: the loss is {terms['loss']} at step {step}. Lower {job.name}.lr; the last "
-                            f"good state is in {job.folder}.")
-        state.count(terms)
-        state.step, psnr = step + 1, None
-        last = state.step == stage.steps
-        if last or state.step % stage.validate_every == 0:
-            scores = job.score(state.ema.module)
-            psnr = scores["psnr_rgb"]
-            state.validated(scores, learning_rate(stage, step), spent + time.monotonic() - began)
-        if accelerator.is_main_process and (last or state.step % stage.checkpoint_every == 0):
-            save_state(job.folder, state.step, state.saved(identity, spent + time.monotonic() - began))
-            write_text(job.folder / "history.csv", history_csv(state.history))
-        progress.advance(state.step, terms["loss"], psnr)
-
-    progress.bar.close()
-    model, kept = state.ema.module.to("cpu"), stage.steps
-    if stage.keep == "best":
-        model.load_state_dict(state.best)
-        kept = state.best_step
-    return Fit(model.eval(), state.best_step, state.best_psnr, state.history, spent + time.monotonic() - began, first,
-               kept)
-
-
-def _target(job: _Job, lr: Tensor, cached: Tensor | None) -> Tensor | None:
-    """The teacher's output in 0..1 for a part of the batch, from the cache or computed; None where none is needed."""
-    if job.stage.loss.kd == 0:
-        return None
-    if cached is not None:
-        return cached.to(lr.device).float() / 255
-    return job.teacher(lr) if job.teacher else None
-
-
-def _step(job: _Job, trained: nn.Module, optimizer: torch.optim.Optimizer, step: int,
+def _step(trained: nn.Module, optimizer: torch.optim.Optimizer, stage: StageSettings, batch: Batch,
+          teacher: Callable[[Tensor], Tensor] | None, progress: float,
           accelerator: Accelerator) -> dict[str, float]:
     """One optimiser step on this process's share of the batch; returns the loss and its terms, averaged over all."""
-    stage, device = job.stage, accelerator.device
-    batch, parts = job.draw(step, accelerator.process_index, accelerator.num_processes), stage.accumulate
-    cast = torch.autocast(device.type, torch.bfloat16) if stage.precision == "bf16" else nullcontext()
-    totals: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    chunks = zip(batch.lr.chunk(parts), batch.hr.chunk(parts),
-                 batch.teacher.chunk(parts) if batch.teacher is not None else [None] * parts, strict=True)
-    for lr, hr, cached in chunks:
-        lr = lr.to(device).float().contiguous(memory_format=torch.channels_last)
-        target = _target(job, lr, cached)
-        with cast:
-            sr = trained(lr)
-        loss, terms = stage_loss(stage.loss, sr.float(), hr.to(device).float(), target, step / stage.steps)
-        accelerator.backward(loss / parts)
-        for key, value in (terms | {"loss": loss.detach()}).items():
-            totals[key] = totals.get(key, 0.0) + value / parts
+    device, target = accelerator.device, None
+    lr = batch.lr.to(device).float().contiguous(memory_format=torch.channels_last)
+    if stage.loss.kd > 0 and batch.teacher is not None:
+        target = batch.teacher.to(device).float() / 255
+    elif stage.loss.kd > 0 and teacher is not None:
+        target = teacher(lr)
+    loss, terms = stage_loss(stage.loss, trained(lr), batch.hr.to(device).float(), target, progress)
+    accelerator.backward(loss)
     if stage.clip_grad > 0:
         accelerator.clip_grad_norm_(trained.parameters(), stage.clip_grad)
     optimizer.step()
+    totals = terms | {"loss": loss.detach()}
     means = accelerator.reduce(torch.stack(list(totals.values())), "mean").tolist()
     return dict(zip(totals, means, strict=True))
 

@@ -4,13 +4,16 @@ Stage 1 is L1; stage 2 is Charbonnier + 0.02 DCT + 0.03 KD; stage 3 is Charbonni
 (B, 3, H, W); every function returns a scalar mean unless it says otherwise.
 """
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from paperlib.data.dataset import Batch
 from paperlib.errors import UserError
 from paperlib.settings import LossSettings
 
@@ -138,6 +141,50 @@ def stage_loss(
         if weight > 0:
             total = total + weight * value
     return total, parts
+
+
+def gradient_shares(
+    model: nn.Module, batch: Batch, settings: LossSettings,
+    teacher: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0,
+) -> pd.DataFrame:
+    """What each term of the loss has to say on one batch, in training mode; the model is left as it was.
+
+    A term moves the weights by its gradient, not by its value: a Charbonnier of 0.02 has a gradient
+    of the size of an L1's, whatever it is worth.
+
+    Args:
+        model: (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..255.
+        batch: its `teacher` is the target, if it has one.
+        teacher: else computes targets in 0..1 from LR patches in 0..255.
+        progress: fraction of the stage that is done, 0..1, for λ(t).
+
+    Returns:
+        One line a term: `term`, `weight`, `value` (before weighting), `value share` (of the weighted
+        sum), `gradient norm` (of the weighted term, over all weights of the model) and
+        `gradient share` (of the norms' sum).
+
+    Raises:
+        UserError: the settings ask for distillation and there is no target.
+    """
+    model = copy.deepcopy(model).train()
+    weights = [value for value in model.parameters() if value.requires_grad]
+    lr, target = batch.lr.float(), None
+    if batch.teacher is not None:
+        target = batch.teacher.float() / 255
+    elif teacher is not None:
+        target = teacher(lr)
+    lines = []
+    for name, (weight, value) in weighted_terms(
+            settings, model(lr), batch.hr.float(), target, progress).items():
+        norm = 0.0
+        if weight > 0:
+            found = torch.autograd.grad(weight * value, weights, retain_graph=True, allow_unused=True)
+            norm = float(torch.stack([part.norm() for part in found if part is not None]).norm())
+        lines.append({"term": name, "weight": weight, "value": float(value.detach()), "gradient norm": norm})
+    table = pd.DataFrame(lines)
+    parts = table["weight"] * table["value"]
+    table.insert(3, "value share", parts / parts.sum())
+    return table.assign(**{"gradient share": table["gradient norm"] / table["gradient norm"].sum()})
 
 
 def confidence_map(teacher_255: np.ndarray, hr_255: np.ndarray, settings: LossSettings) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -24,9 +25,9 @@ from paperlib.files import atomic_path, sha256_file
 from paperlib.quantisation.qat import freeze_observers, prepare_qat, save_qat
 from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
+from paperlib.student.dead_channels import can_reinitialise, reinitialise
 from paperlib.student.models import build_model, fuse_model, load_model, read_published, save_student, weights_hash
 from paperlib.student.network import Student, with_form
-from paperlib.student.revival import can_be_revived, revive
 from paperlib.teacher.distillation import (
     OnTheFlyTeacher,
     Targets,
@@ -39,6 +40,7 @@ from paperlib.teacher.distillation import (
 )
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
 from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
+from paperlib.training.losses import gradient_shares
 from paperlib.weights import start_file
 
 
@@ -98,7 +100,7 @@ def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None
     return _keep(run, name, result, settings)
 
 
-def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", settings: Settings | None = None,
+def stage2(run: Run, data: Data, targets: Targets | None, name: str = "stage2", settings: Settings | None = None,
            start: str = "stage1") -> Trained:
     """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left (sections 3 and 4).
 
@@ -107,7 +109,8 @@ def stage2(run: Run, data: Data, targets: Targets, name: str = "stage2", setting
     settings = settings or run.settings
     path = run.stage_folder(start) / "student.safetensors"
     first, stays = load_model(path), settings.stage1.form == settings.stage2.form == "collapsed"
-    model = _in_form(_revived(first, data, settings), data, settings, settings.stage2, "stage2", recalibrate=not stays)
+    model = _in_form(_without_dead_channels(first, data, settings), data, settings, settings.stage2, "stage2",
+                     recalibrate=not stays)
     result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,
                    start=weights_hash(first))
     return _keep(run, name, result, settings)
@@ -123,20 +126,20 @@ def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSetti
     return with_form(model, stage.form)
 
 
-def revival_patches(data: Data, settings: Settings) -> Tensor:
-    """The training patches (128, 3, p, p) in 0..255 on which silent channels are found before stage 2."""
+def dead_channel_patches(data: Data, settings: Settings) -> Tensor:
+    """The training patches (128, 3, p, p) in 0..255 on which dead channels are found before stage 2."""
     return patches_of(data, settings, "stage2/revival", settings.stage2).batch(0, 128).lr.float()
 
 
-def _revived(model: nn.Module, data: Data, settings: Settings) -> nn.Module:
-    """The student of stage 1 as stage 2 takes it: silent channels revived where the settings say so."""
+def _without_dead_channels(model: nn.Module, data: Data, settings: Settings) -> nn.Module:
+    """The student of stage 1 as stage 2 takes it: dead channels start anew where the settings say so."""
     if not settings.stage2.revive:
         return model
-    if not can_be_revived(model):
+    if not can_reinitialise(model):
         tell("stage2: revive is for MobileOne blocks; this network goes on as stage 1 left it")
         return model
-    model, counts = revive(model, revival_patches(data, settings), settings.seed)
-    tell(f"stage2: {sum(counts)} silent channels get fresh kernels (by block: {', '.join(map(str, counts))})")
+    model, counts = reinitialise(model, dead_channel_patches(data, settings), settings.seed)
+    tell(f"stage2: {sum(counts)} dead channels get fresh kernels (by block: {', '.join(map(str, counts))})")
     return model
 
 
@@ -240,10 +243,11 @@ def open_teacher(run: Run, data: Data) -> TeacherSource:
 def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
     """Targets from a teacher network, cached once or computed for each patch, as the settings say."""
     if run.settings.teacher.outputs == "on_the_fly":
-        return Targets(source.name, compute=OnTheFlyTeacher(source.model))
+        return Targets(source.name, compute=OnTheFlyTeacher(source.model), about=source.describe())
     with processes().main_process_first():
         teacher_outputs(data.store, source)
-    return Targets(f"{source.name} {outputs_key(source)}", key=outputs_key(source))
+    key = outputs_key(source)
+    return Targets(f"{source.name} {key}", key=key, about=source.describe())
 
 
 def start_path(run: Run) -> Path:
@@ -257,7 +261,7 @@ def _start(run: Run) -> nn.Module:
     return read_published(path) if path.suffix == ".pt" else load_model(path)
 
 
-def self_targets(run: Run) -> Targets:
+def self_distillation_targets(run: Run) -> Targets:
     """The float student that stage 3 starts from as its teacher, as in the authors' released run."""
     model = fuse_model(_start(run)).eval()
 
@@ -268,12 +272,28 @@ def self_targets(run: Run) -> Targets:
     return Targets(f"the float student itself {weights_hash(model)[:16]}", compute=compute)
 
 
-def stage3_targets(run: Run, data: Data, settings: Settings | None = None) -> Targets:
-    """Stage 3's targets as the settings say: the teacher's, or those of the float student that it starts from."""
+def distillation_targets(run: Run, data: Data, stage: int, settings: Settings | None = None) -> Targets | None:
+    """What stage 2 or 3 learns from as the settings say: the teacher, or (stage 3) the student that it starts from.
+
+    Returns:
+        None where the stage's loss distils nothing; then no teacher is opened, or trained.
+    """
     settings = settings or run.settings
-    if settings.teacher.stage3 == "student":
-        return self_targets(run)
+    if getattr(settings, f"stage{stage}").loss.kd == 0:
+        return None
+    if stage == 3 and settings.teacher.stage3 == "student":
+        return self_distillation_targets(run)
     return teacher_targets(run, data, open_teacher(run, data))
+
+
+def stage_shares(data: Data, settings: Settings, stage: int, model: nn.Module,
+                 targets: Targets | None) -> pd.DataFrame:
+    """`gradient_shares` of a stage's loss for a model, on the first batch of that stage."""
+    name = f"stage{stage}"
+    values: StageSettings = getattr(settings, name)
+    key, compute = (targets.key, targets.compute) if targets else (None, None)
+    batch = patches_of(data, settings, name, values).batch(0, values.batch, teacher=key)
+    return gradient_shares(model, batch, values.loss, compute)
 
 
 def train_stage(run: Run, name: str) -> Trained:
@@ -288,6 +308,8 @@ def train_stage(run: Run, name: str) -> Trained:
     Raises:
         UserError: the stage before it has not run, or see `fit`.
     """
+    if name != "stage1":
+        run.require("stage1" if name == "stage2" else "stage2")
     with processes().main_process_first():
         if processes().is_main_process:
             tell("opening the store of training pixels (built when it is used for the first time)")
@@ -295,6 +317,6 @@ def train_stage(run: Run, name: str) -> Trained:
     if name == "stage1":
         return stage1(run, data)
     if name == "stage2":
-        return stage2(run, data, teacher_targets(run, data, open_teacher(run, data)))
-    targets = stage3_targets(run, data)
+        return stage2(run, data, distillation_targets(run, data, 2))
+    targets = distillation_targets(run, data, 3)
     return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)

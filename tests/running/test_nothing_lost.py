@@ -20,7 +20,7 @@ from paperlib.run import Run, open_run
 from paperlib.student.models import read_weights, save_student
 from paperlib.student.network import Student, fuse
 from paperlib.teacher.distillation import Targets
-from paperlib.training.stages import open_teacher, recalibrated, stage1, stage2, stage3, stage3_targets
+from paperlib.training.stages import distillation_targets, open_teacher, recalibrated, stage1, stage2, stage3
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "quant.quantiser": "tflite", "teacher.stage3": "student"}
@@ -44,7 +44,7 @@ def second(run: Run) -> None:
 def third(run: Run) -> None:
     save_student(fuse(student(run)), run.stage_folder("stage2") / "student.safetensors")
     data = open_data(run.settings.data)
-    stage3(run, data, recalibrated(run, data), stage3_targets(run, data))
+    stage3(run, data, recalibrated(run, data), distillation_targets(run, data, 3))
 
 
 def student(run: Run) -> Student:

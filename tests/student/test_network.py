@@ -68,32 +68,14 @@ def test_published_weights_reproduce_the_reference(assets, golden, file, key):
     np.testing.assert_allclose(sr, reference[key], atol=1e-3)
 
 
-def test_checkpoint_round_trip_keeps_weights_and_form(tmp_path):
-    student = trained_a_little(StudentSettings(channels=8, blocks=2))
-    for model in (student, fuse(student, clamp=True)):
-        again = load_model(save_student(model, tmp_path / "student.safetensors", stage="stage1"))
-        assert (again.form, again.clamp, again.settings) == (model.form, model.clamp, model.settings)
-        for key, value in model.state_dict().items():
-            assert torch.equal(again.state_dict()[key], value)
-
-
-def test_checkpoints_from_before_the_form_was_called_expanded_are_read(tmp_path):
-    student = trained_a_little(StudentSettings(channels=8, blocks=1))
-    student.form = "training"
-    again = load_model(save_student(student, tmp_path / "student.safetensors"))
-    assert again.form == "expanded"
-    assert torch.equal(again.stem.weight, student.stem.weight)
-
-
 def test_bad_checkpoints_are_told(tmp_path, assets):
     (tmp_path / "damaged.safetensors").write_bytes(b"not weights")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     other = Student(StudentSettings(channels=8, blocks=1))
     other.settings = StudentSettings(channels=16, blocks=1)
     save_student(other, tmp_path / "mismatch.safetensors")
-    for name, words in (("absent", "no checkpoint"), ("damaged", "not a readable"), ("foreign", "not written by"),
-                        ("mismatch", "does not fit")):
-        with pytest.raises(UserError, match=words):
+    for name in ("absent", "damaged", "foreign", "mismatch"):
+        with pytest.raises(UserError, match=rf"{name}\.safetensors"):
             load_model(tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match="not one of the authors'"):
         read_published(assets / "mambairv2_lightSR_x3.pth")

@@ -1,11 +1,11 @@
 """Tables C and D as a grid of trainings: every switch runs, nothing is trained twice, a failure costs only itself."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from networks import deployed
 from torch import nn
 
 from paperlib.data.dataset import TrainSet, lr_batches, open_data
@@ -15,23 +15,28 @@ from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
 from paperlib.profiles import METHODS, load_settings
-from paperlib.quantisation.branch_qat import BranchQat, fuse_branches
-from paperlib.quantisation.fx_qat import calibrate_paper
-from paperlib.quantisation.qat import freeze_observers, quantised_graph, read_quantised
+from paperlib.quantisation.qat import read_quantised
 from paperlib.run import open_run
 from paperlib.settings import StudentSettings
 from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
 from paperlib.teacher.distillation import Targets
 from paperlib.training import ablations
-from paperlib.training.ablations import backbones, stage3_variants, teacher_shares
+from paperlib.training.ablations import (
+    CONDITIONS,
+    PUBLISHED,
+    SWITCHES,
+    backbones,
+    run_jobs,
+    stage3_variants,
+    teacher_shares,
+)
 from paperlib.training.loop import recalibrate_bn
 from paperlib.training.losses import kd_weight
-from paperlib.training.variants import CONDITIONS, PUBLISHED, SWITCHES
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
         "data.max_train": 1, "data.max_valid": 1, "stage3.loss.kd": 0, "stage3.loss.kd_mid": None,
         "stage3.loss.kd_low": 0, "stage3.patch": 8, "stage2.patch": 8}
-NEW = ("branches_qat", "bn_recalibration_off", "post_training", "skip_exact")
+SWITCHED = ("bn_recalibration_off", "post_training", "weight_clip_off")
 
 
 def with_statistics(settings: StudentSettings) -> nn.Module:
@@ -54,24 +59,20 @@ def open_after_stage2(folder, switches, **more):
 
 
 def test_every_new_switch_gives_an_int8_file_and_its_own_row(tmp_path):
-    run, data = open_after_stage2(tmp_path, NEW)
+    run, data = open_after_stage2(tmp_path, SWITCHED)
     rows = stage3_variants(run, data)
     psnr = {row["row"]: row for row in rows if row["metric"] == "psnr" and row["dataset"] == "validation"}
-    assert list(psnr) == ["qat_teacher", "qat_teacher_learnt", "qat_direct", "qat_direct_learnt", "as_set", *NEW]
-    assert psnr["post_training"]["steps"] + 2 == psnr["skip_exact"]["steps"]  # two steps of stage 3
-    counts = {}
-    for name in NEW:
+    assert list(psnr) == ["qat_teacher", "qat_teacher_learnt", "qat_direct", "qat_direct_learnt", "as_set", *SWITCHED]
+    assert psnr["post_training"]["steps"] + 2 == psnr["weight_clip_off"]["steps"]  # two steps of stage 3
+    for name in SWITCHED:
         (path,) = run.stage_folder("ablation").glob(f"{name}-*/stage3/dynamic_int8.tflite")
         inside = inspect_tflite(path, 8, 8)
         assert inside["float_tensors"] == [], name
-        counts[name] = inside["counts"]
-    assert "ADD" not in counts["skip_exact"]
-    assert counts["branches_qat"]["CONV_2D"] == 3  # stem, one fused block, head
     assert len({row["value"] for row in psnr.values()}) > 3
 
 
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
-    run, data = open_after_stage2(tmp_path, ["branches_qat"], **{"stage2.recalibrate_batches": 0})
+    run, data = open_after_stage2(tmp_path, ["dct_off"], **{"stage2.recalibrate_batches": 0})
     first = stage3_variants(run, data)
     drawn = []
     monkeypatch.setattr("paperlib.data.dataset.TrainSet.batch", lambda *_, **__: drawn.append(1))
@@ -89,57 +90,11 @@ def test_post_training_has_no_spread_over_seeds(tmp_path):
 
 
 def test_unknown_switches_are_refused(tmp_path):
-    run, data = open_after_stage2(tmp_path, ["branches"])
-    with pytest.raises(UserError, match=r"'branches'\. Nearest: branches_qat"):
+    run, data = open_after_stage2(tmp_path, ["dct"])
+    with pytest.raises(UserError, match=r"'dct'\. Nearest: dct_off"):
         stage3_variants(run, data)
-    with pytest.raises(UserError, match="Nearest: branches_qat"):  # not after the hours that the networks take
+    with pytest.raises(UserError, match="Nearest: dct_off"):  # not after the hours that the networks take
         backbones(run, data)
-
-
-class TestBranches:
-    student = with_statistics(StudentSettings(blocks=2, channels=4, branches=2))
-    x = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(1)) * 255
-
-    def prepared(self):
-        model = BranchQat(self.student)
-        calibrate_paper(model, [self.x])
-        return model
-
-    def test_without_rounding_the_branches_compute_the_student(self):
-        model = self.prepared().eval()
-        model.apply(torch.ao.quantization.disable_fake_quant)
-        expected = fuse_model(self.student, clamp=True)(self.x)
-        torch.testing.assert_close(model(self.x), expected, rtol=1e-4, atol=1e-2)
-
-    def test_fusing_adds_the_branches_up_and_keeps_the_grids_between_blocks(self):
-        model = self.prepared()
-        merged = fuse_branches(model)
-        expected = fuse_model(self.student)
-        for index in range(2):
-            conv = merged.fx.get_submodule(f"body.{index}.conv")
-            torch.testing.assert_close(conv.weight, expected.body[index].conv.weight, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(conv.bias, expected.body[index].conv.bias, rtol=1e-5, atol=1e-5)
-        grids = quantised_graph(merged).grids
-        seen = model.fx.get_submodule("activation_post_process_1")  # after the stem
-        assert grids["stem"].scale == float(seen.scale)
-        assert set(grids) == {"input", "stem", "body.0.conv", "body.1.conv", "skip", "head"}
-        assert (merged(self.x) - expected.eval()(self.x).clamp(0, 255)).abs().mean() < 3
-
-    def test_every_branch_is_trained_and_grids_can_be_frozen(self):
-        model = self.prepared()
-        model(self.x).mean().backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, name
-        freeze_observers(model)
-        before = [float(grid.scale) for grid in quantised_graph(fuse_branches(model)).grids.values()]
-        model.train()(3 * self.x)
-        assert [float(grid.scale) for grid in quantised_graph(fuse_branches(model)).grids.values()] == before
-
-    def test_other_networks_are_refused(self):
-        with pytest.raises(UserError, match="MobileOne"):
-            BranchQat(build_model(StudentSettings(arch="repdw", blocks=1, channels=4)))
-        with pytest.raises(UserError, match="MobileOne"):
-            BranchQat(deployed("mobileone"))
 
 
 def test_table_d_is_the_papers_whatever_the_run_s_own_method(tmp_path):
@@ -175,7 +130,7 @@ def test_conditions_are_the_papers_stage_3_with_another_teacher_or_dct(tmp_path)
 def test_the_teachers_share_is_that_of_its_weight_and_of_the_dct_beside_it(tmp_path, monkeypatch):
     run, data = open_after_stage2(tmp_path, [], **{"ablation.conditions": list(CONDITIONS)})
     teacher = lambda lr: torch.nn.functional.interpolate(lr, scale_factor=3) / 255
-    monkeypatch.setattr(ablations, "stage3_targets", lambda *_: Targets("nearest", compute=teacher))
+    monkeypatch.setattr(ablations, "distillation_targets", lambda *_: Targets("nearest", compute=teacher))
     table = teacher_shares(run, data).set_index("condition")
     assert list(table.index) == ["qat_teacher", "qat_direct", "kd_10", "kd_100", "ortho_kd_1", "ortho_kd_0"]
     for what in ("value", "gradient"):
@@ -301,8 +256,7 @@ def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured
     run.record("01_data", rows)
     assert backbones(run, data) == []
     other = open_run("smoke", tmp_path / "c", TINY | {"ablation.archs": ["repdw"], "ablation.seeds": [1]})
-    monkeypatch.setattr(ablations, "teacher_targets", lambda *_: None)
-    monkeypatch.setattr(ablations, "open_teacher", lambda *_: None)
+    monkeypatch.setattr(ablations, "distillation_targets", lambda *_: None)
     assert backbones(other, data) == []  # Table C has no such row
 
 
@@ -313,3 +267,44 @@ def test_fsrcnn_is_a_baseline_at_its_best_start(tmp_path):
     backbones(run, open_data(run.settings.data))
     first = load_model(run.stage_folder("ablation/fsrcnn-1/stage1") / "student.safetensors")
     assert first.settings.init == "bilinear"
+
+
+def job(folder, name):
+    """A stand-in for a training: idempotent, leaves a file, fails where told."""
+    done = folder / f"{name}.done"
+    if not done.exists():
+        if (folder / f"{name}.fails").exists():
+            raise UserError(f"{name} failed")
+        done.write_text("trained")
+        with (folder / f"{name}.log").open("a") as log:
+            log.write("x")
+    return name
+
+
+def test_a_cluster_runs_all_jobs_in_order_and_repeats_nothing(tmp_path, monkeypatch, scheduler):
+    monkeypatch.setenv("PAPERLIB_DASK", scheduler)
+    jobs = [(tmp_path, str(number)) for number in range(4)]
+    (tmp_path / "1.fails").touch()
+    with pytest.raises(UserError, match="1 failed"):
+        run_jobs(job, jobs)
+    assert sorted(path.stem for path in tmp_path.glob("*.done")) == ["0", "2", "3"]
+    (tmp_path / "1.fails").unlink()
+    for _ in range(2):
+        assert run_jobs(job, jobs) == ["0", "1", "2", "3"]
+    assert [path.read_text() for path in sorted(tmp_path.glob("*.log"))] == ["x"] * 4
+
+
+def test_without_a_cluster_jobs_run_here_and_the_first_failure_ends_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("PAPERLIB_DASK", raising=False)
+    (tmp_path / "1.fails").touch()
+    with pytest.raises(UserError, match="1 failed"):
+        run_jobs(partial(job, tmp_path), [("0",), ("1",), ("2",)])
+    assert (tmp_path / "0.done").exists()
+    assert not (tmp_path / "2.done").exists()
+
+
+def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setenv("PAPERLIB_DASK", "nowhere")
+    with pytest.raises(UserError, match="PAPERLIB_DASK=nowhere"):
+        run_jobs(print, [])

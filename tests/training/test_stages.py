@@ -13,23 +13,22 @@ from paperlib.quantisation.fx_qat import FakeQuantize
 from paperlib.quantisation.qat import read_quantised
 from paperlib.run import open_run
 from paperlib.settings import StageSettings
+from paperlib.student.dead_channels import find_dead_channels
 from paperlib.student.models import fuse_model, load_model, save_student
 from paperlib.student.network import Student, fuse, with_form
-from paperlib.student.revival import silent_channels
 from paperlib.teacher.distillation import FILE, Targets
 from paperlib.training import stages
 from paperlib.training.loop import recalibrate_bn
 from paperlib.training.stages import (
+    distillation_targets,
     open_teacher,
     recalibrated,
-    self_targets,
+    self_distillation_targets,
     stage1,
     stage2,
     stage3,
-    stage3_targets,
     start_path,
 )
-from paperlib.training.state import save_state
 from paperlib.weights import pretrained
 
 TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
@@ -69,13 +68,36 @@ def test_weights_are_not_chosen_on_two_sets_of_photographs(tmp_path):
     other, more = run_of(tmp_path, **{"data.max_valid": 2})
     with pytest.raises(UserError, match="with other settings: valid: "):
         stage1(other, more)
-    (path,) = run.stage_folder("stage1").glob("state-000006-*.pt")
-    state = torch.load(path, weights_only=True)
-    older = state | {"identity": {key: value for key, value in state["identity"].items() if key != "valid"}}
-    for found in run.stage_folder("stage1").glob("state-*.pt"):
-        found.unlink()
-    save_state(run.stage_folder("stage1"), state["step"], older)
-    assert stage1(other, more).fit.resumed_from == 6  # a state of a version that did not say it goes on
+
+
+def test_a_state_from_other_photographs_is_not_continued(tmp_path):
+    run, data = run_of(tmp_path)
+    stage1(run, data)
+    other, more = run_of(tmp_path, **{"data.max_train": 2})
+    assert more.valid_key == data.valid_key
+    with pytest.raises(UserError, match="with other settings: data: "):
+        stage1(other, more)
+
+
+@pytest.mark.parametrize(("stage", "needs"), [("stage2", "02_stage1"), ("stage3", "04_stage2")])
+def test_a_missing_stage_is_told_before_a_teacher_is_opened(tmp_path, monkeypatch, capsys, stage, needs):
+    monkeypatch.setattr(stages, "open_teacher", lambda *_: pytest.fail("opened the teacher"))
+    monkeypatch.setattr(stages, "open_data", lambda *_: pytest.fail("opened the data"))
+    assert main(["train", stage, "--profile", "smoke", "--out", str(tmp_path)]) == 2
+    assert needs in capsys.readouterr().err
+
+
+def test_no_teacher_is_opened_where_the_loss_has_none(tmp_path, monkeypatch):
+    changes = {"stage2.loss.kd": 0, "stage3.loss.kd": 0, "teacher.stage3": "same"}
+    run, data = run_of(tmp_path, **changes)
+    stage1(run, data)
+    monkeypatch.setattr(stages, "open_teacher", lambda *_: pytest.fail("opened the teacher"))
+    monkeypatch.setattr(stages, "open_data", lambda _: data)
+    assert stages.train_stage(run, "stage2").path.is_file()
+    assert stages.train_stage(run, "stage3").path.is_file()
+    assert stages.distillation_targets(run, data, 2) is None
+    with pytest.raises(pytest.fail.Exception, match="opened the teacher"):
+        stages.distillation_targets(*run_of(tmp_path, **changes | {"stage2.loss.kd": 0.03}), 2)
 
 
 def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path, monkeypatch):
@@ -86,16 +108,16 @@ def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path, monk
     lr = torch.rand(1, 3, 8, 8) * 255
     expected = (model.eval()(lr) / 255).clamp(0, 1)
     torch.testing.assert_close(recalibrated(run, data)(lr), model(lr))
-    targets = stage3_targets(run, data)
+    targets = distillation_targets(run, data, 3)
     torch.testing.assert_close(targets.compute(lr), expected)
-    assert targets.name == self_targets(run).name
+    assert targets.name == self_distillation_targets(run).name
     monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
     assert start_path(run_of(tmp_path, **{"quant.start": "mine.safetensors"})[0]) == path
     boxed, data = run_of(tmp_path, **{"quant.start": "pretrained-float"})
     shipped = load_model(pretrained("pretrained-float"))
     torch.testing.assert_close(recalibrated(boxed, data)(lr), shipped(lr))
     run, data = run_of(tmp_path, **{"quant.start": str(tmp_path / "none.safetensors")})
-    with pytest.raises(UserError, match="no checkpoint at"):
+    with pytest.raises(UserError, match="no file at"):
         recalibrated(run, data)
 
 
@@ -127,12 +149,6 @@ def test_stages_can_be_trained_from_the_command_line(tmp_path, capsys):
             assert f"checkpoints/{name}/{file}.safetensors" in capsys.readouterr().out
     history = (tmp_path / "checkpoints" / "stage1" / "history.csv").read_text().splitlines()
     assert len(history) == 3  # header and two validations: trained once
-
-
-def test_a_stage_without_the_one_before_it_is_told(tmp_path, capsys):
-    changes = [f"{field}={value}" for field, value in TINY.items()]
-    assert main(["train", "stage3", "--profile", "smoke", "--out", str(tmp_path), "--set", *changes]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
 
 
 def test_grids_are_learnt_until_the_observers_stop_and_then_stay(tmp_path, monkeypatch):
@@ -218,9 +234,9 @@ def test_stage_2_revives_the_channels_that_stage_1_silenced(tmp_path, revive, ca
     save_student(model, run.stage_folder("stage1") / "student.safetensors")
     capsys.readouterr()
     patches = data.store.lr(0)[None].transpose(0, 3, 1, 2)
-    silent = silent_channels(stage2(run, data, Targets("none")).model, torch.tensor(patches).float())
+    silent = find_dead_channels(stage2(run, data, Targets("none")).model, torch.tensor(patches).float())
     assert silent[1] == ([] if revive else [3, 7])
-    assert ("2 silent channels get fresh kernels" in capsys.readouterr().err) == revive
+    assert ("2 dead channels get fresh kernels" in capsys.readouterr().err) == revive
 
 
 def test_other_blocks_go_on_as_they_are_and_say_so(tmp_path, capsys):
@@ -242,7 +258,7 @@ def test_a_student_trained_by_soap_goes_through_all_stages(tmp_path):
     run, data = run_of(tmp_path, **soap, **{"stage3.optimizer": "soap"})
     stage1(run, data)
     second = stage2(run, data, Targets("none"))
-    model = stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), stage3_targets(run, data)).model
+    model = stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), distillation_targets(run, data, 3)).model
     assert read_quantised(run.stage_folder("stage3") / "qat.safetensors").quantiser == model.quantiser
     run, data = run_of(tmp_path / "adam", **(soap | {"stage1.optimizer": "adam", "stage2.optimizer": "adam"}))
     stage1(run, data)

@@ -1,13 +1,16 @@
 """Training states: atomic, self-verifying, and refused when the settings changed."""
 
+import copy
 import os
 from hashlib import sha256
 
 import pytest
 import torch
+from torch import nn
 
 from paperlib.errors import UserError
-from paperlib.training.state import KEEP, load_state, save_state
+from paperlib.settings import StageSettings
+from paperlib.training.state import KEEP, TrainingState, load_state, save_state
 
 IDENTITY = {"stage.lr": 1e-3, "seed": 1}
 
@@ -51,18 +54,32 @@ def test_a_damaged_newest_state_does_not_keep_a_place(tmp_path):
     assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["state-000010", "state-000015"]
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, {1: torch.zeros(2)}, "text",
-                                     {"step": 3, "identity": [], "live": {}},
-                                     {"step": 3, "identity": IDENTITY, "live": {}, "history": 5}])
+@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, "text", {"step": 3, "identity": 5}])
 def test_foreign_content_under_a_valid_hash_is_told(tmp_path, content):
     path = save_state(tmp_path, 3, content)
-    with pytest.raises(UserError, match=f"{path.name} is no training state"):
+    with pytest.raises(UserError, match=f"{path.name} is not a training state"):
         load_state(tmp_path, IDENTITY)
     data = b"no pickle at all"
     path.unlink()
     (tmp_path / f"state-000004-{sha256(data).hexdigest()[:16]}.pt").write_bytes(data)
-    with pytest.raises(UserError, match="is no training state"):
+    with pytest.raises(UserError, match="is not a training state"):
         load_state(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: state["live"].popitem(), lambda state: state["optimizer"].clear(),
+    lambda state: state["optimizer"]["param_groups"][0]["params"].pop(),
+    lambda state: state["ema"].update(more=torch.zeros(2)), lambda state: state.pop("best")])
+def test_a_state_of_another_network_is_told(tmp_path, change):
+    stage = StageSettings(steps=2, lr=1e-3, loss={"l1": 1.0})
+    state = TrainingState.begin(nn.Linear(3, 2), stage)
+    state.live(torch.ones(1, 3)).sum().backward()
+    state.optimizer.step()
+    content = copy.deepcopy(state.saved({}, 1.0))
+    TrainingState.begin(nn.Linear(3, 2), stage).restore(content, tmp_path)
+    change(content)
+    with pytest.raises(UserError, match="is not a state of this training"):
+        TrainingState.begin(nn.Linear(3, 2), stage).restore(content, tmp_path)
 
 
 @pytest.mark.parametrize("put", [lambda path: path.mkdir(), lambda path: path.symlink_to(path)])
@@ -71,7 +88,7 @@ def test_what_is_no_file_in_a_states_place_is_named(tmp_path, put):
     newest = save(tmp_path, 20)
     newest.unlink()
     put(newest)
-    with pytest.raises(UserError, match=f"{newest.name} cannot be read: .*Delete it to go on from the state before"):
+    with pytest.raises(UserError, match=newest.name):
         load_state(tmp_path, IDENTITY)
 
 
@@ -103,10 +120,3 @@ def test_failed_write_leaves_earlier_state(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert load_state(tmp_path, IDENTITY)["step"] == 10
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-def test_settings_that_an_older_state_does_not_know_have_their_defaults(tmp_path):
-    save(tmp_path, 10)
-    assert load_state(tmp_path, IDENTITY | {"stage.new": 0}, {"stage.new": 0})["step"] == 10
-    with pytest.raises(UserError, match=r"stage\.new: 0 → 1"):
-        load_state(tmp_path, IDENTITY | {"stage.new": 1}, {"stage.new": 0})

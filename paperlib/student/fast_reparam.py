@@ -85,16 +85,15 @@ def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.flatten() / count, second.permute(0, 2, 3, 1, 4, 5).reshape(9 * channels, 9 * channels) / count
 
 
-def sums_branches(block: nn.Module, x: Tensor) -> bool:
-    """Whether `summed_forward` computes a block: MobileOne's, in training, on a CPU, in the numbers of its weights.
+def can_merge(block: nn.Module, x: Tensor) -> bool:
+    """Whether `merged_forward` computes a block: MobileOne's, in training, on a CPU.
 
     A GPU's convolutions may round to ten bits (TF32), which BN's statistics would not bear from sums of squares.
     """
-    return (isinstance(block, MobileOneBlock) and block.training and x.device.type == "cpu"
-            and not torch.is_autocast_enabled("cpu"))
+    return isinstance(block, MobileOneBlock) and block.training and x.device.type == "cpu"
 
 
-def summed_forward(block: MobileOneBlock, x: Tensor) -> Tensor:
+def merged_forward(block: MobileOneBlock, x: Tensor) -> Tensor:
     """The block's own forward pass in training mode, running statistics included, but for the rounding of sums.
 
     Args:

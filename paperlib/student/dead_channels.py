@@ -1,8 +1,8 @@
-"""Channels that training has silenced, and their second start (ours, not the paper's).
+"""Dead channels of the body, and their new start (ours, not the paper's).
 
 A ReLU whose input is never positive passes no gradient on: the channel is lost for the rest of the training, and what
-is deployed has less capacity than it pays for. `silent_channels` counts them; `revive` gives them fresh kernels and
-leaves the function as it is, so that the next stage can use them.
+is deployed has less capacity than it pays for. `find_dead_channels` names them; `reinitialise` gives them fresh kernels
+and leaves the function as it is, so that the next stage can use them.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from paperlib.student.blocks import kernel_and_bias
 from paperlib.student.network import Student, fuse, with_form
 
-SILENT = 1e-3
-"""A channel is silent whose largest value is below this part of its block's median standard deviation."""
-LAST = 0.05
-"""Size of a revived channel of the last block, against its neighbours: the head reads it at once (global skip)."""
+DEAD = 1e-3
+"""A channel is dead whose largest value is below this part of its block's median standard deviation."""
+LAST_BLOCK = 0.05
+"""Size of a new channel of the last block, against its neighbours: the head reads it at once (global skip)."""
 
 
 @torch.no_grad()
@@ -37,62 +37,62 @@ def _spread(images: Tensor) -> Tensor:
     return images.transpose(0, 1).flatten(1).std(1)
 
 
-def _silent(features: Tensor) -> Tensor:
+def _dead(features: Tensor) -> Tensor:
     """Which channels of a block's output (B, C, h, w), never negative, are closed everywhere; (C,)."""
-    return features.amax((0, 2, 3)) <= SILENT * _spread(features).median()
+    return features.amax((0, 2, 3)) <= DEAD * _spread(features).median()
 
 
-def silent_channels(student: Student, lr_255: Tensor) -> list[list[int]]:
-    """Per block the numbers of its output channels that carry no signal.
+def find_dead_channels(student: Student, lr_255: Tensor) -> list[list[int]]:
+    """Per block the numbers of its output channels that are dead.
 
     Args:
         student: in any form, of any block.
-        lr_255: (B, 3, h, w) in 0..255, photographs.
+        lr_255: (B, 3, h, w) in 0..255, images.
     """
     blocks = islice(_block_maps(student, lr_255), 1, None)
-    return [torch.nonzero(_silent(features)).flatten().tolist() for features in blocks]
+    return [torch.nonzero(_dead(features)).flatten().tolist() for features in blocks]
 
 
-def can_be_revived(model: nn.Module) -> bool:
-    """Whether `revive` knows a network: a student of MobileOne blocks that still has its branches."""
+def can_reinitialise(model: nn.Module) -> bool:
+    """Whether `reinitialise` knows a network: a student of MobileOne blocks that still has its branches."""
     return isinstance(model, Student) and all(isinstance(block, MobileOneBlock) for block in model.body)
 
 
 @torch.no_grad()
-def revive(student: Student, lr_255: Tensor, seed: int) -> tuple[Student, list[int]]:
-    """A copy in which silent channels have fresh kernels, as large as their block's others, and nobody reads them yet.
+def reinitialise(student: Student, lr_255: Tensor, seed: int) -> tuple[Student, list[int]]:
+    """A copy with dead channels re-initialised; the next block's weights for them are zero: the function stays.
 
-    The branches of such a channel get PyTorch's start and the BN statistics of the photographs given; the next block's
-    kernels for it are 0, so that the function is the same and the gradient reaches them first. The last block's
-    channels, which the skip adds to the stem's, begin at `LAST` of their neighbours' size instead.
+    The branches of such a channel get PyTorch's start, as large as their block's others, and the BN
+    statistics of the images given. The last block's channels, which the skip adds to the stem's,
+    begin at `LAST_BLOCK` of that size.
 
     Args:
         student: MobileOne blocks, not fused; left unchanged.
-        lr_255: (B, 3, h, w) in 0..255, photographs.
+        lr_255: (B, 3, h, w) in 0..255, images.
         seed: of the fresh kernels.
 
     Returns:
-        The copy, and the number of revived channels of each block.
+        The copy, and the number of such channels of each block.
 
     Raises:
         ValueError: other blocks, or a fused student.
     """
-    if not can_be_revived(student):
-        raise ValueError("only a student of MobileOne blocks that is not fused has branches to revive")
+    if not can_reinitialise(student):
+        raise ValueError("only a student of MobileOne blocks that is not fused has branches to start anew")
     twin, generator, counts = with_form(student, "collapsed"), torch.Generator().manual_seed(seed), []
-    # one look before anything changes: a revived neighbour would raise the median that the others are held against
+    # one look before anything changes: a new neighbour would raise the median that the others are held against
     maps = list(_block_maps(twin, lr_255))
-    found = [(_silent(features), _spread(features)) for features in maps[1:]]
-    for index, (block, (silent, spread)) in enumerate(zip(twin.body, found, strict=True)):
-        counts.append(int(silent.sum()))
+    found = [(_dead(features), _spread(features)) for features in maps[1:]]
+    for index, (block, (dead, spread)) in enumerate(zip(twin.body, found, strict=True)):
+        counts.append(int(dead.sum()))
         if not counts[-1]:
             continue
-        size = float(spread[~silent].median()) if (~silent).any() else 1.0
+        size = float(spread[~dead].median()) if (~dead).any() else 1.0
         last = index + 1 == len(twin.body)
-        _restart(block, silent, maps[index], size * (LAST if last else 1.0), generator)
+        _restart(block, dead, maps[index], size * (LAST_BLOCK if last else 1.0), generator)
         maps = list(_block_maps(twin, lr_255))
         if not last:
-            _unread(twin.body[index + 1], silent, maps[index + 1])
+            _zero_inputs(twin.body[index + 1], dead, maps[index + 1])
     return with_form(twin, student.form), counts
 
 
@@ -126,7 +126,7 @@ def _restart(block: MobileOneBlock, chosen: Tensor, before: Tensor, size: float,
         bn.weight[chosen] = factor[chosen]
 
 
-def _unread(block: MobileOneBlock, chosen: Tensor, before: Tensor) -> None:
+def _zero_inputs(block: MobileOneBlock, chosen: Tensor, before: Tensor) -> None:
     """Make a block ignore the chosen inputs; its function stays, for they were 0."""
     for branch in (*block.conv_kxk, block.conv_scale):
         branch.conv.weight[:, chosen] = 0.0

@@ -7,11 +7,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from paperlib.settings import StudentSettings
+from paperlib.student.dead_channels import can_reinitialise, find_dead_channels, reinitialise
 from paperlib.student.models import build_model, fuse_model, read_published
 from paperlib.student.network import with_form
-from paperlib.student.revival import can_be_revived, revive, silent_channels
 
-SILENCED = {0: [1, 4], 1: [2], 2: [], 3: [5]}
+DEAD = {0: [1, 4], 1: [2], 2: [], 3: [5]}
 
 
 def patches() -> torch.Tensor:
@@ -24,15 +24,30 @@ def student():
     """A collapsed student of four blocks, some of whose channels are silenced by their BN's shift."""
     torch.manual_seed(3)
     model = build_model(StudentSettings(channels=8, blocks=4, branches=2)).eval()
-    for block, channels in SILENCED.items():
+    for block, channels in DEAD.items():
         for channel in channels:
             model.body[block].identity.bias.data[channel] = -1e6
     return with_form(model, "collapsed")
 
 
-def test_silent_channels_are_counted(student):
-    assert silent_channels(student, patches()) == list(SILENCED.values())
-    assert silent_channels(fuse_model(student), patches()) == list(SILENCED.values())
+def test_dead_channels_are_found(student):
+    assert find_dead_channels(student, patches()) == list(DEAD.values())
+    assert find_dead_channels(fuse_model(student), patches()) == list(DEAD.values())
+
+
+@pytest.mark.parametrize(("part", "dead"), [(0.5e-3, [6]), (2e-3, [])])
+def test_a_channel_is_dead_below_a_thousandth_of_its_blocks_spread(student, part, dead):
+    fused = fuse_model(student)
+    with torch.no_grad():
+        features = fused.body[1](fused.body[0](fused.stem(patches())))
+        spread = features.transpose(0, 1).flatten(1).std(1)
+        spread[6] = 0
+        fused.body[2].conv.weight.zero_()
+        fused.body[2].conv.bias.fill_(0)
+        for channel in range(8):  # the block passes on a channel that is wide awake
+            fused.body[2].conv.weight[channel, int(spread.argmax()), 1, 1] = 1.0
+        fused.body[2].conv.weight[6] *= part * float(spread.max()) / float(features[:, spread.argmax()].max())
+    assert find_dead_channels(fused, patches())[2] == dead
 
 
 def test_a_constant_channel_is_open(student):
@@ -40,14 +55,14 @@ def test_a_constant_channel_is_open(student):
     block = student.body[2]
     for bn in (*(branch.bn for branch in block.conv_kxk), block.conv_scale.bn, block.identity):
         bn.weight.data[6], bn.bias.data[6] = 0.0, 2.0
-    assert silent_channels(student, patches()) == list(SILENCED.values())
+    assert find_dead_channels(student, patches()) == list(DEAD.values())
 
 
 def test_revived_channels_carry_a_signal_and_the_function_stays(student):
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    twin, counts = revive(student, patches(), seed=1)
+    twin, counts = reinitialise(student, patches(), seed=1)
     assert counts == [2, 1, 0, 1]
-    assert silent_channels(twin, patches()) == [[], [], [], []]
+    assert find_dead_channels(twin, patches()) == [[], [], [], []]
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
     with torch.no_grad():
         # all but the last block's: nobody reads them; on other photographs too
@@ -56,18 +71,18 @@ def test_revived_channels_carry_a_signal_and_the_function_stays(student):
         for index in range(3):
             features, other = (fuse_model(model).body[index](maps)
                                for model, maps in ((student, features), (twin, other)))
-            kept = [c for c in range(8) if c not in SILENCED[index]]
+            kept = [c for c in range(8) if c not in DEAD[index]]
             torch.testing.assert_close(other[:, kept], features[:, kept], rtol=1e-4, atol=1e-3)
-            assert all(other[:, channel].std() > 0 for channel in SILENCED[index])
+            assert all(other[:, channel].std() > 0 for channel in DEAD[index])
 
 
 def test_the_last_block_starts_small(student):
     """Its channels go straight to the head: a fresh kernel of full size would change the picture."""
     last = {3: [5]}
     for block in range(3):
-        for channel in SILENCED[block]:
+        for channel in DEAD[block]:
             student.body[block].identity.bias.data[channel] = 0.0
-    twin, counts = revive(student, patches(), seed=1)
+    twin, counts = reinitialise(student, patches(), seed=1)
     assert counts == [0, 0, 0, 1]
     maps = {}
     for name, model in (("before", student), ("after", twin)):
@@ -83,16 +98,16 @@ def test_the_last_block_starts_small(student):
 def test_gradient_reaches_revived_channels(student):
     """Through a silent channel none passes; after the revival the kernels that read it move, then it does."""
     target = patches().repeat_interleave(3, 2).repeat_interleave(3, 3)
-    twin, _ = revive(student, patches(), seed=1)
+    twin, _ = reinitialise(student, patches(), seed=1)
     for model, moves in ((student, False), (twin, True)):
         model.zero_grad()
         (model(patches()) - target).square().mean().backward()
-        reader = model.body[1].conv_kxk[0].conv.weight.grad[:, SILENCED[0]]
+        reader = model.body[1].conv_kxk[0].conv.weight.grad[:, DEAD[0]]
         assert (reader.abs().amax() > 0) == moves
 
 
 def test_equal_seeds_give_equal_kernels(student):
-    first, second, other = (revive(student, patches(), seed)[0].state_dict() for seed in (1, 1, 2))
+    first, second, other = (reinitialise(student, patches(), seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -100,7 +115,7 @@ def test_equal_seeds_give_equal_kernels(student):
 def test_nothing_silent_nothing_changed():
     torch.manual_seed(3)
     student = with_form(build_model(StudentSettings(channels=8, blocks=2, branches=2)).eval(), "collapsed")
-    twin, counts = revive(student, patches(), seed=1)
+    twin, counts = reinitialise(student, patches(), seed=1)
     assert counts == [0, 0]
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in student.state_dict().items())
 
@@ -108,10 +123,10 @@ def test_nothing_silent_nothing_changed():
 @pytest.mark.parametrize("arch", ["repconv", "repdw"])
 def test_other_blocks_are_refused(arch):
     model = build_model(StudentSettings(channels=8, blocks=2, arch=arch))
-    assert silent_channels(model, patches()) == [[], []]
-    assert not can_be_revived(model)
+    assert find_dead_channels(model, patches()) == [[], []]
+    assert not can_reinitialise(model)
     with pytest.raises(ValueError, match="MobileOne"):
-        revive(model, patches(), seed=1)
+        reinitialise(model, patches(), seed=1)
 
 
 def test_no_channel_of_the_authors_student_is_silent(assets, data_root):
@@ -122,10 +137,10 @@ def test_no_channel_of_the_authors_student_is_silent(assets, data_root):
     for path in photographs:
         hr = np.asarray(Image.open(path).convert("RGB"))
         lr = torch.tensor(hr[::3, ::3].copy()).permute(2, 0, 1)[None].float()
-        assert silent_channels(student, lr) == [[]] * 8
+        assert find_dead_channels(student, lr) == [[]] * 8
 
 
 def test_a_fused_student_is_refused(student):
-    assert not can_be_revived(fuse_model(student))
+    assert not can_reinitialise(fuse_model(student))
     with pytest.raises(ValueError, match="MobileOne"):
-        revive(fuse_model(student), patches(), seed=1)
+        reinitialise(fuse_model(student), patches(), seed=1)
