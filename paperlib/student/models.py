@@ -123,6 +123,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pa
         UserError: the weights are those of another network, or not finite; the file is named.
     """
     with reading(path, "a checkpoint of this network"):
+        if odd := sorted(model.state_dict().keys() ^ tensors.keys()):
+            raise ValueError(f"it differs at {', '.join(odd[:3])}")
         model.load_state_dict(tensors, strict=True)
         _check_finite(model.state_dict())
     return model.eval()

@@ -88,7 +88,7 @@ def test_a_setting_that_an_older_reference_does_not_know_counts_as_the_profiles(
     committed, run = clone
     path = committed.out / "records" / "02_stage1.json"
     record = json.loads(path.read_text())
-    del record["settings"]["stage1"]["precision"]
+    del record["settings"]["stage1"]["permute_colours"]
     record["settings"]["stage1"]["gone"] = 1
     path.write_text(json.dumps(record))
     run.record("02_stage1", [row("stage1", 27.50)])
