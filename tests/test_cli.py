@@ -99,7 +99,7 @@ def test_reproduce_passes_on_what_it_was_given(monkeypatch):
     ("upscale {hr} --out {hr}/a.png --model bicubic", "cannot write"),
     ("upscale {hr} --out /proc/none --model bicubic", "cannot write"),
     ("evaluate bicubic --hr {hr} --json {hr}/a.png/x.json", "cannot write"),
-    ("export {tmp}/none.safetensors --out {tmp}", "no checkpoint at"),
+    ("export {tmp}/none.safetensors --out {tmp}", "no file at"),
     ("export {tmp}/none.safetensors --out {tmp} --height 0", "export.height = 0"),
     ("table --out {empty}", "no table")])
 def test_bad_input_is_one_line_and_exit_code_2(photographs, tmp_path, capsys, monkeypatch, arguments, words):
@@ -116,7 +116,7 @@ def test_wrong_checkpoints_are_one_line(photographs, tmp_path, capsys):
     save_student(other, tmp_path / "other.safetensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     (tmp_path / "text.tflite").write_text("text")
-    for name, words in (("other.safetensors", "does not fit"), ("foreign.safetensors", "not written by paperlib"),
+    for name, words in (("other.safetensors", "is not a checkpoint"), ("foreign.safetensors", "is not a checkpoint"),
                         ("text.tflite", "not a TFLite model")):
         assert main(["evaluate", str(tmp_path / name), "--hr", str(photographs)]) == 2
         assert words in one_line(capsys)
