@@ -156,15 +156,21 @@ def page(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     import pandas as pd
 
-    from paperlib.evaluation.audit import verify
+    from paperlib.evaluation.verify import GET_DIV2K, div2k_summary, verify
 
-    result = verify()
+    result = verify(user_path(args.div2k) if args.div2k else None)
     _write(args.json, result)
-    titles = {"side_by_side": "The paper, the authors' log and report, and here (DIV2K validation)",
-              "measured": "Their files here on every set at hand"}
-    for part, title in titles.items():
-        frame = pd.DataFrame(result[part]).drop(columns="images", errors="ignore")
+    parts = {"The paper (reported) and the authors' log and report (reproduced)": "recomputed",
+             "Their files here on every set at hand": "measured"}
+    if result["div2k"]:
+        parts |= {"Each image of DIV2K at hand, their dynamic INT8 file": "div2k",
+                  div2k_summary(result): "div2k_rows"}
+    for title, part in parts.items():
+        frame = pd.DataFrame(result[part])
+        frame = frame.drop(columns=["images"] if part == "measured" else [], errors="ignore")
         print(f"{title}\n{frame.to_string(index=False, na_rep='')}\n")
+    if not result["div2k"]:
+        print(GET_DIV2K)
     return 0
 
 
@@ -327,8 +333,10 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(page, "One HTML file that enlarges pictures in a browser, offline.")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
 
-    add(verify, "Measure the authors' files again (downloads them): reported, their own report, ours.",
-        "json")
+    command = add(verify, "Measure the authors' files again (downloads them): reported, their own report, ours.",
+                  "json")
+    command.add_argument("--div2k", type=Path, metavar="DIR",
+                         help="DIV2K's validation images, or some of them (default: the cache)")
 
     command = add(bench, "Benchmarks, each a ratio inside one run.", "json")
     command.add_argument("--only", metavar="NAME", help="one benchmark")

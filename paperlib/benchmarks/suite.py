@@ -100,7 +100,7 @@ def bench_metrics(rounds: int = 3) -> dict[str, Any]:
 def _int8() -> dict[str, Any]:
     """Every INT8 file at hand: those of runs under results/, and the authors'."""
     from paperlib.environment import root
-    from paperlib.evaluation.authors import FILES, authors_folder
+    from paperlib.evaluation.audit import FILES, authors_folder
 
     folder = authors_folder()
     files = sorted((root() / "results").glob("**/checkpoints/export/student_*_int8.tflite"))

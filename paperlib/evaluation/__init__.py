@@ -5,10 +5,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "audit": ["authors_report", "measured_authors"],
+        "audit": ["authors_report"],
         "torch_upscalers": ["TorchUpscaler"],
         "scoring": ["mean_psnr", "measure", "score_pairs"],
         "exported": ["export_run"],
         "upscalers": ["load_upscaler"],
+        "verify": ["committed_div2k", "measured_authors"],
     },
 )

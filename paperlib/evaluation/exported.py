@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from paperlib.data.dataset import Data, calibration
-from paperlib.evaluation.authors import FILES, authors_folder
+from paperlib.evaluation.audit import FILES, authors_folder
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, RoundedUpscaler, TorchUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity

@@ -171,10 +171,10 @@ def _tensorflow_map(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def ssim_tensorflow(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
     """The paper's SSIM: `tf.image.ssim` of a whole picture on a CPU, whose mean drifts upwards.
 
-    The formula is `ssim_rgb`'s; all of it is float32 and the mean is `tensorflow_mean`'s, which for
-    pictures of DIV2K's size is up to 0.02 too high, the more the better they are. Nothing but the authors' report may be
-    compared with it. Equal to TensorFlow 2.21 without oneDNN to 4e-6; oneDNN's convolution rounds
-    otherwise and moves TensorFlow's own result by up to 1.4e-5. nan as in `ssim_rgb`.
+    The formula is `ssim_rgb`'s; all of it is float32 and the mean is `tensorflow_mean`'s. For pictures
+    of DIV2K's size it is up to 0.02 too high, the more the better they are, so it compares with nothing
+    but the authors' report. Equal to TensorFlow 2.21 without oneDNN to 4e-6; oneDNN rounds otherwise
+    and moves TensorFlow's own result by up to 1.4e-5. nan as in `ssim_rgb`.
     """
     one, other = (np.asarray(x, np.float32) for x in (_clipped(sr_255, hr_255), hr_255))
     if min(one.shape[:2]) < WINDOW:

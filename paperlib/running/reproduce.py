@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from paperlib.data.sources import named_folder, split_sources
 from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
-from paperlib.evaluation.authors import authors_folder
+from paperlib.evaluation.audit import authors_folder
 from paperlib.files import file_lock, read_json, remove_stale, sha256_file, write_json
 from paperlib.profiles import note
 from paperlib.reporting.claims import claims_table

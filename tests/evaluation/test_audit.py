@@ -1,135 +1,143 @@
-"""The audit against recorded scores: the authors' files run by this kit, and their own report, image by image."""
+"""The authors' files from a local server, and what their log and report say."""
 
-import json
-from pathlib import Path
+import csv
+import threading
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
-from paperlib.data.div2k import div2k_folder
-from paperlib.data.images import read_rgb
-from paperlib.data.photographs import read_pairs
-from paperlib.data.resize import bicubic_downscale
-from paperlib.data.sources import embedded_path
+from paperlib.errors import UserError
 from paperlib.evaluation import audit
-from paperlib.evaluation.audit import authors_report, authors_upscalers, released_run
-from paperlib.evaluation.authors import FILES, REPORT
-from paperlib.evaluation.scoring import evaluate, score_pairs
-from paperlib.settings import DataSettings
+from paperlib.evaluation.audit import (
+    FILES,
+    LOG,
+    PUBLISHED,
+    REPORT,
+    Published,
+    authors_folder,
+    authors_report,
+    fetch_authors,
+    selection_noise,
+)
+from paperlib.reporting.selection import selection_figure, selection_section
+from paperlib.run import open_run
 
-MEASURED = {"stage2_fp32": ("stage 2, fused float", 0.001), "stage3_weights_fp32": ("stage 3, fused float", 0.001),
-            "stage3_fakequant": ("fake-quant", 0.003), "dynamic_int8": ("dynamic INT8", 0.001)}
-"""Entries of expected.json, by a part of their names, and how close (dB) another machine's arithmetic must come."""
-PER_IMAGE = {"stage3_weights_fp32": "pt", "dynamic_int8": "model_none_int8", "fixed_int8": "model_fixed_int8"}
-"""The authors' report: key of each file's scores."""
-
-
-@pytest.fixture(scope="module")
-def upscalers(assets):
-    if not (assets / "aio_mai").is_dir():
-        pytest.skip(f"{assets / 'aio_mai'} is absent: none of the authors' files to audit")
-    return authors_upscalers(assets / "aio_mai")
+CONTENTS = {"a.pt": b"weights" * 99, "b.csv": b"1,2\n"}
 
 
-@pytest.mark.parametrize("name", MEASURED)
-def test_set5_scores_are_the_recorded_ones(upscalers, golden, data_root, name):
-    part, limit = MEASURED[name]
-    expected = json.loads((golden / "expected.json").read_text())
-    (wanted,) = (value["Set5"] for key, value in expected.items() if part in key and "re-exported" not in key)
-    folder = data_root / "benchmark" / "Set5"
-    mean = score_pairs(upscalers[name], read_pairs(folder / "HR", folder / "LR_bicubic" / "X3"))
-    assert mean["psnr_rgb"] == pytest.approx(wanted["psnr_rgb_shave0"], abs=limit)
-    assert mean["psnr_y"] == pytest.approx(wanted["psnr_y_shave3"], abs=limit)
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A host of two files; `server.lies` maps a name to what it sends instead."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked.append(self.path)
+            name = self.path.rpartition("/")[2]
+            data = self.server.lies.get(name, CONTENTS[name])
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.lies = [], {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(audit, "URL", f"http://127.0.0.1:{server.server_port}/at/commit")
+    monkeypatch.setattr(audit, "PUBLISHED", {
+        name: Published(f"in/{name[0]}", len(data), sha256(data).hexdigest()) for name, data in CONTENTS.items()})
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    monkeypatch.delenv("PAPERLIB_ASSETS", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
-def test_the_fixed_file_on_a_small_image_is_the_dynamic_one_to_three_hundredths(upscalers, data_root):
-    """expected.json has no fixed file; its tile is 720×1280, and the authors' report sets it 0.006 dB apart."""
-    folder = data_root / "benchmark" / "Set5"
-    pairs = [next(iter(read_pairs(folder / "HR", folder / "LR_bicubic" / "X3")))]
-    fixed, dynamic = (score_pairs(upscalers[name], pairs)["psnr_rgb"] for name in ("fixed_int8", "dynamic_int8"))
-    assert fixed == pytest.approx(dynamic, abs=0.03)
+def test_they_are_fetched_once_into_the_cache(server, tmp_path):
+    assert authors_folder() is None
+    folder = fetch_authors()
+    assert folder == tmp_path / "aio_mai" == authors_folder()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENTS
+    assert server.asked == ["/at/commit/in/a/a.pt", "/at/commit/in/b/b.csv"]
+    assert fetch_authors() == folder
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("lie", [b"<!doctype html><title>Sign in</title>" * 4, b"weightz" * 99])
+def test_other_bytes_are_refused_and_half_a_set_is_none(server, tmp_path, lie):
+    server.lies["b.csv"] = lie[:4]
+    with pytest.raises(UserError, match=r"b\.csv.* gave wrong bytes"):
+        fetch_authors()
+    assert authors_folder() is None  # a.pt alone is not the set
+    server.lies = {"a.pt": lie}
+    (tmp_path / "aio_mai" / "a.pt").unlink()
+    with pytest.raises(UserError, match=r"a\.pt"):
+        fetch_authors()
+    assert not (tmp_path / "aio_mai" / "a.pt").exists()
+    server.lies = {}
+    assert authors_folder() is None
+    assert fetch_authors() == authors_folder()
+
+
+def test_files_of_the_user_come_first(server, monkeypatch, tmp_path):
+    mine = tmp_path / "assets" / "aio_mai"
+    mine.mkdir(parents=True)
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path / "assets"))
+    assert fetch_authors() == mine
+    assert server.asked == []
+
+
+def test_the_pinned_hashes_are_those_of_the_files_at_hand(assets):
+    assert {*FILES.values(), REPORT, LOG} == PUBLISHED.keys()
+    for name, file in PUBLISHED.items():
+        content = (assets / "aio_mai" / name).read_bytes()
+        assert (len(content), sha256(content).hexdigest()) == (file.bytes, file.sha256), name
 
 
 def test_means_of_their_report_are_the_papers_int8_figures(assets):
-    rows = {(row["row"], row["metric"]): row for row in authors_report()}
-    for row, psnr, ssim in (("dynamic TFLite (abstract, Tables C and D)", 30.0003, 0.8560),
-                            ("fixed TFLite (abstract)", 30.0065, 0.8570),
-                            ("student_deploy (Table B, called INT8)", 30.1350, 0.8589),
-                            ("mobileone (Table C, called FP32)", 30.1350, 0.8589)):
-        assert rows[row, "psnr"]["reproduced"] == pytest.approx(psnr, abs=1e-4)
-        assert rows[row, "ssim"]["reproduced"] == pytest.approx(ssim, abs=1e-4)
-    assert rows["stage-3 weights as float graph", "psnr"]["reproduced"] == pytest.approx(30.2045, abs=1e-4)
+    rows = {(row["row"], row["metric"]): row["reproduced"] for row in authors_report()}
+    for row, psnr, ssim in (("dynamic_tflite", 30.0003, 0.8560), ("fixed_tflite", 30.0065, 0.8570),
+                            ("student_deploy", 30.1350, 0.8589), ("mobileone", 30.1350, 0.8589)):
+        assert rows[row, "psnr"] == pytest.approx(psnr, abs=1e-4)
+        assert rows[row, "ssim"] == pytest.approx(ssim, abs=1e-4)
+    assert rows["stage3_float", "psnr"] == pytest.approx(30.2045, abs=1e-4)
 
 
-def test_the_released_run_had_losses_that_the_paper_has_not(assets):
-    state = released_run()
-    assert state["epoch"] == 109
-    assert state["kd_res_w"] == 0.01
-
-
-def div2k_validation() -> tuple[Path, Path]:
-    """HR and LR folders of DIV2K's validation images, or a skip that says where they were looked for."""
-    root = div2k_folder(DataSettings(source="div2k"))
-    hr, lr = (next(iter(sorted(root.rglob(name))), None) for name in ("DIV2K_valid_HR", "DIV2K_valid_LR_bicubic/X3"))
-    if hr is None or lr is None:
-        pytest.skip(f"DIV2K's validation images are not at {root}: run `paperlib data prepare --profile paper`")
-    return hr, lr
-
-
-@pytest.mark.parametrize("name", PER_IMAGE)
-def test_div2k_agrees_with_their_report_image_by_image(upscalers, assets, name):
-    pairs = read_pairs(*div2k_validation())
-    report = json.loads((assets / "aio_mai" / REPORT).read_text())["per_image"]
-    wanted = {Path(image["hr_file"]).stem: image["metrics"][f"psnr_{PER_IMAGE[name]}_rgb_sh0"] for image in report}
-    result = evaluate(upscalers[name], pairs)
-    assert len(result["images"]) == len(wanted) == 100
-    for image in result["images"]:
-        assert image["psnr_rgb"] == pytest.approx(wanted[image["name"]], abs=0.01), image["name"]
-
-
-def test_without_the_authors_files_there_is_no_audit(monkeypatch, tmp_path):
+def test_best_of_many_equal_epochs_is_luck(tmp_path, monkeypatch):
+    folder = tmp_path / "aio_mai"
+    folder.mkdir()
+    psnr = 30 + np.random.default_rng(0).normal(0, 0.03, 150)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["stage", "epoch", "psnr_sr_rgb_sh0"])
+        writer.writerows([("s2_fp32", 0, 99.0), *(("s3_qat", epoch, value) for epoch, value in enumerate(psnr))])
     monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
-    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("paperlib.evaluation.authors.URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("paperlib.data.download.RETRIES", 1)
-    assert authors_report() == []
-    assert released_run() == {}
-    assert audit.measured_authors({}).empty
-    with pytest.raises(audit.UserError, match=rf"{FILES['fixed_int8']}.*not at hand.*refused"):
-        audit.verify()
+    noise = selection_noise()
+    assert noise.best == psnr.max()
+    assert noise.settled == pytest.approx(psnr[90:].mean())
+    assert noise.scatter == pytest.approx(psnr[30:].std(ddof=1))
+    run = open_run("smoke", tmp_path / "run")
+    text = selection_section(run).data
+    assert f"{psnr.max() - psnr[90:].mean():.3f} dB above the mean of the last 60" in text
+    assert "Table D's 0.089 dB" in text
+    assert (run.out / "figures" / "07_selection.png").is_file()
+    (axes,) = selection_figure(noise).axes
+    assert f"{psnr.max():.3f}" in axes.get_legend().get_texts()[1].get_text()
 
 
-def test_paper_report_and_file_stand_on_one_line():
-    report = [{"row": row, "precision": "", "metric": metric, "reported": paper, "reproduced": value}
-              for row, metric, paper, value in (
-                  ("dynamic TFLite (abstract, Tables C and D)", "psnr", 30.0003, 30.00028),
-                  ("fixed TFLite (abstract)", "ssim", 0.857, 0.8568), ("bicubic (Table B)", "psnr", 28.26, 28.49))]
-    measured = pd.DataFrame([
-        {"as": name, "dataset": dataset, "psnr_rgb": psnr, "ssim_rgb": 0.85}
-        for name, dataset, psnr in (("dynamic_int8", "Set5", 31.3), ("dynamic_int8", "DIV2K validation", 30.001),
-                                    ("fixed_int8", "Set5", 31.2))])
-    dynamic, fixed, bicubic = audit.side_by_side(report, measured)
-    assert (dynamic["paper"], dynamic["their report"], dynamic["here"]) == (30.0003, 30.00028, 30.001)
-    assert dynamic["here - report"] == pytest.approx(0.00072)
-    assert (fixed["here"], fixed["here - report"], bicubic["here"]) == (None, None, None)
-
-
-def test_every_published_file_has_its_reported_row(assets):
-    assert set(audit.MEASURED_AS.values()) == set(FILES)
-    assert set(audit.MEASURED_AS) <= {row["row"] for row in authors_report()}
-
-
-def test_div2k_is_measured_where_it_is(monkeypatch, tmp_path):
-    monkeypatch.delenv("PAPERLIB_DATA", raising=False)
+def test_nothing_at_hand_is_nothing(monkeypatch, tmp_path):
+    monkeypatch.delenv("PAPERLIB_ASSETS", raising=False)
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
-    assert list(audit.sets_at_hand()) == ["embedded"]
-    hr = read_rgb(embedded_path("coffee.png"))[:60, :90]
-    for folder, name, image in (("DIV2K_valid_HR", "0801.png", hr),
-                                ("DIV2K_valid_LR_bicubic/X3", "0801x3.png", bicubic_downscale(hr))):
-        (tmp_path / "div2k" / folder).mkdir(parents=True)
-        Image.fromarray(image).save(tmp_path / "div2k" / folder / name)
-    sets = audit.sets_at_hand()
-    assert list(sets) == ["embedded", "DIV2K validation"]
-    assert np.array_equal(sets["DIV2K validation"][0].hr, hr)
+    assert authors_report() == []
+    assert selection_noise() is None
+    run = open_run("smoke", tmp_path)
+    assert "set `PAPERLIB_ASSETS`" in selection_section(run).data
+    assert not (tmp_path / "figures" / "07_selection.png").exists()
+
+
+def test_the_published_log_scatters_as_known(assets):
+    noise = selection_noise()
+    assert (round(noise.scatter, 3), round(noise.settled, 3), round(noise.best, 3)) == (0.032, 30.090, 30.135)

@@ -8,7 +8,19 @@ from skimage.color import rgb2ycbcr
 from skimage.data import astronaut, coffee
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from paperlib.evaluation.metrics import METRICS, luma_255, mean_scores, psnr_rgb, psnr_y, scores, ssim_rgb, ssim_y
+from paperlib.evaluation.metrics import (
+    METRICS,
+    luma_255,
+    mean_scores,
+    psnr_full_range_y,
+    psnr_rgb,
+    psnr_y,
+    scores,
+    ssim_rgb,
+    ssim_tensorflow,
+    ssim_y,
+    tensorflow_mean,
+)
 
 LIBRARY = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -106,3 +118,36 @@ def test_wrong_shapes_are_refused():
         psnr_rgb(grey, grey)
     with pytest.raises(ValueError, match="one size"):
         ssim_y(np.zeros((20, 20, 3)), np.zeros((20, 21, 3)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 7), (37, 50), (512, 512), (1346, 2030)])
+def test_the_mean_is_tensorflows_bit_for_bit(height, width):
+    tf = pytest.importorskip("tensorflow")
+    for low in (0.9, -0.2):
+        values = np.random.default_rng(0).uniform(low, 1, (1, height, width, 3)).astype(np.float32)
+        wanted = tf.reduce_mean(values, [-3, -2]).numpy()[0]
+        assert [tensorflow_mean(values[0, ..., channel]) for channel in range(3)] == wanted.tolist()
+
+
+def test_the_mean_drifts_with_the_size_of_the_picture():
+    """The values that TensorFlow 2.21 gives for uniform numbers in 0.9..1.0, truly 0.950."""
+    numbers = np.random.default_rng(0).uniform(0.9, 1, 2150 * 3830).astype(np.float32)
+    means = [tensorflow_mean(numbers[:count]) for count in (256**2, 1346 * 2030, 2150 * 3830)]
+    assert means == pytest.approx([0.9500, 0.9616, 0.9873], abs=3e-4)
+
+
+def test_ssim_tensorflow_is_tensorflows_and_on_large_pictures_too_high():
+    tf = pytest.importorskip("tensorflow")
+    for hr, drift in ((coffee()[:90, :70], (-1e-5, 1e-5)), (np.tile(coffee(), (4, 3, 1)), (0.003, 0.03))):
+        sr = noisy(hr, 1.5).clip(0, 255)
+        wanted = float(tf.image.ssim(sr[None], hr[None].astype(np.float32), 255.0)[0])
+        assert ssim_tensorflow(sr, hr) == pytest.approx(wanted, abs=1e-5)
+        assert drift[0] < ssim_tensorflow(sr, hr) - ssim_rgb(sr, hr) < drift[1]
+    assert math.isnan(ssim_tensorflow(hr[:10], hr[:10]))
+
+
+def test_the_reports_luma_has_the_full_range():
+    hr = np.full((20, 20, 3), 100, np.uint8)
+    sr = hr + np.array([1.0, 0, 0])
+    assert psnr_full_range_y(sr, hr) == pytest.approx(48.1308 - 20 * math.log10(0.299), abs=1e-4)
+    assert psnr_full_range_y(hr + 300.0, hr) == pytest.approx(20 * math.log10(255 / 155))

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from paperlib.errors import UserError
-from paperlib.evaluation.authors import PUBLISHED
+from paperlib.evaluation.audit import PUBLISHED
 from paperlib.files import file_lock
 from paperlib.run import open_run
 from paperlib.running import notebooks, reproduce
