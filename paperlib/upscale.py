@@ -1,8 +1,9 @@
-"""Enlarging pictures ×3 with any model: whole folders, any shape, tiled without seams (paper section 5).
+"""Enlarging pictures ×3 with any model: whole folders, any shape, tiled without seams (paper
+section 5).
 
 A pixel of the result depends on few LR pixels around it (10 for the published student). Tiles that
-overlap by twice that give what the whole picture would give, and bound the network's memory; picture
-and result are in memory whole.
+overlap by twice that give what the whole picture would give, and bound the network's memory;
+picture and result are in memory whole.
 """
 
 import glob
@@ -35,7 +36,8 @@ from paperlib.settings import SCALE
 MARK = "_x3"
 """Added to a file's name, so that a result never replaces its input."""
 TILE_INT8, TILE_FLOAT = 640, 384
-"""Largest tile, LR pixels a side: about the speed of the whole picture (a tenth more work) in bounded memory."""
+"""Largest tile, LR pixels a side: about the speed of the whole picture (a tenth more work) in
+bounded memory."""
 MOST_AT_ONCE = 4_000_000
 """Most LR pixels for a model that must see a picture whole."""
 ENLARGED = 90
@@ -45,9 +47,10 @@ ENLARGED = 90
 def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
     """The upscaler with its output rounded to 8 bits: uint8 (h, w, 3) → uint8 (3h, 3w, 3).
 
-    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture. Where the output's grid is
-    0..255, as in every file of this kit, number and pixel differ in the highest bit alone: turning that takes a
-    twentieth of a look-up, which was an eighth of the interpreter's own time.
+    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture. Where the
+    output's grid is 0..255, as in every file of this kit, number and pixel differ in the highest
+    bit alone: turning that takes a twentieth of a look-up, which was an eighth of the interpreter's
+    own time.
     """
     if isinstance(upscaler, TFLiteUpscaler) and upscaler.output["dtype"] != np.float32:
         codes = np.arange(256, dtype=np.uint8).view(upscaler.output["dtype"])
@@ -59,7 +62,8 @@ def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _even(length: int, side: int, overlap: int) -> int:
-    """The smallest tile, at most `side` long, with which overlapping tiles cover `length` in as few pieces."""
+    """The smallest tile, at most `side` long, with which overlapping tiles cover `length` in as few
+    pieces."""
     pieces = max(1, math.ceil((length - overlap) / (side - overlap)))
     return math.ceil((length + (pieces - 1) * overlap) / pieces)
 
@@ -132,7 +136,8 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """Files named directly, by folder (the pictures in it), or by a glob pattern; and a message for each that is none.
+    """Files named directly, by folder (the pictures in it), or by a glob pattern; and a message for
+    each that is none.
 
     A folder's `a_x3.png` beside `a.png` is a result, not an input.
     """
@@ -166,7 +171,8 @@ def upscale_files(
     inputs: Sequence[str | Path], out: str | Path, upscaler: Upscaler,
     log: Callable[[str], None] | None = None, progress: Progress | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Enlarge pictures ×3 into a folder, as `<name>_x3` in their own format; goes on after one that fails.
+    """Enlarge pictures ×3 into a folder, as `<name>_x3` in their own format; goes on after one that
+    fails.
 
     Args:
         inputs: files, folders, glob patterns.

@@ -1,7 +1,8 @@
-"""Training patches: aligned random crops with flips and turns, each a pure function of (seed, name, index) (section 4).
+"""Training patches: aligned random crops with flips and turns, each a pure function of (seed, name,
+index) (section 4).
 
-Nothing is kept between steps, so a training resumes from its step number alone, and several processes that share a
-batch draw exactly the samples that one process would.
+Nothing is kept between steps, so a training resumes from its step number alone, and several
+processes that share a batch draw exactly the samples that one process would.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,8 +31,8 @@ COLOURS = tuple(permutations(range(3)))
 
 
 class Sample(NamedTuple):
-    """Where one patch comes from: a photograph, a place in LR pixels, one of eight symmetries, an order of colours; or
-    rendered text instead."""
+    """Where one patch comes from: a photograph, a place in LR pixels, one of eight symmetries, an
+    order of colours; or rendered text instead."""
 
     photograph: int
     top: int
@@ -53,7 +54,8 @@ class Batch:
     hr: Tensor
     """uint8 (B, 3, 3p, 3p)."""
     teacher: Tensor | None = None
-    """uint8 (B, 3, 3p, 3p), the teacher's cached output for the same crops, HR where a patch is text; or None."""
+    """uint8 (B, 3, 3p, 3p), the teacher's cached output for the same crops, HR where a patch is
+    text; or None."""
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -74,7 +76,8 @@ def assemble(
     """The batch of `samples`, cropped and turned.
 
     Args:
-        images: for each sample LR (h, w, 3), HR (3h, 3w, 3) and, where there is a teacher, its output (3h, 3w, 3).
+        images: for each sample LR (h, w, 3), HR (3h, 3w, 3) and, where there is a teacher, its
+            output (3h, 3w, 3).
         patch: LR pixels a side.
     """
     lr, hr, extra = [], [], []
@@ -92,11 +95,14 @@ class TrainSet:
 
     Args:
         store: decoded training photographs.
-        settings: `sampling` "image" shows every photograph once per pass, "area" in proportion to its pixels.
-        seed, name: what the draw depends on besides the index; two trainings with other names see other patches.
+        settings: `sampling` "image" shows every photograph once per pass, "area" in proportion to
+            its pixels.
+        seed, name: what the draw depends on besides the index; two trainings with other names see
+            other patches.
         patch: LR pixels a side; smaller photographs are left out (`left_out` counts them).
         permute_colours: red, green and blue change places at random.
-        text: share of the patches that are rendered text (`data.text`), in the first `text_steps` steps; None: in all.
+        text: share of the patches that are rendered text (`data.text`), in the first `text_steps`
+            steps; None: in all.
 
     Raises:
         UserError: no photograph is large enough.
@@ -182,7 +188,8 @@ class Data:
     tests: dict[str, Sequence[Pair]]
     """Test sets by name, never seen in training or selection; none in the offline profiles."""
     shown: list[Pair]
-    """Photographs for figures: embedded ones, which may be passed on with the results, whatever is measured."""
+    """Photographs for figures: embedded ones, which may be passed on with the results, whatever is
+    measured."""
     settings: DataSettings
     """Where they came from: another process opens them again instead of being sent the pixels."""
     overlaps: list[Overlap] = field(default_factory=list)
@@ -199,7 +206,8 @@ class Data:
         return _pixels_key(self.valid)
 
     def keys(self) -> dict[str, str]:
-        """Hashes of the pixels of every split, for records: what was trained on, chosen on and tested on."""
+        """Hashes of the pixels of every split, for records: what was trained on, chosen on and
+        tested on."""
         return {"training pixels": self.store.key, "validation pixels": self.valid_key} | {
             f"test pixels: {name}": _pixels_key(pairs) for name, pairs in self.tests.items()}
 
@@ -233,14 +241,16 @@ def lr_batches(data: Data, settings: Settings, stream: str, stage: StageSettings
 
 
 def calibration(data: Data, settings: Settings) -> list[np.ndarray]:
-    """LR training photographs (uint8, (h, w, 3)) for first ranges and for post-training quantisation."""
+    """LR training photographs (uint8, (h, w, 3)) for first ranges and for post-training
+    quantisation."""
     count = min(settings.quant.calibration_images, len(data.store))
     chosen = np.linspace(0, len(data.store) - 1, count).round().astype(int)
     return [np.asarray(data.store.lr(int(index))) for index in chosen]
 
 
 def open_data(settings: DataSettings) -> Data:
-    """The training pixels (decoded once, cached), validation pairs and test sets that the settings name."""
+    """The training pixels (decoded once, cached), validation pairs and test sets that the settings
+    name."""
     valid = validation_pairs(settings)
     shown = valid if settings.source == "embedded" else validation_pairs(DataSettings(source="embedded"))
     store = open_store(settings)

@@ -1,18 +1,18 @@
 """Files from public hosts, and the lists of photographs that anyone may fetch (paper section 4 has
 DIV2K, see `div2k`).
 
-A file is continued where it broke off, checked against a pinned hash, and under its name when whole.
-Hosts are slow and often down, answer with pages of HTML, or send less or more than they announced;
-whatever comes is believed only when its SHA-256 is the expected one.
+A file is continued where it broke off, checked against a pinned hash, and under its name when
+whole. Hosts are slow and often down, answer with pages of HTML, or send less or more than they
+announced; whatever comes is believed only when its SHA-256 is the expected one.
 
 `open.csv`, for training: 51 pictures in 4K of four wallpaper collections, reduced to at most 2,040
 pixels so that neither their noise nor their JPEG blocks are learnt: turned by EXIF, RGB, Lanczos by
-min(1/1.5, 2040 / longer side), JPEG of quality 95 with full colour. An original is believed when its
-SHA-256 is the listed one. The reduced file has the listed SHA-256 where Pillow and its JPEG library
-give the same bytes as where the list was made; elsewhere it is kept and said to differ.
+min(1/1.5, 2040 / longer side), JPEG of quality 95 with full colour. An original is believed when
+its SHA-256 is the listed one. The reduced file has the listed SHA-256 where Pillow and its JPEG
+library give the same bytes as where the list was made; elsewhere it is kept and said to differ.
 
-`cid22.csv`, for training, and `clic_val.csv`, for validation: lossless files, kept as they come; one
-is believed when the SHA-256 of its pixels, RGB in rows, is the listed one, so that another
+`cid22.csv`, for training, and `clic_val.csv`, for validation: lossless files, kept as they come;
+one is believed when the SHA-256 of its pixels, RGB in rows, is the listed one, so that another
 compression of the same pixels passes.
 """
 
@@ -46,7 +46,8 @@ from paperlib.files import (
 )
 
 RETRIES, TIMEOUT = 4, 30.0
-"""Attempts at one file, and seconds without data after which an attempt ends; each continues the one before."""
+"""Attempts at one file, and seconds without data after which an attempt ends; each continues the
+one before."""
 
 
 def download(url: str, path: Path, size: int | None, sha256: str, progress: Progress | None = None, *, host: str = "",
@@ -54,8 +55,8 @@ def download(url: str, path: Path, size: int | None, sha256: str, progress: Prog
     """Fetch a file as `fetch` does, or say why not and how to get it by hand.
 
     Raises:
-        UserError: the host cannot be reached or refuses, the disk is too small, or the bytes are wrong (they are
-            deleted); the message names URL, bytes and destination.
+        UserError: the host cannot be reached or refuses, the disk is too small, or the bytes are
+            wrong (they are deleted); the message names URL, bytes and destination.
     """
     if problem := fetch(url, path, size, sha256, progress, host=host, place=place):
         announced = f"{size} bytes" if size else "the file"
@@ -78,7 +79,8 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
         digest: what is held against `sha256`: that of the bytes, or of what they stand for.
 
     Returns:
-        "" when the file is there, else in a few words why not; what came of it is kept, unless it is wrong.
+        "" when the file is there, else in a few words why not; what came of it is kept, unless it
+        is wrong.
 
     Raises:
         UserError: the file cannot be written, or the address is none.
@@ -192,7 +194,8 @@ MADE = "made_here.json"
 class Photograph:
     """A line of a list: `size` is that of the file that is kept, "width × height" with an x.
 
-    It has either the hashes of original and reduced file, or that of the pixels of a file that is kept as it comes.
+    It has either the hashes of original and reduced file, or that of the pixels of a file that is
+    kept as it comes.
     """
 
     file: str
@@ -207,7 +210,8 @@ class Photograph:
 
     @property
     def url(self) -> str:
-        """Where the original is; without a commit on the default branch, where its hash says whether it is still it."""
+        """Where the original is; without a commit on the default branch, where its hash says
+        whether it is still it."""
         return f"{RAW}/{self.repository}/{self.commit}/{urllib.parse.quote(self.path)}"
 
 
@@ -227,7 +231,8 @@ def listed(name: str = "open") -> list[Photograph]:
 
 
 def pixels_sha256(path: Path) -> str:
-    """SHA-256 of a picture's pixels as RGB of 8 bits, in rows from the top; says why not where it is no picture."""
+    """SHA-256 of a picture's pixels as RGB of 8 bits, in rows from the top; says why not where it
+    is no picture."""
     try:
         return sha256(load_image(path).convert("RGB").tobytes()).hexdigest()
     except UserError as error:
@@ -249,7 +254,8 @@ def reduce_photograph(original: Path, target: Path) -> None:
 
 def fetch_photographs(folder: Path, photographs: Sequence[Photograph], tell: Callable[[str], None] = print
                       ) -> list[str]:
-    """Bring photographs into a folder; what is there is kept, and one that cannot be had never ends the others.
+    """Bring photographs into a folder; what is there is kept, and one that cannot be had never ends
+    the others.
 
     Originals that are reduced lie there one at a time and are deleted afterwards.
 

@@ -174,7 +174,8 @@ def _from_cmyk(image: Image.Image, picture_notes: list[str]) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image, notes: list[str]) -> Image.Image:
-    """16-bit grey → 8 bits, rounded, with its transparent grey as alpha; other deep modes are refused."""
+    """16-bit grey → 8 bits, rounded, with its transparent grey as alpha; other deep modes are
+    refused."""
     if image.mode in ("I", "F"):
         raise ValueError("32 bits a channel, of which no one knows the range; save it with 8 or 16 bits")
     notes.append("16 bits a channel reduced to 8")
@@ -235,7 +236,8 @@ def check_writable(path: str | Path, height: int, width: int, transparent: bool 
     """Whether a picture of that size can be written under that name, asked before the work is done.
 
     Raises:
-        UserError: an unknown suffix, or a format that cannot hold so large a picture or transparency.
+        UserError: an unknown suffix, or a format that cannot hold so large a picture or
+            transparency.
     """
     kind = _options(Path(path))["format"]
     limit = LONGEST.get(kind)
@@ -286,7 +288,8 @@ def compress_figure(png: bytes, lossy: str, error: float = 1.5) -> tuple[str, by
     Args:
         png: a PNG file.
         lossy: "WEBP", or "JPEG" where the reader may not know that, as viewers of notebooks.
-        error: root mean square of the change, in steps of 8 bits, up to which 256 colours are enough.
+        error: root mean square of the change, in steps of 8 bits, up to which 256 colours are
+            enough.
     """
     with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
         picture = opened.convert("RGB")

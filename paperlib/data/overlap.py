@@ -1,9 +1,11 @@
-"""Whether a training photograph shows what a test image shows: a copy, or a part of it at another scale (section 6).
+"""Whether a training photograph shows what a test image shows: a copy, or a part of it at another
+scale (section 6).
 
-Public sets share pictures: Set5's "woman" is a crop of a BSDS500 photograph at 0.72 of its size. The centre of each
-test image is looked for in each training photograph by normalised correlation of its luminance's detail: small and at
-many scales first, then finely where that was promising. A training photograph that is itself a small part of a test
-image, without the test image's centre, is not found.
+Public sets share pictures: Set5's "woman" is a crop of a BSDS500 photograph at 0.72 of its size.
+The centre of each test image is looked for in each training photograph by normalised correlation of
+its luminance's detail: small and at many scales first, then finely where that was promising. A
+training photograph that is itself a small part of a test image, without the test image's centre, is
+not found.
 """
 
 import json
@@ -25,10 +27,12 @@ CENTRE = 0.6
 SIDE, FINE = 12, 32
 """Pixels a side of that square, in the search and in the closer look."""
 ZOOM, STEP = 4.0, 1.06
-"""The square may be as large as a photograph's shorter side, or so many times smaller; factor between scales."""
+"""The square may be as large as a photograph's shorter side, or so many times smaller; factor
+between scales."""
 PROMISING, SAME = 0.6, 0.75
-"""Correlation from which a place is looked at closely, and from which it shows the same. Planted crops of any scale
-have 0.92 and more; of all pairs of T91 with Set5, Set14, B100 and CLIC's validation set none has more than 0.56."""
+"""Correlation from which a place is looked at closely, and from which it shows the same. Planted
+crops of any scale have 0.92 and more; of all pairs of T91 with Set5, Set14, B100 and CLIC's
+validation set none has more than 0.56."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def _luminance(lr: np.ndarray) -> Image.Image:
 
 
 def _detail(picture: Image.Image, short: float) -> np.ndarray:
-    """The picture resized to a shorter side of `short` pixels, less its mean over 5 × 5; float32 (h, w)."""
+    """The picture resized to a shorter side of `short` pixels, less its mean over 5 × 5; float32
+    (h, w)."""
     factor = short / min(picture.size)
     size = tuple(round(length * factor) for length in picture.size)
     pixels = smooth = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
@@ -61,7 +66,8 @@ def _detail(picture: Image.Image, short: float) -> np.ndarray:
 
 
 def _normal(rows: np.ndarray) -> np.ndarray:
-    """Rows (…, n) of mean 0 and length 1; those with hardly any detail (deviation below one grey level) become 0."""
+    """Rows (…, n) of mean 0 and length 1; those with hardly any detail (deviation below one grey
+    level) become 0."""
     rows = rows - rows.mean(-1, keepdims=True)
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.where(length > rows.shape[-1] ** 0.5, rows / np.maximum(length, 1e-6), 0.0).astype(np.float32)
@@ -81,7 +87,8 @@ def _windows(detail: np.ndarray, side: int) -> np.ndarray:
 
 
 def _close_look(picture: Image.Image, centre: np.ndarray, short: float, row: int, column: int) -> float:
-    """Largest correlation of a centre of `FINE` pixels with a picture near a place found at `SIDE` pixels."""
+    """Largest correlation of a centre of `FINE` pixels with a picture near a place found at `SIDE`
+    pixels."""
     best = 0.0
     for zoom in np.linspace(1 / STEP, STEP, 9):
         ratio = FINE / SIDE * zoom

@@ -1,7 +1,8 @@
 """Photographs as training pixels and evaluation pairs (paper sections 4 and 6).
 
-A pair is an HR photograph and its LR version by MATLAB's bicubic filter, or the data set's own LR file. Training
-photographs are decoded once into flat files of pixels (`PixelStore`), so that a patch costs a copy, not a PNG.
+A pair is an HR photograph and its LR version by MATLAB's bicubic filter, or the data set's own LR
+file. Training photographs are decoded once into flat files of pixels (`PixelStore`), so that a
+patch costs a copy, not a PNG.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Source:
-    """Where one photograph comes from: its name, HR file, and LR file where the data set brings its own.
+    """Where one photograph comes from: its name, HR file, and LR file where the data set brings its
+    own.
 
     `hr` is None only in what `div2k.validation_at_hand` finds: an LR file alone.
     """
@@ -72,7 +74,8 @@ def make_pair(name: str, hr: np.ndarray, lr: np.ndarray | None = None) -> Pair:
 
 
 def read_source(source: Source, crop: int = 0) -> Pair:
-    """Decode a photograph and its LR version; `crop` > 0 takes the central crop of that many HR pixels a side."""
+    """Decode a photograph and its LR version; `crop` > 0 takes the central crop of that many HR
+    pixels a side."""
     hr = crop_to_scale(read_rgb(source.hr), source.name)
     lr = read_rgb(source.lr) if source.lr else None
     if not crop:
@@ -110,7 +113,8 @@ class Pairs(Sequence[Pair]):
 def match_folders(hr_folder: Path, lr_folder: Path | None = None) -> list[Source]:
     """The photographs of a folder, each with its LR file where a folder of those is given.
 
-    Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png` or `0801_LRBI_x3.png`.
+    Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png` or
+    `0801_LRBI_x3.png`.
 
     Raises:
         UserError: a folder is missing or empty, or an HR image has no LR image.
@@ -132,5 +136,6 @@ def match_folders(hr_folder: Path, lr_folder: Path | None = None) -> list[Source
 
 
 def read_pairs(hr_folder: str | Path, lr_folder: str | Path | None = None) -> Pairs:
-    """Pairs of a folder of HR images and, where given, a folder of LR images (else MATLAB bicubic ÷3)."""
+    """Pairs of a folder of HR images and, where given, a folder of LR images (else MATLAB bicubic
+    ÷3)."""
     return Pairs(match_folders(Path(hr_folder), Path(lr_folder) if lr_folder else None))

@@ -1,8 +1,9 @@
 """Training photographs decoded once, shared by all runs (paper section 4's data, made cheap).
 
 Every photograph has two files in the cache, HR and LR pixels, named by what they are made from, and
-one more for each teacher's output. A file is NumPy's .npy format followed by the SHA-256 of all that;
-it is checked when it is opened, and one that is missing or damaged is made again from its source.
+one more for each teacher's output. A file is NumPy's .npy format followed by the SHA-256 of all
+that; it is checked when it is opened, and one that is missing or damaged is made again from its
+source.
 """
 
 import json
@@ -44,8 +45,8 @@ def write_pixels(path: Path, pixels: np.ndarray) -> None:
 
 
 def read_pixels(path: Path) -> np.ndarray | None:
-    """What `write_pixels` has written, memory-mapped; None where there is no such file, or a damaged
-    one, which is said."""
+    """What `write_pixels` has written, memory-mapped; None where there is no such file, or a
+    damaged one, which is said."""
     if not path.is_file():
         return None
     content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
@@ -121,7 +122,8 @@ def _key(*parts: object) -> str:
 
 
 def open_store(settings: DataSettings, progress: Progress | None = None) -> PixelStore:
-    """The pixel store of the training split; photographs not yet in the cache are decoded in parallel.
+    """The pixel store of the training split; photographs not yet in the cache are decoded in
+    parallel.
 
     A photograph of the user's own folders that cannot be read is left out and named
     (`PixelStore.left_out`); the key is another one without it.
@@ -153,7 +155,8 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
 
 
 def _open(folder: Path, crop: int, source: Source, file: str) -> tuple[np.ndarray, np.ndarray] | str:
-    """LR and HR pixels of a photograph, from the cache or decoded into it; or why it cannot be read."""
+    """LR and HR pixels of a photograph, from the cache or decoded into it; or why it cannot be
+    read."""
     paths = {part: folder / f"{file}.{part}.npy" for part in ("lr", "hr")}
     found = [read_pixels(path) for path in paths.values()]
     if any(pixels is None for pixels in found):

@@ -1,7 +1,9 @@
-"""Bicubic resizing as the field's data sets use it (paper section 6): MATLAB's `imresize`, exact to the last bit.
+"""Bicubic resizing as the field's data sets use it (paper section 6): MATLAB's `imresize`, exact to
+the last bit.
 
-Keys' cubic kernel has one free parameter: a = −0.5 in MATLAB, −0.75 in PyTorch. MATLAB widens the kernel when it makes
-an image smaller, and mirrors it at its borders with the border row repeated; PyTorch repeats the border row alone.
+Keys' cubic kernel has one free parameter: a = −0.5 in MATLAB, −0.75 in PyTorch. MATLAB widens the
+kernel when it makes an image smaller, and mirrors it at its borders with the border row repeated;
+PyTorch repeats the border row alone.
 """
 
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 def _resized(x: np.ndarray, axis: int, out: int, a: float, mirror: bool = True, part: slice = slice(None),
              ) -> np.ndarray:
-    """`x` resized along one axis to `out` pixels, in float64; the kernel is widened where that makes it smaller.
+    """`x` resized along one axis to `out` pixels, in float64; the kernel is widened where that
+    makes it smaller.
 
     Args:
         part: which of the `out` pixels are wanted.
@@ -69,7 +72,8 @@ def bicubic_downscale(hr: np.ndarray, scale: int = SCALE, round_each_axis: bool 
 
     Args:
         hr: uint8 (H, W, 3), H and W multiples of `scale`.
-        round_each_axis: MATLAB rounds to 8 bits after rows and again after columns; False rounds once (for comparison).
+        round_each_axis: MATLAB rounds to 8 bits after rows and again after columns; False rounds
+            once (for comparison).
 
     Returns:
         uint8 (H/scale, W/scale, 3).
@@ -93,7 +97,8 @@ def bicubic_upscale(lr: np.ndarray, scale: int = SCALE, kernel: str = "torch") -
 
     Args:
         lr: uint8 (h, w, 3).
-        kernel: "torch" (a = −0.75, what the authors' log scored) or "matlab" (a = −0.5, as in `bicubic_downscale`).
+        kernel: "torch" (a = −0.75, what the authors' log scored) or "matlab" (a = −0.5, as in
+            `bicubic_downscale`).
 
     Returns:
         float32 (scale·h, scale·w, 3), clipped to 0..255, not rounded.

@@ -1,4 +1,5 @@
-"""Which photographs train, validate and test (paper sections 4 and 6), from the wheels, from folders or from DIV2K."""
+"""Which photographs train, validate and test (paper sections 4 and 6), from the wheels, from
+folders or from DIV2K."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ from paperlib.settings import SCALE, DataSettings
 
 
 def status(settings: DataSettings) -> list[dict[str, str]]:
-    """What is there of a profile's photographs: one line a split, with what to do where it is missing."""
+    """What is there of a profile's photographs: one line a split, with what to do where it is
+    missing."""
     lines = []
     for split in ("train", "valid"):
         try:
@@ -28,7 +30,8 @@ def status(settings: DataSettings) -> list[dict[str, str]]:
 EMBEDDED_TRAIN = ("astronaut.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png", "flower.jpg",
                   "hubble_deep_field.jpg", "retina.jpg", "ihc.png")
 EMBEDDED_VALID = ("coffee.png", "chelsea.png", "china.jpg")
-"""Photographs in the scikit-image and scikit-learn wheels. The motorcycles are stereo twins: both train."""
+"""Photographs in the scikit-image and scikit-learn wheels. The motorcycles are stereo twins: both
+train."""
 
 
 def embedded_path(name: str) -> Path:

@@ -1,7 +1,8 @@
-"""Rendered text as training patches, which the photographs at hand hardly show. Ours, not the paper's.
+"""Rendered text as training patches, which the photographs at hand hardly show. Ours, not the
+paper's.
 
-A page is drawn in HR and reduced by the same bicubic filter as the photographs. Other versions of Pillow's FreeType
-or of matplotlib's fonts draw other pixels of the same kind.
+A page is drawn in HR and reduced by the same bicubic filter as the photographs. Other versions of
+Pillow's FreeType or of matplotlib's fonts draw other pixels of the same kind.
 """
 
 from functools import lru_cache
@@ -13,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from paperlib.data.resize import SCALE, bicubic_downscale
 
 MARGIN = 2
-"""LR pixels beyond a patch whose HR pixels its reduction reads: the kernel reaches 5 HR pixels from a centre."""
+"""LR pixels beyond a patch whose HR pixels its reduction reads: the kernel reaches 5 HR pixels from
+a centre."""
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyzetaoinshrdlu   ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()/&")
 """Frequent ones stand twice, the space three times."""
 SIZE, LEADING = (16, 48), (1.2, 1.8)
@@ -30,8 +32,8 @@ def _font(number: int, height: int) -> ImageFont.FreeTypeFont:
 
 
 def render_text(side: int, random: np.random.Generator) -> np.ndarray:
-    """A square piece of a page of random letters, one font, size and pair of colours; half of them near black on white
-    or white on near black.
+    """A square piece of a page of random letters, one font, size and pair of colours; half of them
+    near black on white or white on near black.
 
     Args:
         side: pixels.

@@ -1,4 +1,5 @@
-"""Any image through a network of fixed input size: overlapping tiles, true borders (paper section 5)."""
+"""Any image through a network of fixed input size: overlapping tiles, true borders (paper section
+5)."""
 
 from collections.abc import Callable
 
@@ -10,7 +11,8 @@ from paperlib.settings import SCALE
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """First pixels of the tiles that cover `length` pixels; neighbours share at least `overlap`.
 
-    A tile that is too long is laid twice: from the first pixel on, and up to the last one (its start is negative).
+    A tile that is too long is laid twice: from the first pixel on, and up to the last one (its
+    start is negative).
 
     Raises:
         ValueError: the overlap is not smaller than the tile.
@@ -25,7 +27,8 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _kept(places: list[int], index: int, tile: int, length: int) -> tuple[int, int]:
-    """The part of a tile that goes into the result: neighbours meet in the middle of what they share."""
+    """The part of a tile that goes into the result: neighbours meet in the middle of what they
+    share."""
     here = places[index]
     first = 0 if index == 0 else (places[index - 1] + tile + here) // 2
     last = length if index == len(places) - 1 else (here + tile + places[index + 1]) // 2
@@ -35,11 +38,13 @@ def _kept(places: list[int], index: int, tile: int, length: int) -> tuple[int, i
 def run_padded(
     run: Callable[[np.ndarray], np.ndarray], lr: np.ndarray, height: int, width: int, overlap: int = 16,
 ) -> np.ndarray:
-    """Upscale as the authors evaluated their fixed file: reflected at the bottom and the right, and cropped back.
+    """Upscale as the authors evaluated their fixed file: reflected at the bottom and the right, and
+    cropped back.
 
-    The true border there sees mirrored pixels in place of the zeros that a convolution pads with, so scores differ a
-    little from those of a dynamic file. Where an image is larger, tiles overlap by `overlap` LR pixels and meet in the
-    middle of what they share (paper section 5; how theirs met is not published).
+    The true border there sees mirrored pixels in place of the zeros that a convolution pads with,
+    so scores differ a little from those of a dynamic file. Where an image is larger, tiles overlap
+    by `overlap` LR pixels and meet in the middle of what they share (paper section 5; how theirs
+    met is not published).
 
     Arguments and result as `run_tiled`.
     """
@@ -53,10 +58,10 @@ def run_tiled(
 ) -> np.ndarray:
     """Upscale an image of any size with a network of fixed input size.
 
-    At its border a convolution reads zeros; padding would put pixels there. An image smaller than the
-    tile is therefore run twice an axis, padded behind and padded in front (by reflection, repeated
-    where it is small), and each run gives the half that touches a true border. So a fixed file gives
-    what a dynamic one gives, from twice its reach on.
+    At its border a convolution reads zeros; padding would put pixels there. An image smaller than
+    the tile is therefore run twice an axis, padded behind and padded in front (by reflection,
+    repeated where it is small), and each run gives the half that touches a true border. So a fixed
+    file gives what a dynamic one gives, from twice its reach on.
 
     Args:
         run: (height, width, 3) → (3·height, 3·width, 3), same type.

@@ -91,7 +91,8 @@ def small_shape(settings: TeacherSettings) -> TeacherShape:
 
 
 def _read_pin(path: Path) -> dict[str, str]:
-    """Which teacher a run has: `kind`, `reason`, and `sha256` of its weights once they are there."""
+    """Which teacher a run has: `kind`, `reason`, and `sha256` of its weights once they are
+    there."""
     return read_json(path) if path.is_file() else {}
 
 
@@ -120,7 +121,8 @@ def decide_teacher(settings: TeacherSettings, pin: Path,
 
 
 def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
-    """Keep a run's teacher with its weights' hash in the file `pin`; `reason` is the one kept there.
+    """Keep a run's teacher with its weights' hash in the file `pin`; `reason` is the one kept
+    there.
 
     Raises:
         UserError: the run has had a teacher with other weights.
@@ -149,7 +151,8 @@ def find_teacher(
         train_small: trains (or loads, when done) the small network; gives it and its file.
 
     Raises:
-        UserError: the published weights cannot be had, or there is nothing to train a small teacher with.
+        UserError: the published weights cannot be had, or there is nothing to train a small teacher
+            with.
         ValueError: `kind` is still auto.
     """
     if settings.kind == "auto":
@@ -183,7 +186,8 @@ def published_upscaler() -> TeacherUpscaler:
 
 
 def outputs_key(source: TeacherSource) -> str:
-    """Key of a teacher's cached outputs: weights, routing, and up to which side images stay whole."""
+    """Key of a teacher's cached outputs: weights, routing, and up to which side images stay
+    whole."""
     return f"{source.sha256[:16]}-argmax-tile{TILE}"
 
 

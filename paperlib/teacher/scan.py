@@ -1,9 +1,10 @@
-"""The selective scan of the teacher's state-space layers, linear in time and memory, with or without a GPU (section 2).
+"""The selective scan of the teacher's state-space layers, linear in time and memory, with or
+without a GPU (section 2).
 
-h_t = exp(Δ_t A)·h_{t−1} + Δ_t B_t u_t and y_t = C_t·h_t + D u_t, per channel, over the sequence, always in float32.
-Three backends behind one function, chosen by where the tensors are and never swapped silently: `mamba_ssm` on CUDA;
-`numba` on the CPU, with and without gradient (kernels in `paperlib.scan_kernels`); and `loop`, the recurrence as
-written, for tests and benchmarks.
+h_t = exp(Δ_t A)·h_{t−1} + Δ_t B_t u_t and y_t = C_t·h_t + D u_t, per channel, over the sequence,
+always in float32. Three backends behind one function, chosen by where the tensors are and never
+swapped silently: `mamba_ssm` on CUDA; `numba` on the CPU, with and without gradient (kernels in
+`paperlib.teacher.scan_kernels`); and `loop`, the recurrence as written, for tests and benchmarks.
 """
 
 import importlib.util
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def _for_each_row(work: Callable[[int], None], rows: int) -> None:
-    """Run `work(row)` for the rows of a batch, in as many threads as PyTorch may use; the kernels release the GIL."""
+    """Run `work(row)` for the rows of a batch, in as many threads as PyTorch may use; the kernels
+    release the GIL."""
     threads = min(rows, torch.get_num_threads())
     if threads <= 1:
         for row in range(rows):
@@ -34,7 +36,8 @@ def _for_each_row(work: Callable[[int], None], rows: int) -> None:
 
 
 class _CpuScan(torch.autograd.Function):
-    """Scan of a batch with float32 tensors: u, delta (B, L, D); a (D, N); b, c (B, L, N); skip, bias (D,)."""
+    """Scan of a batch with float32 tensors: u, delta (B, L, D); a (D, N); b, c (B, L, N); skip,
+    bias (D,)."""
 
     @staticmethod
     def forward(ctx, u, delta, a, b, c, skip, bias, softplus):
@@ -86,7 +89,8 @@ def scan_backend(device: torch.device | str) -> str:
     """The backend that `selective_scan` uses on a device: "numba" on the CPU, "mamba_ssm" on CUDA.
 
     Raises:
-        UserError: CUDA without mamba-ssm, or another device; nothing is copied to the CPU behind the user's back.
+        UserError: CUDA without mamba-ssm, or another device; nothing is copied to the CPU behind
+            the user's back.
     """
     kind = torch.device(device).type
     if kind == "cpu":
@@ -106,9 +110,11 @@ def selective_scan(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, delta_bias: Tensor | None = None,
     delta_softplus: bool = False, backend: str = "auto",
 ) -> Tensor:
-    """The selective scan, differentiable in all inputs. Tokens come before channels, as the network holds them.
+    """The selective scan, differentiable in all inputs. Tokens come before channels, as the network
+    holds them.
 
-    Half precision is raised to float32 and the result lowered again; "loop" keeps float64, for references.
+    Half precision is raised to float32 and the result lowered again; "loop" keeps float64, for
+    references.
 
     Args:
         u: input tokens (B, L, D).
