@@ -66,7 +66,7 @@ def download(url: str, path: Path, size: int | None, sha256: str, progress: Prog
 
 def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progress | None = None, *,
           largest: int = 64_000_000, host: str = "", place: str = "PAPERLIB_CACHE", retries: int | None = None,
-          timeout: float = TIMEOUT, digest: Callable[[Path], str] = sha256_file) -> str:
+          digest: Callable[[Path], str] = sha256_file) -> str:
     """Fetch a file, continuing a partial download (`<name>.part`), and check it.
 
     Args:
@@ -75,7 +75,6 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
         host: the environment variable that names another host, for messages.
         place: what names another place for the file, for messages.
         retries: attempts, instead of `RETRIES`.
-        timeout: seconds without data after which an attempt ends.
         digest: what is held against `sha256`: that of the bytes, or of what they stand for.
 
     Returns:
@@ -98,7 +97,7 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
     for attempt in range(retries or RETRIES):
         time.sleep(min(2 ** (attempt - 1), 5) if attempt else 0)
         try:
-            problem = _continue(url, part, size, largest, timeout, progress)
+            problem = _continue(url, part, size, largest, progress)
             break
         except urllib.error.HTTPError as error:
             problem = f"the host answered {error.code} {error.reason}"
@@ -131,7 +130,8 @@ def _there(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _continue(url: str, part: Path, size: int | None, largest: int, timeout: float, progress: Progress | None) -> str:
+def _continue(url: str, part: Path, size: int | None, largest: int,
+              progress: Progress | None) -> str:
     """One attempt: append what is missing to `part`; starts over where the host cannot continue.
 
     Gives "", or why no other attempt can help.
@@ -143,7 +143,7 @@ def _continue(url: str, part: Path, size: int | None, largest: int, timeout: flo
     if have == size:
         return ""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         left = answer.headers.get("Content-Length", "")
         if answer.status == 206 and not _continues(answer.headers.get("Content-Range"), have, size):
             part.unlink(missing_ok=True)  # the next attempt asks for the whole file

@@ -109,11 +109,6 @@ def pixels_sha256_of(content: bytes, folder: Path) -> str:
     return pixels_sha256(folder / "x.png")
 
 
-def test_a_list_can_name_the_commit():
-    photograph = Photograph("a.png", "owner/name", "some where/a.png", "CC0-1.0", "1x1", commit="0123")
-    assert photograph.url == f"{download.RAW}/owner/name/0123/some%20where/a.png"
-
-
 @pytest.mark.parametrize(("name", "count"), [("cid22", 209), ("clic_val", 14)])
 def test_the_lossless_lists_are_those_of_the_photographs_at_hand(name, count, data_root):
     photographs = listed(name)
@@ -166,19 +161,6 @@ def test_a_file_of_unknown_size_is_cut_off_where_no_photograph_ends(server, phot
     assert list(tmp_path.glob("z*")) == []
     with pytest.raises(UserError, match="no address"):
         fetch("nonsense", target, None, "0" * 64)
-
-
-def test_a_length_that_is_no_number_is_not_believed(server, photographs, tmp_path):
-    def vague(handler, data):
-        handler.send_response(200)
-        handler.send_header("Content-Length", "much")
-        handler.end_headers()
-        handler.wfile.write(data)
-        handler.close_connection = True
-        return True
-
-    server.behave = {"a.jpg": vague}
-    assert fetch(photographs[0].url, tmp_path / "z", None, photographs[0].original_sha256) == ""
 
 
 def test_other_bytes_of_the_same_original_are_kept_and_told(server, photographs, tmp_path):
