@@ -259,6 +259,9 @@ def open_data(settings: DataSettings) -> Data:
     tests = load_test_sets(settings)
     own = split_sources(settings, "valid")
     paper = settings.source == "div2k" and is_paper_data(split_sources(settings, "train"), own)
+    if settings.source == "div2k" and not paper:
+        print("data.source is div2k, but these are not DIV2K's 800 and 100 photographs: nothing "
+              "measured on them counts as on the paper's data", flush=True)
     sets = dict(tests)
     if settings.source != "embedded" and not paper:  # those splits are known to be disjoint
         sets = {"validation": Pairs(own, settings.valid_crop)} | sets

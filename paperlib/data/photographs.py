@@ -1,7 +1,7 @@
 """Photographs as training pixels and evaluation pairs (paper sections 4 and 6).
 
 A pair is an HR photograph and its LR version by MATLAB's bicubic filter, or the data set's own LR
-file. Training photographs are decoded once into flat files of pixels (`PixelStore`), so that a
+file. Training photographs are decoded once into files of pixels (`PixelStore`), so that a
 patch costs a copy, not a PNG.
 """
 

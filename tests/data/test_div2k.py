@@ -234,7 +234,7 @@ def test_div2k_is_800_names_and_the_bytes_of_its_validation_files(tmp_path, monk
     assert not is_paper_data(train, [replace(valid[0], lr=None), *valid[1:]])
 
 
-def test_four_photographs_for_both_splits_are_not_the_papers_data(tmp_path, monkeypatch):
+def test_a_few_photographs_are_not_the_papers_data_and_it_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     settings = named_like_div2k(tmp_path / "data", [1, 2], [801])
     random = np.random.default_rng(0)
@@ -244,6 +244,7 @@ def test_four_photographs_for_both_splits_are_not_the_papers_data(tmp_path, monk
         Image.fromarray(hr).save(path)
         Image.fromarray(bicubic_downscale(hr)).save(lr)
     assert not open_data(settings).is_paper_data
+    assert "not DIV2K's 800 and 100" in capsys.readouterr().out
     assert not open_data(DataSettings(train=("a",), source="embedded")).is_paper_data
 
 
