@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "dataset": ["Data", "calibration", "open_data", "patches_of"],
         "photographs": ["Pair", "read_pairs"],
-        "resize": ["bicubic_downscale"],
+        "resize": ["bicubic_downscale", "cubic"],
+        "tiles": ["starts"],
     },
 )

@@ -18,7 +18,7 @@ BAND = 1 << 21
 """Values of the result that are computed at a time, in float64."""
 
 
-def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+def cubic(x: np.ndarray, a: float) -> np.ndarray:
     """Keys' kernel at distances x, in pixels."""
     x = np.abs(x)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
@@ -39,7 +39,7 @@ def _resized(x: np.ndarray, axis: int, out: int, a: float, mirror: bool = True, 
     centre = (np.arange(out) + 0.5) * size / out - 0.5
     reach = int(np.ceil(2 / narrow))
     taps = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 2)  # (out, taps)
-    weights = _cubic((centre[:, None] - taps) * narrow, a)
+    weights = cubic((centre[:, None] - taps) * narrow, a)
     weights /= weights.sum(1, keepdims=True)
     if mirror:
         taps %= 2 * size

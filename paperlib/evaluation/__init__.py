@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "audit": ["authors_report"],
+        "metrics": ["psnr_rgb"],
+        "paper_numbers": ["reported", "score"],
         "torch_upscalers": ["TorchUpscaler"],
         "scoring": ["mean_psnr", "measure", "score_pairs"],
         "exported": ["export_run"],

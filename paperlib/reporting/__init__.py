@@ -4,8 +4,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["figures", "notes"],
+    submodules=["figures"],
     submod_attrs={
+        "notes": ["committed_audit", "saw", "shown", "source"],
         "viewer": ["explore", "save_comparison"],
         "challenge": ["challenge_section", "leaderboard"],
         "claims": ["claims_table"],

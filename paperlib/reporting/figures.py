@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from paperlib.data.resize import KERNELS, _cubic
+from paperlib.data.resize import KERNELS, cubic
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.paper_numbers import OURS, entries, score
 from paperlib.run import STYLE
@@ -303,10 +303,10 @@ def cubic_kernels() -> Figure:
     x, wide = np.linspace(-2.5, 2.5, 501), np.linspace(-7, 7, 701)
     for line, (name, a) in zip(("-", "--"), KERNELS.items(), strict=True):
         label = f"{'PyTorch' if name == 'torch' else 'MATLAB'}: a = {a:g}"
-        up.plot(x, _cubic(x, a), label=label, linestyle=line)
+        up.plot(x, cubic(x, a), label=label, linestyle=line)
     up.set(xlabel="distance (LR pixels)", ylabel="weight", title="enlarging: 4 × 4 LR pixels count")
-    down.plot(wide, _cubic(wide, KERNELS["torch"]), label="as it is: skips pixels")
-    down.plot(wide, _cubic(wide / SCALE, KERNELS["matlab"]) / SCALE, linestyle="--",
+    down.plot(wide, cubic(wide, KERNELS["torch"]), label="as it is: skips pixels")
+    down.plot(wide, cubic(wide / SCALE, KERNELS["matlab"]) / SCALE, linestyle="--",
               label=f"MATLAB: {SCALE} times as wide")
     down.set(xlabel="distance (HR pixels)",
              title=f"making LR: {4 * SCALE} × {4 * SCALE} HR pixels count")

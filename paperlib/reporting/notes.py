@@ -1,10 +1,13 @@
 """"What we saw": a run's own numbers in plain sentences, for notebooks and report."""
 
-from collections.abc import Iterable, Mapping
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from paperlib.evaluation.paper_numbers import DATASET
 from paperlib.reporting.figures import TERMS
@@ -135,6 +138,31 @@ def saw(run: Run, name: str) -> Markdown:
     return Markdown("\n".join([smoke] * (run.settings.profile == "smoke") + lines))
 
 
-def shown(table: pd.DataFrame, otherwise: str) -> pd.DataFrame | Markdown:
-    """A table, or where it has no lines a sentence that says why."""
-    return table if len(table) else Markdown(f"*{otherwise}*")
+def shown(table: pd.DataFrame, otherwise: str = "", digits: int = 3) -> HTML | Markdown:
+    """A table for display, whole and without row numbers; where it has no lines, why."""
+    if table.empty:
+        return Markdown(f"*{otherwise}*")
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(table.to_html(index=False, border=0, na_rep="",
+                                  float_format=f"{{:.{digits}f}}".format))
+
+
+def source(*functions: Callable[..., Any]) -> Markdown:
+    """The code of functions or classes of this package for display, under the file's name."""
+    root, parts = Path(__file__).parents[2], []
+    for function in map(inspect.unwrap, functions):
+        path = Path(inspect.getfile(function)).relative_to(root).as_posix()
+        parts.append(f"`{path}`\n\n```python\n{inspect.getsource(function).rstrip()}\n```")
+    return Markdown("\n\n".join(parts))
+
+
+def committed_audit() -> HTML | Markdown:
+    """The committed audit of the authors' published report: the paper's numbers beside theirs."""
+    path = Path(__file__).parents[2] / "results" / "reference" / "audit.json"
+    if not path.is_file():
+        return Markdown("*No table: it lies in the repository, in `results/reference`.*")
+    lines = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["recomputed"])
+    lines = lines[(lines["metric"] == "psnr") & lines["reported"].notna()]
+    names = {"row": "row", "precision": "precision", "reported": "paper (dB)",
+             "reproduced": "their own files (dB)", "evidence": "from"}
+    return shown(lines[list(names)].rename(columns=names))

@@ -67,7 +67,7 @@ class _CpuScan(torch.autograd.Function):
         return grad_u, grad_delta, sums[0].sum(0).t(), grad_b, grad_c, sums[1].sum(0), grad_delta.sum((0, 1)), None
 
 
-def _loop_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
+def loop_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
     """The recurrence as the paper writes it, one token after another, in the type of its inputs."""
     state, tokens = u.new_zeros(u.shape[0], *a.shape), []  # (B, D, N)
     for t in range(u.shape[1]):
@@ -143,7 +143,7 @@ def selective_scan(
     inputs = (u, delta, a, b, c, skip, bias)
     if backend == "loop":
         delta = delta + bias
-        return _loop_scan(u, F.softplus(delta) if delta_softplus else delta, a, b, c, skip)
+        return loop_scan(u, F.softplus(delta) if delta_softplus else delta, a, b, c, skip)
     if backend not in ("numba", "mamba_ssm"):
         raise ValueError(f"unknown scan backend {backend!r}")
     run = _CpuScan.apply if backend == "numba" else _mamba_scan

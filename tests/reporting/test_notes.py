@@ -1,9 +1,12 @@
 """What we saw: the sentences follow the values, whichever way they point."""
 
+import pandas as pd
 import pytest
 
 from paperlib.reporting import notes
 from paperlib.run import measured_row, open_run
+from paperlib.student import blocks
+from paperlib.training import losses
 
 
 def row(table, name, value, precision="fp32"):
@@ -87,3 +90,25 @@ def test_a_smoke_run_is_named_in_red_first(tmp_path):
         run.record("01_data", [row("B", "bicubic", 27.0)])
     assert notes.saw(smoke, "01_data").data.startswith('<span style="color:#d93025">')
     assert notes.saw(demo, "01_data").data == "- Bicubic with PyTorch's kernel: 27.00 dB."
+
+
+def test_a_function_is_shown_as_it_stands_under_its_file():
+    text = notes.source(losses.confidence, blocks.fold_bn).data
+    assert text.startswith("`paperlib/training/losses.py`\n\n```python\n@torch.no_grad()\ndef confidence(")
+    assert "`paperlib/student/blocks.py`" in text
+    assert text.count("```") == 4
+    assert "def distillation" not in text
+
+
+def test_a_table_is_whole_with_fixed_decimals_or_says_why_not():
+    long = "a cell of more than fifty characters, which pandas would cut off"
+    text = notes.shown(pd.DataFrame({"what": [long], "dB": [1 / 3]})).data
+    assert long in text
+    assert "<td>0.333</td>" in text
+    assert notes.shown(pd.DataFrame(), "Nothing measured.").data == "*Nothing measured.*"
+
+
+def test_the_committed_audit_shows_the_papers_number_beside_the_authors_own():
+    text = notes.committed_audit().data
+    assert "<td>28.260</td>" in text
+    assert "<td>28.411</td>" in text

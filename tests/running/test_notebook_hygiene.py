@@ -87,6 +87,19 @@ def test_outputs_are_kept_only_where_they_are_compared(cells):
         assert all(output.output_type != "error" for output in cell.outputs), cell.source
 
 
+def test_a_changed_number_breaks_a_cell_of_every_notebook():
+    checked = {path.stem: sum(CHECKED in tags(cell) for cell in code(nbformat.read(path, as_version=4).cells))
+               for path in PATHS}
+    assert min(checked.values()) >= 3, checked
+    assert sum(checked.values()) >= 25, checked
+
+
+def test_the_methods_code_is_shown_and_every_named_file_is_there(cells):
+    assert "reporting.source(" in "\n".join(cell.source for cell in code(cells)) or cells[0].source.startswith("# 07")
+    for name in re.findall(r"`(paperlib/[\w/]+\.py)`", text(cells)):
+        assert (FOLDER.parent / name).is_file(), name
+
+
 def test_each_opens_with_its_title_paper_section_and_rows(cells):
     first = cells[0]
     assert first.cell_type == "markdown"
@@ -120,7 +133,7 @@ def test_each_asks_a_question_and_answers_it_with_an_equation_and_a_drawing(cell
     assert [equation for equation in equations if "=" in equation or "\\sqrt" in equation]
     source = "\n".join(cell.source for cell in code(cells))
     assert re.search(r"attachment:|reporting\.figures\.\w+\(", source + text(cells))
-    for name in re.findall(r"reporting\.((?:figures|notes)\.\w+)\(", source):
+    for name in re.findall(r"reporting\.(figures\.\w+)\(", source):
         module, function = name.split(".")
         assert callable(getattr(getattr(reporting, module), function)), name
 
@@ -154,7 +167,7 @@ def test_links_lead_on_back_and_to_paper_and_readme(cells, request):
 def test_what_we_saw_is_computed(cells):
     part = section(cells, "What we saw")
     (said,) = code(part)
-    assert re.fullmatch(r"reporting\.notes\.saw\(run, \"\d\d_\w+\"\)", said.source)
+    assert re.fullmatch(r"reporting\.saw\(run, \"\d\d_\w+\"\)", said.source)
 
 
 def test_two_exercises_change_one_setting_each(cells):
