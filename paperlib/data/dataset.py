@@ -103,9 +103,6 @@ class TrainSet:
         permute_colours: red, green and blue change places at random.
         text: share of the patches that are rendered text (`data.text`), in the first `text_steps`
             steps; None: in all.
-
-    Raises:
-        UserError: no photograph is large enough.
     """
 
     def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int,

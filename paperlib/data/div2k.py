@@ -60,11 +60,7 @@ def base_url() -> str:
 
 
 def div2k_folder(settings: DataSettings) -> Path:
-    """Where the data set is expected: `data.div2k`, else the cache.
-
-    Raises:
-        UserError: `data.div2k` is a file, or in the home of somebody who is not known here.
-    """
+    """Where the data set is expected: `data.div2k`, else the cache."""
     folder = user_path(settings.div2k) if settings.div2k else cache_dir() / "div2k"
     if folder.is_file():
         raise UserError(f"data.div2k={folder} is a file. Name the folder that it lies in.")
@@ -81,11 +77,7 @@ def find_folder(root: Path, archive: Archive) -> Path | None:
 
 
 def div2k_sources(settings: DataSettings, split: str, archives: tuple[Archive, ...] = ARCHIVES) -> list[Source]:
-    """The photographs of a split with the data set's own LR files, by number.
-
-    Raises:
-        UserError: the split is not there, or an LR image is missing.
-    """
+    """The photographs of a split with the data set's own LR files, by number."""
     root = div2k_folder(settings)
     folders = {"LR" in archive.folder: find_folder(root, archive) for archive in archives if archive.split == split}
     if None in folders.values():
@@ -111,9 +103,6 @@ def blob_id(path: Path) -> str:
 
 def is_paper_data(train: Sequence[Source], valid: Sequence[Source]) -> bool:
     """Whether these are DIV2K's splits, 800 and 100 photographs by name, the second by their bytes.
-
-    Raises:
-        OSError: a file cannot be read.
     """
     for sources, numbers in ((train, range(1, 801)), (valid, range(801, 901))):
         if [source.hr.name for source in sources] != [f"{number:04d}.png" for number in numbers]:
@@ -151,11 +140,7 @@ def validation_at_hand(folder: Path, tell: Callable[[str], None] = print) -> lis
 
 
 def unpack(archive: Archive, path: Path, root: Path) -> Path:
-    """Unpack a zip file's PNG images into `root`, whole or not at all; returns their folder.
-
-    Raises:
-        UserError: damaged or foreign zip file, a full disk, or a folder that cannot be written.
-    """
+    """Unpack a zip file's PNG images into `root`, whole or not at all; returns their folder."""
     target = root / archive.folder
     if target.exists():  # `building_folder` would put the new one in its place
         raise UserError(f"{target} is there and holds no PNG image. Move it away and try again.")
@@ -175,11 +160,7 @@ def unpack(archive: Archive, path: Path, root: Path) -> Path:
 
 
 def check_split(settings: DataSettings, split: str, count: int) -> None:
-    """Check number and sizes (HR = 3 × LR after cropping) of a split, reading headers only.
-
-    Raises:
-        UserError: what differs, and where.
-    """
+    """Check number and sizes (HR = 3 × LR after cropping) of a split, reading headers only."""
     sources = div2k_sources(settings, split)
     if len(sources) != count:
         raise UserError(f"DIV2K {split} has {len(sources)} images in {sources[0].hr.parent}, not {count}. "
@@ -196,9 +177,6 @@ def prepare(settings: DataSettings, archives: tuple[Archive, ...] = ARCHIVES, co
     """Bring DIV2K to where it is expected (unpacked, checked); returns what was done, a line each.
 
     What is there is kept: unpacked folders, then zip files beside them, then downloads.
-
-    Raises:
-        UserError: see `download`, `unpack` and `check_split`.
     """
     root, done = div2k_folder(settings), []
     for archive in archives:

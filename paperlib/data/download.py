@@ -80,9 +80,6 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
     Returns:
         "" when the file is there, else in a few words why not; what came of it is kept, unless it
         is wrong.
-
-    Raises:
-        UserError: the file cannot be written, or the address is none.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -216,11 +213,7 @@ class Photograph:
 
 
 def listed(name: str = "open") -> list[Photograph]:
-    """The photographs of a list of `SETS`.
-
-    Raises:
-        UserError: a name in it is none for a file in one folder.
-    """
+    """The photographs of a list of `SETS`."""
     path = LISTS / f"{name}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         photographs = [Photograph(**line) for line in csv.DictReader(file)]
@@ -240,11 +233,7 @@ def pixels_sha256(path: Path) -> str:
 
 
 def reduce_photograph(original: Path, target: Path) -> None:
-    """Write the reduced JPEG file of a photograph, atomically.
-
-    Raises:
-        UserError: the original cannot be read, or the target not be written.
-    """
+    """Write the reduced JPEG file of a photograph, atomically."""
     image = ImageOps.exif_transpose(load_image(original)).convert("RGB")
     factor = min(REDUCED, LONGEST / max(image.size))
     size = tuple(round(length * factor) for length in image.size)
@@ -261,9 +250,6 @@ def fetch_photographs(folder: Path, photographs: Sequence[Photograph], tell: Cal
 
     Returns:
         One line for each photograph that could not be had.
-
-    Raises:
-        UserError: the folder cannot be written.
     """
     check_folder(folder)
     licences = ", ".join(f"{count} × {name}" for name, count in Counter(one.licence for one in photographs).items())

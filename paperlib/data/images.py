@@ -45,11 +45,7 @@ _stderr = threading.Lock()
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The images directly inside a folder, sorted by name; files that begin with a dot are none.
-
-    Raises:
-        UserError: the folder is missing, cannot be read, or holds no image.
-    """
+    """The images directly inside a folder, sorted by name; files that begin with a dot are none."""
     folder = Path(folder)
     try:
         if not folder.is_dir():
@@ -253,11 +249,7 @@ def check_writable(path: str | Path, height: int, width: int, transparent: bool 
 
 
 def write_picture(path: str | Path, picture: Picture) -> Path:
-    """Write a picture, atomically, in the format that the suffix names, with its colour profile.
-
-    Raises:
-        UserError: see `check_writable`; or the folder cannot be written.
-    """
+    """Write a picture, atomically, in the format that the suffix names, with its colour profile."""
     path, alpha = Path(path), picture.alpha
     check_writable(path, *picture.rgb.shape[:2], alpha is not None)
     image = Image.fromarray(picture.rgb)

@@ -46,11 +46,7 @@ class Source:
 
 
 def crop_to_scale(hr: np.ndarray, name: str) -> np.ndarray:
-    """HR cropped at the bottom and right to multiples of 3.
-
-    Raises:
-        UserError: a side shorter than 3 pixels.
-    """
+    """HR cropped at the bottom and right to multiples of 3."""
     height, width = hr.shape[:2]
     if min(height, width) < SCALE:
         raise UserError(f"{name} is {width}×{height} pixels: an HR image needs at least {SCALE}×{SCALE}. Leave it out.")

@@ -171,11 +171,7 @@ def _open(folder: Path, crop: int, source: Source, file: str) -> tuple[np.ndarra
 
 
 def _at_once(sources: Sequence[Source], crop: int, folder: Path) -> int:
-    """How many photographs are decoded at a time, so that memory takes them.
-
-    Raises:
-        UserError: the disk does not take their pixels.
-    """
+    """How many photographs are decoded at a time, so that memory takes them."""
     largest, need = 1, 0
     for source in sources:
         try:

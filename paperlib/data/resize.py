@@ -102,9 +102,6 @@ def bicubic_upscale(lr: np.ndarray, scale: int = SCALE, kernel: str = "torch") -
 
     Returns:
         float32 (scale·h, scale·w, 3), clipped to 0..255, not rounded.
-
-    Raises:
-        ValueError: another kernel.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r} is neither 'torch' nor 'matlab'")

@@ -35,11 +35,7 @@ train."""
 
 
 def embedded_path(name: str) -> Path:
-    """A photograph inside the installed scikit-image or scikit-learn wheel.
-
-    Raises:
-        UserError: neither is installed, or in another version.
-    """
+    """A photograph inside the installed scikit-image or scikit-learn wheel."""
     for package, folder in (("skimage", "data"), ("sklearn", "datasets/images")):
         spec = find_spec(package)
         if spec and (path := Path(spec.origin).parent / folder / name).is_file():
@@ -49,11 +45,7 @@ def embedded_path(name: str) -> Path:
 
 
 def named_folder(name: str) -> Path:
-    """An absolute folder, or one under PAPERLIB_DATA.
-
-    Raises:
-        UserError: it is not there; the message says where it was looked for.
-    """
+    """An absolute folder, or one under PAPERLIB_DATA."""
     path, root = user_path(name), data_dir()
     if not path.is_absolute():
         if root is None:
@@ -67,11 +59,7 @@ def named_folder(name: str) -> Path:
 
 
 def split_sources(settings: DataSettings, split: str) -> list[Source]:
-    """The photographs of a split, "train" or "valid", in a fixed order.
-
-    Raises:
-        UserError: a folder of the settings is missing or empty, or DIV2K is not there.
-    """
+    """The photographs of a split, "train" or "valid", in a fixed order."""
     train = split == "train"
     if settings.source == "embedded":
         names = EMBEDDED_TRAIN if train else EMBEDDED_VALID

@@ -101,9 +101,6 @@ def decide_teacher(settings: TeacherSettings, pin: Path,
     """The settings with `kind` published or small: decided once a run, kept in the file `pin`.
 
     Published weights that turn up later, or are gone, give no later notebook another teacher.
-
-    Raises:
-        UserError: the settings now ask for another teacher than the run has.
     """
     kind, kept = settings.kind, _read_pin(pin)
     if kept and kind not in ("auto", kept["kind"]):
@@ -123,9 +120,6 @@ def decide_teacher(settings: TeacherSettings, pin: Path,
 def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
     """Keep a run's teacher with its weights' hash in the file `pin`; `reason` is the one kept
     there.
-
-    Raises:
-        UserError: the run has had a teacher with other weights.
     """
     kept = _read_pin(pin)
     if kind == "small":
@@ -198,9 +192,6 @@ def teacher_outputs(store: PixelStore, source: TeacherSource,
     Each photograph is upscaled as a whole, so that a patch's target knows more than the patch;
     rounding to 8 bits costs at most half a grey level. Each has a file of its own: what is stopped
     goes on, and a folder more costs its own photographs only. The process then keeps freed memory.
-
-    Raises:
-        UserError: the disk is full.
     """
     keep_freed_memory()
     key, upscale = outputs_key(source), TeacherUpscaler(source.model, source.name)

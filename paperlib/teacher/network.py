@@ -165,9 +165,6 @@ def load_teacher(path: str | Path, expected_sha256: str | None = PUBLISHED_SHA25
     Args:
         path: mambairv2_lightSR_x3.pth.
         expected_sha256: refuse any other file; None accepts any weights of this layout.
-
-    Raises:
-        UserError: missing, another file, or another layout.
     """
     path = Path(path)
     if not path.is_file():
