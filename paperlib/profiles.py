@@ -82,7 +82,8 @@ SMOKE: dict[str, Any] = {
                "validate_every": 5, "checkpoint_every": 5, "loss": STAGE3_LOSS, "expect": "no meaningful score"},
     "quant": {"calibration_images": 2},
     "export": {"height": 32, "width": 48},
-    "ablation": {"archs": ("mobileone", "repdw", "abpn"), "stage1_steps": 2, "stage2_steps": 2, "stage3_steps": 2},
+    "ablation": {"archs": ("mobileone", "repdw", "abpn"), "claims": ("published", "post_training", "stage1_longer"),
+                 "stage1_steps": 2, "stage2_steps": 2, "stage3_steps": 2},
 }
 DEMO: dict[str, Any] = {
     "method": "paper",
@@ -184,7 +185,8 @@ HARMLESS = (".expect", ".checkpoint_every")
 """Ends of the names of settings that change no measured value."""
 _UNCOUNTED = (
     "profile", "method", "seed", "data.div2k", "data.tests", "teacher.small_", "export.upsample",
-    "ablation.archs", "ablation.seeds", "ablation.conditions", "ablation.switches")
+    "ablation.archs", "ablation.seeds", "ablation.conditions", "ablation.switches",
+              "ablation.claims")
 """Beginnings of the names of settings that say where files lie or which rows are made. A seed is
 one: whoever reproduces draws other patches. Test sets stand beside the validation photographs."""
 

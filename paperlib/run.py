@@ -69,6 +69,39 @@ def measured_row(
     return line | {"value": statistics.fmean(value), "values": list(value), "sd": spread} | more
 
 
+def over_seeds(results: Sequence[Sequence[Mapping[str, Any]]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of several seeds, the same rows in the same order, as one: mean, standard deviation, every value."""
+    if len(results) == 1:
+        return [dict(row) for row in results[0]]
+    return [measured_row(first["table"], first["row"], first["precision"], first["metric"],
+                         [row["value"] for row in (first, *others)], first["dataset"], steps=first["steps"],
+                         seed_ids=list(seeds), images=[row["images"] for row in (first, *others)])
+            for first, *others in zip(*results, strict=True)]
+
+
+def rows_over_seeds(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of single trainings put together over their seeds.
+
+    Args:
+        records: with `training` (name, seed, identity); of one name, those that are trained otherwise
+            than the newest are left out.
+        names: which trainings, in this order; None: all.
+    """
+    rows = []
+    for name in dict.fromkeys(record["training"]["name"] for record in records) if names is None else names:
+        found = [record for record in records if record["training"]["name"] == name]
+        newest = max(found, key=lambda record: record["started"])["training"].get("identity")
+        found = [record for record in found if record["training"].get("identity") == newest]
+        found.sort(key=lambda record: record["training"]["seed"])
+        rows += over_seeds([record["rows"] for record in found], [record["training"]["seed"] for record in found])
+    return rows
+
+
+ABLATIONS = "07_ablations"
+SCHEDULE = ("stage1_steps", "stage2_steps", "stage3_steps", "keep")
+"""Settings of `ablation` that notebook 07's trainings have in common; the others say which there are."""
 ROW_COLUMNS = (
     "record", "table", "row", "precision", "metric", "dataset", "value", "sd", "seeds", "steps",
     "values", "seed_ids", "images")
@@ -240,16 +273,36 @@ class Run:
                             f"Run notebook {name} again.") from error
         return record
 
+    def trainings(self) -> list[dict[str, Any]]:
+        """The records of notebook 07's single trainings (records/07/<name>-<seed>.json)."""
+        names = [f"07/{path.stem}" for path in sorted((self.out / "records" / "07").glob("*.json"))]
+        found = [self.read_record(name) for name in names]
+        size = self.settings.ablation.model_dump(include=set(SCHEDULE))
+        return [record for record in found if self.every_record or (
+            record.get("run") == self.id
+            and size == {field: record["settings"]["ablation"].get(field) for field in SCHEDULE})]
+
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of this run by name, in the notebooks' order.
 
         A folder may hold others: those of a run with other settings are left out, and those after
-        `until`.
+        `until`. What notebook 07's single trainings measured stands in its record, over all seeds.
         """
         names = [path.stem for path in sorted((self.out / "records").glob("*.json"))]
         found = {name: self.read_record(name) for name in names}
-        return {name: record for name, record in found.items() if self.every_record or (
+        found = {name: record for name, record in found.items() if self.every_record or (
             record.get("run", self.id) == self.id and name <= (self.until or name))}
+        trainings = [] if self.until and self.until < ABLATIONS else self.trainings()
+        if not trainings:
+            return found
+        rows = rows_over_seeds(trainings)
+        key = lambda row: tuple(row[name] for name in ROW_COLUMNS[1:6])
+        held = {key(row) for row in rows}
+        own = found.get(ABLATIONS, max(trainings, key=lambda record: record["started"]))
+        rest = [row for row in own["rows"] if key(row) not in held] if ABLATIONS in found else []
+        found[ABLATIONS] = own | {"name": ABLATIONS, "rows": rest + rows,
+                                      "seconds": round(sum(record["seconds"] for record in trainings), 1)}
+        return dict(sorted(found.items()))
 
     def rows(self) -> pd.DataFrame:
         """All measured rows of all records, one line each, as `tidy_rows` makes them."""

@@ -242,6 +242,12 @@ class AblationSettings(_Section):
     """Table D: weights of the teacher and scalings of the DCT; kd_1 and kd_0 are the two that the paper reports."""
     switches: tuple[str, ...] = ()
     """Further one-change ablations of stage 3, by name; see `paperlib.training.ablations`."""
+    claims: tuple[Literal[
+        "published", "post_training", "stage1_longer", "dct_off", "confidence_off", "kd_off", "clip_off",
+        "recalibration_off", "clip_off+recalibration_off"], ...] = (
+        "published", "post_training", "stage1_longer", "dct_off", "confidence_off", "kd_off", "clip_off",
+        "recalibration_off", "clip_off+recalibration_off")
+    """What the abstract says, as trainings beside the published one; see `paperlib.training.ablations`."""
 
     @field_validator("seeds")
     @classmethod

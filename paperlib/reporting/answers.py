@@ -18,7 +18,6 @@ from paperlib.errors import UserError
 from paperlib.files import write_text
 from paperlib.profiles import NOTEBOOKS
 from paperlib.reporting.costs import speed_text
-from paperlib.reporting.join import commits
 from paperlib.reporting.settings_page import settings_text
 from paperlib.reporting.strongest import strongest_text
 from paperlib.reporting.tables import TABLES
@@ -28,7 +27,7 @@ HEADING = """# Committed results
 Written by `python -m paperlib.reporting.answers` from the files in `reference/`; a test compares it with them. A run of
 your own writes `results/<profile>/`, which git ignores, and ends with a comparison with the reference of its profile.
 Commands are as they were given at the commit beside them; where several stand there, the experiment was trained in
-parts, joined by `python -m paperlib.reporting.join`, and its record names each part's trainings. Minutes are those of
+parts and joined, and its record names each part's trainings. Minutes are those of
 the notebooks that a table needs, on the machine of the record, with the trainings that they continued. Verdicts are
 explained at the top of each summary. What can be set, with the profiles' values: [settings.md](settings.md)."""
 
@@ -115,7 +114,8 @@ def _run_text(run: Path, link: str, question: str) -> str:
     if not notebooks:
         raise UserError(f"{run} holds no record of a notebook. Restore it with git, or remove the folder.")
     last = records[notebooks[-1]]
-    made = ", ".join(dict.fromkeys(commit for name in notebooks for commit in commits(records[name])))
+    parts = [part for name in notebooks for part in records[name].get("parts") or [records[name]]]
+    made = ", ".join(dict.fromkeys((part.get("commit") or "none")[:8] for part in parts))
     lines = [_table_line(run, name, records, link) for name in TABLES]
     table = ["| paper's table | notebooks | records | minutes | verdicts |", "| --- | --- | --- | --- | --- |",
              *("| " + " | ".join(line) + " |" for line in lines if line)]

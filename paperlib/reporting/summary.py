@@ -88,7 +88,7 @@ def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[str]:
         if record is None:
             lines.append(f"- {name}: not run")
             continue
-        for part in record.get("parts") or [record]:  # several: `paperlib.reporting.join`
+        for part in record.get("parts") or [record]:  # several: trained apart and joined
             commit = (part["commit"] or "no commit")[:12] + (", with changes" if part["dirty"] else "")
             seeds = (f"seed {record['seed']}" if part is record else "seeds " + ", ".join(map(str, part["seeds"]))
                      + " of " + ", ".join((*part["archs"], *part["conditions"])))

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "ablations": ["backbones", "sizes", "stage3_variants", "teacher_shares"],
+        "ablations": ["abstract_claims", "backbones", "sizes", "stage3_variants", "teacher_shares"],
         "losses": ["charbonnier", "confidence", "confidence_map", "dct2", "dct_l1", "distillation",
                    "kd_weight", "l1"],
         "loop": ["learning_rate"],

@@ -3,49 +3,55 @@
 Tables C and D are the paper's experiments, so they follow its method whatever the run's own: C the whole pipeline with
 each block, D stage 3 with teachers of several weights. An INT8 number of theirs is measured twice: on the file of
 post-training quantisation, which the paper reports (`mobileone`), and on the one that keeps the learnt grids
-(`mobileone_learnt`). A training is idempotent and resumable: it lies in `checkpoints/ablation/` and is not repeated
-when it is done. Every variant is a change of settings; nothing here trains in a way that a user could not ask for with
-`--set`.
+(`mobileone_learnt`). A training is idempotent and resumable: it lies in `checkpoints/ablation/`, has a
+record of its own, `records/07/<name>-<seed>.json`, and is not repeated when it is done. To join the
+trainings of two runs, copy the records of one into the other's folder. Every variant is a change of
+settings; nothing here trains in a way that a user could not ask for with `--set`.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import joblib
 import pandas as pd
 
-from paperlib.data.dataset import Data, calibration
+from paperlib.data.dataset import Data, calibration, drawn_calibration
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
+from paperlib.files import sha256_file
 from paperlib.profiles import METHODS, STAGE3_LOSS
+from paperlib.quantisation.diagnostics import layer_sqnr
 from paperlib.quantisation.int8 import post_training_graph
-from paperlib.quantisation.qat import quantised_graph
-from paperlib.run import Run, measured_row
-from paperlib.settings import LossSettings, Settings, StudentSettings, nearest, override
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
+from paperlib.run import Run, rows_over_seeds
+from paperlib.settings import LossSettings, Settings, StudentSettings, nearest, override, settings_hash
 from paperlib.student.graph import macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 from paperlib.training.stages import (
     distillation_targets,
+    open_teacher,
     recalibrated,
     stage1,
     stage2,
     stage3,
     stage_shares,
+    start_path,
 )
 
+Rows = list[dict[str, Any]]
 ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": ("C", "repdw"),
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
 """Table and row of each network."""
-
-
 NO_TEACHER = {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0}
+NO_CLIPPING = {f"{stage}.clip_{part}": 0.0 for stage in ("stage2", "stage3") for part in ("body", "ends")}
+NO_RECALIBRATION = {"stage2.recalibrate_batches": 0}
 ORTHO = {"stage3.loss.dct_norm": "ortho"}
 PUBLISHED = {field: value for field, value in METHODS["paper"].items()
              if field.startswith(("data.", "teacher.", "quant.", "stage3."))}
@@ -76,7 +82,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "weight_clip_off": {"stage3.clip_body": 0.0, "stage3.clip_ends": 0.0},
     "quantiser_paper": PAPER_QUANTISER,
     "skip_add": {"quant.skip": "add"},
-    "bn_recalibration_off": {"stage2.recalibrate_batches": 0},
+    "bn_recalibration_off": NO_RECALIBRATION,
     "post_training": {},
 }
 """One-change variants of stage 3, each from the weights that stage 3 starts from; several at once are joined by "+".
@@ -85,23 +91,20 @@ SWITCHES: dict[str, dict[str, Any]] = {
 leaves stage 3 out: the converter takes its grids from photographs, as the authors' did."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A stage 3 beside the run's own, from the weights that stage 3 starts from, as data."""
+CLAIMS: dict[str, dict[str, Any]] = {
+    "published": {}, "post_training": {},
+    "stage1_longer": {"stage2.loss.l1": 1.0, "stage2.loss.charbonnier": 0.0, "stage2.loss.dct": 0.0,
+                      "stage2.loss.kd": 0.0},
+    "dct_off": {"stage2.loss.dct": 0.0}, "confidence_off": {"stage2.loss.confidence": False},
+    "kd_off": {"stage2.loss.kd": 0.0},
+    "clip_off": NO_CLIPPING, "recalibration_off": NO_RECALIBRATION,
+    "clip_off+recalibration_off": NO_CLIPPING | NO_RECALIBRATION,
+}
+"""What the abstract says of the method, as changes of stages 2 and 3 after one stage 1, paired by seed.
 
-    table: str
-    row: str
-    changes: dict[str, Any]
-    both_files: bool
-    """Whether the file of post-training quantisation is measured too: the paper's way."""
-
-
-def variant(name: str) -> Variant:
-    """A condition of Table D, switches joined by "+", or "" for stage 3 as the run has it."""
-    if name in CONDITIONS:
-        return Variant("D", REPORTED.get(name, name), PUBLISHED | CONDITIONS[name], both_files=True)
-    changes = {field: value for part in name.split("+") if part for field, value in SWITCHES[part].items()}
-    return Variant("switches", name or "as_set", changes, both_files=False)
+`stage1_longer` goes on with L1 for as many steps as stage 2 has; `post_training` leaves stage 3 out."""
+FLOAT_CLAIMS = ("stage1_longer", "dct_off", "confidence_off", "kd_off")
+"""Those that end with stage 2, in float."""
 
 
 def check_switches(settings: Settings) -> None:
@@ -146,59 +149,179 @@ def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
     return override(settings, short | changes)
 
 
-def _int8_rows(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int) -> list[dict[str, Any]]:
-    """Export a fake-quantised network as dynamic INT8 TFLite with its learnt grids and measure the file."""
-    path = export_tflite(quantised_graph(model), run.stage_folder(name) / "dynamic_int8.tflite")
+def _settings(run: Run, name: str, seed: int) -> Settings:
+    """How a training of 07 is set: a network of B and C, a condition of D, a claim, or switches joined by "+"."""
+    if name.startswith("claim_"):
+        changes = METHODS["paper"] | {"student.arch": "mobileone"} | CLAIMS[name.removeprefix("claim_")]
+    elif name in ROWS and ROWS[name][0] == "B":
+        changes = NO_TEACHER | {"student.arch": name, "student.init": "bilinear", "quant.skip": "add"}
+    elif name in ROWS:
+        changes = METHODS["paper"] | {"student.arch": name}
+    elif name in CONDITIONS:
+        changes = PUBLISHED | CONDITIONS[name]
+    else:
+        parts = [] if name == "as_set" else name.split("+")
+        changes = {field: value for part in parts for field, value in SWITCHES[part].items()}
+    return _short(run.settings, seed, changes)
+
+
+def _folder(run: Run, settings: Settings, name: str) -> str:
+    """Where a training's stages lie: its own folder, or the run's where the run has trained just that."""
+    return "" if settings == run.settings else f"ablation/{name}-{settings.seed}/"
+
+
+def _files(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int,
+           settings: Settings) -> Rows:
+    """The files of a network under quantisation, measured.
+
+    By post-training quantisation, the paper's way, dynamic as `row` and fixed (the authors' padding and
+    tiles) as `row`_fixed; the seed draws their calibration photographs. With the learnt grids, dynamic,
+    as `row`_learnt.
+    """
+    qgraph, folder, size = quantised_graph(model), run.stage_folder(name), settings.export
+    graph, images = post_training_graph(qgraph), drawn_calibration(data, settings)
+    dynamic = export_ptq(graph, images, folder / "ptq_int8.tflite")
+    fixed = export_ptq(graph, images, folder / "ptq_fixed_int8.tflite", size.height, size.width)
+    learnt = export_tflite(qgraph, folder / "dynamic_int8.tflite")
+    files = ((row, TFLiteUpscaler(dynamic)), (f"{row}_fixed", TFLiteUpscaler(fixed, borders="reflected")),
+             (f"{row}_learnt", TFLiteUpscaler(learnt)))
+    return [line for label, upscaler in files
+            for line in measure(data, upscaler, table, label, "int8", steps=steps)]
+
+
+def _baseline(run: Run, data: Data, arch: str, settings: Settings) -> Rows:
+    """Table B's networks: stage 1, and stage 3 without a teacher and with an ADD, since they have no other skip.
+
+    The paper does not say how it trained them, so FSRCNN begins at bilinear enlargement: with PyTorch's
+    default initialisation it stays below bicubic after 3,000 steps, too weak a baseline to beat.
+    """
+    folder, (table, row) = _folder(run, settings, arch), ROWS[arch]
+    stage1(run, data, f"{folder}stage1", settings)
+    fused = fuse_model(recalibrated(run, data, f"{folder}stage1", settings), clamp=True)
+    steps = settings.stage1.steps
+    rows = measure(data, TorchUpscaler(fused, arch), table, row, "fp32", steps=steps)
+    model = stage3(run, data, fused, None, f"{folder}stage3", settings).model
+    steps += settings.stage3.steps
+    rows += measure(data, TorchUpscaler(model, arch), table, f"{row}_fakequant", "fp32", steps=steps)
+    return rows + _files(run, data, model, f"{folder}stage3", table, row, steps, settings)
+
+
+def _backbone(run: Run, data: Data, arch: str, settings: Settings) -> Rows:
+    """Table C: the paper's whole pipeline with a block, from PyTorch's random start.
+
+    The table's "FP32" column is the fake-quantised network's score in PyTorch; the float network's after
+    stage 2, before any rounding, stands beside it as `arch`_float.
+    """
+    table, row = ROWS[arch]
+    folder = f"ablation/{arch}-{settings.seed}/" if settings.quant.start else _folder(run, settings, arch)
+    stage1(run, data, f"{folder}stage1", settings)
+    stage2(run, data, distillation_targets(run, data, 2, settings), f"{folder}stage2", settings,
+           start=f"{folder}stage1")
+    fused = fuse_model(recalibrated(run, data, f"{folder}stage2", settings), clamp=True)
+    steps = settings.stage1.steps + settings.stage2.steps
+    rows = measure(data, TorchUpscaler(fused, arch), table, f"{row}_float", "fp32", steps=steps)
+    targets = distillation_targets(run, data, 3, settings)
+    model = stage3(run, data, fused, targets, f"{folder}stage3", settings).model
+    steps += settings.stage3.steps
+    rows += measure(data, TorchUpscaler(model, arch), table, row, "fp32", steps=steps)
+    return rows + _files(run, data, model, f"{folder}stage3", table, row, steps, settings)
+
+
+def _variant(run: Run, data: Data, name: str, settings: Settings) -> Rows:
+    """A stage 3 beside the run's own, from the weights that that starts from; `post_training` leaves it out."""
+    condition = name in CONDITIONS
+    table, row = ("D", REPORTED.get(name, name)) if condition else ("switches", name)
+    folder = f"{_folder(run, settings, name)}stage3"
+    steps = settings.stage1.steps + settings.stage2.steps
+    before = {"stage2.recalibrate_batches": settings.stage2.recalibrate_batches}
+    fused = fuse_model(recalibrated(run, data, settings=override(run.settings, before)), clamp=True)
+    if name == "post_training":
+        path = run.stage_folder(f"ablation/{name}-{settings.seed}") / "dynamic_int8.tflite"
+        export_ptq(deployment_graph(fused), drawn_calibration(data, settings), path)
+        return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
+    model = stage3(run, data, fused, distillation_targets(run, data, 3, settings), folder, settings).model
+    steps += settings.stage3.steps
+    if condition:
+        return _files(run, data, model, folder, table, row, steps, settings)
+    path = export_tflite(quantised_graph(model), run.stage_folder(folder) / "dynamic_int8.tflite")
     return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
 
 
-def _both_files(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int,
-                settings: Settings) -> list[dict[str, Any]]:
-    """The paper's way, post-training quantisation, as `row`, and the file with the learnt grids as `row`_learnt."""
-    graph = post_training_graph(quantised_graph(model))
-    path = export_ptq(graph, calibration(data, settings), run.stage_folder(name) / "ptq_int8.tflite")
-    return (measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
-            + _int8_rows(run, data, model, name, table, f"{row}_learnt", steps))
+def _claim(run: Run, data: Data, name: str, settings: Settings) -> tuple[Rows, dict[str, Any]]:
+    """A claim of the abstract, from Table C's stage 1 of that seed: float, fake-quantised, and the files.
 
-
-def _baseline(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
-    """Table B's networks: stage 1, and stage 3 without a teacher and with an ADD, since they have no other skip.
-
-    The paper does not say how it trained them, so FSRCNN begins at bilinear enlargement whatever the run's start: from
-    PyTorch's it is still behind bicubic after 3,000 steps, and to beat that would be no merit.
+    Returns:
+        Rows, and for the record: `layers`, of the quantised network each layer's largest |weight| and
+        SQNR (dB), and with `published` the `shares` of stage 2's terms at its start.
     """
-    settings = _short(run.settings, seed, NO_TEACHER | {
-        "student.arch": arch, "student.init": "bilinear", "quant.skip": "add"})
-    name, (table, row) = f"ablation/{arch}-{seed}", ROWS[arch]
-    stage1(run, data, f"{name}/stage1", settings)
-    fused = fuse_model(recalibrated(run, data, f"{name}/stage1", settings), clamp=True)
-    steps = settings.stage1.steps
-    rows = measure(data, TorchUpscaler(fused, arch), table, row, "fp32", steps=steps)
-    trained = stage3(run, data, fused, None, f"{name}/stage3", settings)
-    return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps + settings.stage3.steps)
+    claim, base = name.removeprefix("claim_"), _settings(run, "mobileone", settings.seed)
+    first = second = f"ablation/mobileone-{settings.seed}/" if settings.quant.start else _folder(
+        run, base, "mobileone")
+    # statistics are re-estimated after stage 2, so that with and without share its training
+    learnt = override(settings, {"stage2.recalibrate_batches": base.stage2.recalibrate_batches})
+    if learnt.stage2 == base.stage2:
+        learnt = base
+    else:
+        second = f"ablation/claim_{claim.partition('+')[0]}-{settings.seed}/"
+    start = stage1(run, data, f"{first}stage1", base).model
+    targets = distillation_targets(run, data, 2, learnt)
+    stage2(run, data, targets, f"{second}stage2", learnt, start=f"{first}stage1")
+    fused = fuse_model(recalibrated(run, data, f"{second}stage2", settings), clamp=True)
+    steps, extra = settings.stage1.steps + settings.stage2.steps, {}
+    rows = measure(data, TorchUpscaler(fused, claim), "abstract_claims", claim, "fp32", steps=steps)
+    if claim in FLOAT_CLAIMS:
+        return rows, extra
+    folder = f"ablation/{name}-{settings.seed}/stage3" if claim != "published" else f"{first}stage3"
+    if claim == "post_training":
+        model = prepare_qat(fused, settings.quant, calibration(data, settings)).eval()
+    else:
+        model = stage3(run, data, fused, distillation_targets(run, data, 3, settings), folder, settings).model
+        steps += settings.stage3.steps
+    if claim == "published":
+        extra["shares"] = stage_shares(data, base, 2, start, targets)
+    qgraph = quantised_graph(model)
+    noise = {line["name"]: line["sqnr_db"] for line in layer_sqnr(qgraph, [pair.lr for pair in data.valid[:4]])}
+    extra["layers"] = [{"name": node.name, "weight": float(node.weight.abs().max()), "sqnr_db": noise[node.name]}
+                       for node in qgraph.graph.nodes if node.weight is not None]
+    rows += measure(data, TorchUpscaler(model, claim), "abstract_claims", claim, "fake-quant", steps=steps)
+    return rows + _files(run, data, model, folder, "abstract_claims", claim, steps, settings), extra
 
 
-def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
-    """A network of Tables B and C. C: the paper's whole pipeline with that block, from PyTorch's random start.
+def shared_by_all(run: Run, data: Data, names: Sequence[str]) -> dict[str, Any]:
+    """What the trainings of `names` have in common: hashes of the images, and the teacher's name if any needs one."""
+    needs = False
+    for settings in (_settings(run, name, 0) for name in names):
+        needs |= settings.stage2.loss.kd > 0 or (settings.stage3.loss.kd > 0 and settings.teacher.stage3 == "same")
+    return {"data": data.keys(), "teacher": open_teacher(run, data).name if needs else "none"}
 
-    The table's "FP32" column is the fake-quantised network's score in PyTorch; the float network's after stage 2,
-    before any rounding, stands beside it as `arch`_float.
+
+def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int) -> None:
+    """One training of 07, measured, with its record records/07/<name>-<seed>.json.
+
+    One whose record has the same identity (settings but for the seed, images, start, teacher) is not
+    repeated, wherever the record was made.
+
+    Args:
+        shared: of `shared_by_all`.
+        name: of a network, a condition, switches joined by "+", or "claim_" and a claim.
     """
-    table, row = ROWS[arch]
-    if table == "B":
-        return _baseline(run, data, arch, seed)
-    settings = _short(run.settings, seed, METHODS["paper"] | {"student.arch": arch})
-    name = f"ablation/{arch}-{seed}"
-    stage1(run, data, f"{name}/stage1", settings)
-    stage2(run, data, distillation_targets(run, data, 2, settings), f"{name}/stage2", settings,
-           start=f"{name}/stage1")
-    fused = fuse_model(recalibrated(run, data, f"{name}/stage2", settings), clamp=True)
-    steps = settings.stage1.steps + settings.stage2.steps
-    rows = measure(data, TorchUpscaler(fused, arch), table, f"{row}_float", "fp32", steps=steps)
-    trained = stage3(run, data, fused, distillation_targets(run, data, 3, settings), f"{name}/stage3", settings)
-    steps += settings.stage3.steps
-    rows += measure(data, TorchUpscaler(trained.model, arch), table, row, "fp32", steps=steps)
-    return rows + _both_files(run, data, trained.model, f"{name}/stage3", table, row, steps, settings)
+    settings, inputs = _settings(run, name, seed), dict(shared["data"])
+    if name not in ROWS and not name.startswith("claim_"):
+        inputs["stage 3's start"] = sha256_file(start_path(run))
+    tree = settings.model_dump(mode="json", exclude={"seed", "ablation"})
+    identity = settings_hash(json.dumps([tree, inputs, shared["teacher"]], sort_keys=True))
+    path = run.out / "records" / "07" / f"{name}-{seed}.json"
+    if path.is_file() and run.read_record(f"07/{path.stem}").get("training", {}).get("identity") == identity:
+        return
+    run, extra = Run(run.settings, run.out), {}  # its clock is this training's
+    if name.startswith("claim_"):
+        rows, extra = _claim(run, data, name, settings)
+    elif name in ROWS:
+        rows = (_baseline if ROWS[name][0] == "B" else _backbone)(run, data, name, settings)
+    else:
+        rows = _variant(run, data, name, settings)
+    run.record(f"07/{path.stem}", rows, inputs, teacher=shared["teacher"],
+               training={"name": name, "seed": seed, "identity": identity}, **extra)
 
 
 def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
@@ -219,36 +342,6 @@ def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
                   for term in ("charbonnier", "dct", "kd") for what in ("value", "gradient")}
         lines.append({"condition": REPORTED.get(condition, condition)} | shares)
     return pd.DataFrame(lines)
-
-
-def _variant(run: Run, data: Data, name: str, seed: int) -> list[dict[str, Any]]:
-    """The rows of a variant: trained, unless it is left untrained, exported and measured."""
-    what = variant(name)
-    table, row, settings = what.table, what.row, _short(run.settings, seed, what.changes)
-    untrained, name = name == "post_training", f"ablation/{name or 'as_set'}-{seed}/stage3"
-    steps = settings.stage1.steps + settings.stage2.steps
-    before = {field: value for field, value in what.changes.items() if field.startswith("stage2.")}
-    start = recalibrated(run, data, settings=override(run.settings, before))
-    fused = fuse_model(start, clamp=True)
-    if untrained:
-        path = export_ptq(deployment_graph(fused), calibration(data, settings),
-                          run.stage_folder(name) / "dynamic_int8.tflite")
-        return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
-    model = stage3(run, data, fused, distillation_targets(run, data, 3, settings), name, settings).model
-    steps += settings.stage3.steps
-    if what.both_files:
-        return _both_files(run, data, model, name, table, row, steps, settings)
-    return _int8_rows(run, data, model, name, table, row, steps)
-
-
-def over_seeds(results: Sequence[Sequence[dict[str, Any]]], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of several seeds, the same rows in the same order, as one: mean, standard deviation, every value."""
-    if len(results) == 1:
-        return list(results[0])
-    return [measured_row(first["table"], first["row"], first["precision"], first["metric"],
-                         [row["value"] for row in (first, *others)], first["dataset"], steps=first["steps"],
-                         seed_ids=list(seeds), images=[row["images"] for row in (first, *others)])
-            for first, *others in zip(*results, strict=True)]
 
 
 @contextmanager
@@ -302,18 +395,16 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> l
     return [result for result, _ in results]
 
 
-def _grid(function: Any, run: Run, shared: Sequence[Any], names: Sequence[Any]) -> list[dict[str, Any]]:
-    """Rows of every name, over the seeds of the settings; the whole grid is one set of jobs."""
-    # nothing is drawn at random in `post_training`: seeds would show a spread of 0
-    seeds = {name: run.settings.ablation.seeds[: 1 if name == "post_training" else None] for name in names}
-    jobs = [(name, seed) for name in names for seed in seeds[name]]
-    results = run_jobs(function, [(run, *shared, name, seed) for name, seed in jobs])
-    return [row for name in names
-            for row in over_seeds([result for job, result in zip(jobs, results, strict=True) if job[0] == name],
-                                  seeds[name])]
+def _grid(run: Run, data: Data, names: Sequence[str]) -> Rows:
+    """Rows of every name over the seeds that there are records of; what has none yet is trained, as one set of jobs."""
+    if names:
+        shared = shared_by_all(run, data, names)
+        run_jobs(train_one, [(run, data, shared, name, seed)
+                             for name in names for seed in run.settings.ablation.seeds])
+    return rows_over_seeds(run.trainings(), names)
 
 
-def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
+def backbones(run: Run, data: Data) -> Rows:
     """Tables B and C: each network trained, fused, trained for INT8, exported and measured.
 
     Beside Table B's networks stands bicubic enlargement, unless notebook 01 of this run has measured it.
@@ -322,26 +413,41 @@ def backbones(run: Run, data: Data) -> list[dict[str, Any]]:
         UserError: a switch of `stage3_variants`, which come afterwards, is unknown.
     """
     check_switches(run.settings)  # of `stage3_variants`, hours later
-    tables = {ROWS[arch][0] for arch in run.settings.ablation.archs}
-    if "C" in tables:
-        distillation_targets(run, data, 2)  # once for all jobs
+    archs = run.settings.ablation.archs
     known = run.rows()
     measured = ((known["record"] == "01_data") & (known["row"] == "bicubic")).any()
-    rows = [] if measured or "B" not in tables else measure(data, Bicubic(), "B", "bicubic", "fp32")
-    return rows + _grid(_backbone, run, [data], run.settings.ablation.archs)
+    bicubic = not measured and any(ROWS[arch][0] == "B" for arch in archs)
+    return (measure(data, Bicubic(), "B", "bicubic", "fp32") if bicubic else []) + _grid(run, data, archs)
 
 
-def stage3_variants(run: Run, data: Data) -> list[dict[str, Any]]:
+def stage3_variants(run: Run, data: Data) -> Rows:
     """Table D's conditions, and the switches beside stage 3 as the run's settings have it (row `as_set`).
+
+    A switch that only says again what a condition is takes that one's file with the learnt grids.
 
     Raises:
         UserError: an unknown switch.
     """
     size = run.settings.ablation
     check_switches(run.settings)
-    published = "kd_1" in size.conditions and _short(run.settings, 0, PUBLISHED) == _short(run.settings, 0, {})
-    own = [] if published or not size.switches else [""]
-    rows = _grid(_variant, run, [data], list(dict.fromkeys((*size.conditions, *own, *size.switches))))
-    if published and size.switches:  # one training, two names
-        rows += [row | {"table": "switches", "row": "as_set"} for row in rows if row["row"] == "qat_teacher_learnt"]
+    switches = list(dict.fromkeys(("as_set", *size.switches))) if size.switches else []
+    conditions = {name: _settings(run, name, 0) for name in size.conditions}
+    same = {switch: name for switch in switches if switch != "post_training"
+            for name, settings in conditions.items() if settings == _settings(run, switch, 0)}
+    rows = _grid(run, data, [*size.conditions, *(name for name in switches if name not in same)])
+    for switch, name in same.items():
+        label = f"{REPORTED.get(name, name)}_learnt"
+        rows += [row | {"table": "switches", "row": switch} for row in rows if row["row"] == label]
     return rows
+
+
+def abstract_claims(run: Run, data: Data) -> Rows:
+    """What the abstract says of the method, each claim against `published` (table `abstract_claims`).
+
+    In three rounds, for a claim goes on from the stages of the ones before it.
+    """
+    names = [f"claim_{name}" for name in run.settings.ablation.claims]
+    first, both = ["claim_published"], ["claim_clip_off+recalibration_off"]
+    between = [name for name in names if name not in first + both]
+    return [row for part in (first, between, both)
+            for row in _grid(run, data, [name for name in part if name in names])]

@@ -1,6 +1,8 @@
 """Tables C and D as a grid of trainings: every switch runs, nothing is trained twice, a failure costs only itself."""
 
+import json
 import pickle
+import shutil
 from functools import partial
 
 import numpy as np
@@ -8,23 +10,24 @@ import pytest
 import torch
 from torch import nn
 
-from paperlib.data.dataset import TrainSet, lr_batches, open_data
+from paperlib.data.dataset import TrainSet, drawn_calibration, lr_batches, open_data
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
-from paperlib.profiles import METHODS, load_settings
+from paperlib.profiles import METHODS, STAGE3_LOSS, load_settings
 from paperlib.quantisation.qat import read_quantised
-from paperlib.run import open_run
-from paperlib.settings import StudentSettings
+from paperlib.run import Run, measured_row, open_run
+from paperlib.settings import StudentSettings, override
 from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
 from paperlib.teacher.distillation import Targets
-from paperlib.training import ablations
+from paperlib.training import ablations, stages
 from paperlib.training.ablations import (
     CONDITIONS,
     PUBLISHED,
     SWITCHES,
+    abstract_claims,
     backbones,
     run_jobs,
     stage3_variants,
@@ -62,10 +65,11 @@ def test_every_new_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     run, data = open_after_stage2(tmp_path, SWITCHED)
     rows = stage3_variants(run, data)
     psnr = {row["row"]: row for row in rows if row["metric"] == "psnr" and row["dataset"] == "validation"}
-    assert list(psnr) == ["qat_teacher", "qat_teacher_learnt", "qat_direct", "qat_direct_learnt", "as_set", *SWITCHED]
+    assert list(psnr) == [*(f"{name}{file}" for name in ("qat_teacher", "qat_direct")
+                            for file in ("", "_fixed", "_learnt")), *SWITCHED, "as_set"]
     assert psnr["post_training"]["steps"] + 2 == psnr["weight_clip_off"]["steps"]  # two steps of stage 3
     for name in SWITCHED:
-        (path,) = run.stage_folder("ablation").glob(f"{name}-*/stage3/dynamic_int8.tflite")
+        (path,) = run.stage_folder("ablation").glob(f"{name}-*/**/dynamic_int8.tflite")
         inside = inspect_tflite(path, 8, 8)
         assert inside["float_tensors"] == [], name
     assert len({row["value"] for row in psnr.values()}) > 3
@@ -80,13 +84,114 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     assert drawn == []
 
 
-def test_post_training_has_no_spread_over_seeds(tmp_path):
-    run, data = open_after_stage2(tmp_path, ["post_training"], **{"ablation.seeds": [1, 2]})
+def test_the_seed_draws_the_photographs_of_post_training_quantisation(tmp_path):
+    changes = {"data.max_train": 6, "quant.calibration_images": 2}
+    run, data = open_after_stage2(tmp_path, ["post_training"], **{"ablation.seeds": [1, 2]} | changes)
     rows = {row["row"]: row for row in stage3_variants(run, data) if row["metric"] == "psnr"}
-    assert set(rows) > {"as_set", "qat_teacher_learnt"}
-    assert rows["as_set"]["values"] == rows["qat_teacher_learnt"]["values"]
-    assert "sd" not in rows["post_training"]
-    assert len(rows["qat_direct"]["values"]) == 2
+    assert rows["post_training"]["values"][0] != rows["post_training"]["values"][1]
+    assert rows["as_set"]["values"] == rows["qat_teacher_learnt"]["values"]  # one training, two names
+    assert not (tmp_path / "records" / "07" / "as_set-1.json").exists()
+    drawn = [drawn_calibration(data, override(run.settings, {"seed": seed})) for seed in (1, 1, 2)]
+    assert all(np.array_equal(one, other) for one, other in zip(*drawn[:2], strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(*drawn[1:], strict=True))
+
+
+def test_a_training_is_joined_by_copying_its_record(tmp_path):
+    """Over seeds each value and each image's value is that of its own training."""
+    runs = {}
+    for seed in (1, 2):
+        runs[seed], data = open_after_stage2(tmp_path / str(seed), [], **{"ablation.seeds": [seed]})
+        stage3_variants(runs[seed], data)
+    own = {seed: run.rows().set_index(["row", "metric", "dataset"]) for seed, run in runs.items()}
+    for path in (tmp_path / "2" / "records" / "07").glob("*-2.json"):
+        shutil.copy(path, tmp_path / "1" / "records" / "07")
+    joined = runs[1].rows().set_index(["row", "metric", "dataset"])
+    assert list(joined.index) == list(own[1].index)
+    for key, row in joined.iterrows():
+        assert row["seed_ids"] == [1, 2]
+        assert row["values"] == [own[seed].loc[key, "value"] for seed in (1, 2)]
+        assert row["images"] == [own[seed].loc[key, "images"] for seed in (1, 2)]
+        assert row["record"] == "07_ablations"
+    assert joined["images"].iloc[0][0] != joined["images"].iloc[0][1]
+    again = stage3_variants(runs[1], data)  # trains nothing, and gives both seeds
+    assert {row["row"]: row["values"] for row in again if row["metric"] == "psnr"} == {
+        key[0]: row["values"] for key, row in joined.iterrows() if key[1] == "psnr"}
+
+
+def test_a_record_of_other_settings_is_measured_again_and_not_read(tmp_path):
+    run, data = open_after_stage2(tmp_path, [])
+    first = stage3_variants(run, data)
+    path = tmp_path / "records" / "07" / "kd_0-1234.json"
+    record = run.read_record("07/kd_0-1234")
+    record["training"]["identity"], record["rows"][0]["value"] = "another", 5.0
+    path.write_text(json.dumps(record))
+    assert stage3_variants(run, data) == first
+    longer, _ = open_after_stage2(tmp_path, [], **{"ablation.stage3_steps": 3})
+    assert longer.trainings() == []
+
+
+def test_records_without_an_identity_are_read_as_a_committed_run(tmp_path):
+    """As results/reference/experiments/train.py of the first trainings wrote them."""
+    run = open_run("smoke", tmp_path)
+    for seed, value in ((7, 30.0), (3, 31.0)):
+        rows = [measured_row("C", "mobileone", "int8", "psnr", value, "validation", steps=5, images=[value])]
+        run.record(f"07/mobileone-{seed}", rows, training={"name": "mobileone", "seed": seed})
+    (row,) = Run(run.settings, tmp_path, every_record=True).records()["07_ablations"]["rows"]
+    assert (row["values"], row["seed_ids"], row["images"]) == ([31.0, 30.0], [3, 7], [[31.0], [30.0]])
+
+
+def test_the_paper_profile_trains_nothing_again_that_02_to_05_trained(tmp_path, monkeypatch):
+    changes = {"stage1.steps": 2, "stage2.steps": 2, "stage3.steps": 2, "ablation.keep": "best", "stage1.warmup": 0.1,
+               "ablation.archs": ["mobileone"], "ablation.switches": ["teacher_none"], "stage2.loss.kd": 0}
+    run = open_run("smoke", tmp_path, TINY | {"data.max_valid": 2} | changes | {
+        f"stage3.loss.{name}": value for name, value in STAGE3_LOSS.items()})
+    data = open_data(run.settings.data)
+    targets = Targets("nearest", compute=lambda lr: torch.nn.functional.interpolate(lr, scale_factor=3) / 255)
+    for module in (ablations, stages):
+        monkeypatch.setattr(module, "distillation_targets", lambda run, data, stage, settings=None: targets)
+    monkeypatch.setattr(ablations, "open_teacher", lambda *_: targets)
+    stages.stage1(run, data)
+    stages.stage2(run, data, targets)
+    stages.stage3(run, data, fuse_model(stages.recalibrated(run, data), clamp=True), targets)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("state-*.pt")}
+    rows = backbones(run, data) + stage3_variants(run, data)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    trained = {path.parent.parent.name for path in tmp_path.rglob("state-*.pt")} - {"checkpoints"}
+    assert trained == {"kd_0-1234"}
+    psnr = {row["row"]: row["value"] for row in rows if row["metric"] == "psnr" and row["precision"] == "int8"}
+    assert psnr["mobileone_learnt"] == psnr["qat_teacher_learnt"]
+    assert psnr["teacher_none"] == psnr["qat_direct_learnt"]
+    settings = load_settings("paper")
+    run = Run(settings, tmp_path / "paper")
+    for name in ("mobileone", "kd_1"):
+        assert ablations._settings(run, name, settings.seed) == settings
+    assert ablations._settings(run, "teacher_none", 1) == ablations._settings(run, "kd_0", 1)
+
+
+def test_the_abstracts_claims_go_on_from_one_stage_1(tmp_path):
+    run = open_run("smoke", tmp_path, TINY | {"stage2.recalibrate_batches": 2, "ablation.claims": [
+        "published", "post_training", "stage1_longer", "clip_off", "recalibration_off", "clip_off+recalibration_off"]})
+    data = open_data(run.settings.data)
+    rows = [row for row in abstract_claims(run, data) if row["metric"] == "psnr"]
+    psnr = {(row["row"], row["precision"]): row["value"] for row in rows}
+    assert {row["table"] for row in rows} == {"abstract_claims"}
+    assert psnr["published", "fp32"] == psnr["post_training", "fp32"] == psnr["clip_off", "fp32"]  # nothing to clip
+    assert psnr["published", "fp32"] != psnr["recalibration_off", "fp32"]
+    assert psnr["published", "fp32"] != psnr["stage1_longer", "fp32"]
+    assert ("stage1_longer", "int8") not in psnr
+    assert {f"published{file}" for file in ("", "_fixed", "_learnt")} < {name for name, _ in psnr}
+    trained = {str(path.parent.relative_to(tmp_path / "checkpoints")) for path in tmp_path.rglob("state-*.pt")}
+    assert trained - {"teacher"} == {
+        f"ablation/{name}-1234/{stage}" for name, stage in (
+            ("mobileone", "stage1"), ("mobileone", "stage2"), ("mobileone", "stage3"),
+            ("claim_stage1_longer", "stage2"), ("claim_clip_off", "stage2"), ("claim_clip_off", "stage3"),
+            ("claim_recalibration_off", "stage3"), ("claim_clip_off+recalibration_off", "stage3"))}
+    record = run.read_record("07/claim_published-1234")
+    assert [line["name"] for line in record["layers"]] == ["stem", "body.0.conv", "head"]
+    assert [line["term"] for line in record["shares"]] == ["charbonnier", "dct", "kd"]
+    longer = ablations._settings(run, "claim_stage1_longer", 1)
+    assert (longer.stage2.loss.l1, longer.stage2.loss.charbonnier, longer.stage2.loss.kd) == (1.0, 0.0, 0.0)
+    assert longer.stage2.steps == ablations._settings(run, "claim_published", 1).stage2.steps
 
 
 def test_unknown_switches_are_refused(tmp_path):
@@ -102,7 +207,7 @@ def test_table_d_is_the_papers_whatever_the_run_s_own_method(tmp_path):
     run, data = open_after_stage2(tmp_path, ["teacher_none", "quantiser_paper+teacher_none"], **own)
     rows = [row for row in stage3_variants(run, data) if row["metric"] == "psnr"]
     assert [(row["table"], row["row"]) for row in rows] == [
-        ("D", "qat_teacher"), ("D", "qat_teacher_learnt"), ("D", "qat_direct"), ("D", "qat_direct_learnt"),
+        *(("D", f"{name}{file}") for name in ("qat_teacher", "qat_direct") for file in ("", "_fixed", "_learnt")),
         ("switches", "as_set"), ("switches", "teacher_none"), ("switches", "quantiser_paper+teacher_none")]
     for name, quantiser in (("kd_1", "paper"), ("kd_0", "paper"), ("as_set", "tflite")):
         path = run.stage_folder(f"ablation/{name}-1234/stage3") / "qat.safetensors"
@@ -163,7 +268,7 @@ def test_each_seed_draws_patches_of_its_own_and_conditions_share_them(tmp_path, 
     assert all(len(samples) == 2 and samples[0] == samples[1] for samples in trained)  # kd_1 and kd_0
     assert trained[0] != trained[1]
     weights = [read_weights(run.stage_folder(f"ablation/kd_0-{seed}/stage3") / "qat.safetensors")[0] for seed in (1, 2)]
-    assert not torch.equal(weights[0]["fx.stem.weight"], weights[1]["fx.stem.weight"])
+    assert not torch.equal(weights[0]["stem.weight"], weights[1]["stem.weight"])
     row = next(row for row in rows if row["row"] == "qat_direct")
     assert row["seed_ids"] == [1, 2]
     assert np.shape(row["images"]) == (2, 1)  # seeds × validation photographs
@@ -176,8 +281,9 @@ def test_a_backbone_goes_through_the_papers_whole_pipeline(tmp_path):
     data = open_data(run.settings.data)
     rows = [row for row in backbones(run, data) if row["metric"] == "psnr"]
     assert [(row["row"], row["precision"]) for row in rows] == [
-        ("repconv_float", "fp32"), ("repconv", "fp32"), ("repconv", "int8"), ("repconv_learnt", "int8")]
-    assert [row["steps"] for row in rows] == [4, 6, 6, 6]
+        ("repconv_float", "fp32"), ("repconv", "fp32"), ("repconv", "int8"), ("repconv_fixed", "int8"),
+        ("repconv_learnt", "int8")]
+    assert [row["steps"] for row in rows] == [4, 6, 6, 6, 6]
     folder = run.stage_folder("ablation/repconv-1")
     first, second = (load_model(folder / stage / "student.safetensors") for stage in ("stage1", "stage2"))
     assert (first.form, first.settings.init) == ("expanded", "default")
@@ -244,7 +350,7 @@ def test_short_schedules_warm_up_for_a_tenth_and_keep_a_longer_or_no_warm_up():
 
 
 def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations, "_backbone", lambda run, data, arch, seed: [])
+    monkeypatch.setattr(ablations, "_grid", lambda run, data, names: [])
     run = open_run("smoke", tmp_path, TINY | {"ablation.archs": ["fsrcnn"], "ablation.seeds": [1, 2]})
     data = open_data(run.settings.data)
     rows = backbones(run, data)
@@ -256,7 +362,6 @@ def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured
     run.record("01_data", rows)
     assert backbones(run, data) == []
     other = open_run("smoke", tmp_path / "c", TINY | {"ablation.archs": ["repdw"], "ablation.seeds": [1]})
-    monkeypatch.setattr(ablations, "distillation_targets", lambda *_: None)
     assert backbones(other, data) == []  # Table C has no such row
 
 
