@@ -13,31 +13,7 @@ from paperlib.profiles import (
     note,
     part_of,
 )
-from paperlib.settings import LossSettings, flatten, override, settings_hash
-
-
-def test_paper_profile_is_the_published_schedule():
-    paper = load_settings("paper")
-    stages = (paper.stage1, paper.stage2, paper.stage3)
-    assert [stage.steps // 50 for stage in stages] == [600, 200, 150]
-    assert [stage.patch for stage in stages] == [128, 160, 144]
-    assert [stage.lr for stage in stages] == [1e-3, 1.5e-5, 2e-6]
-    assert [stage.halve_every // 50 for stage in stages[1:]] == [40, 40]
-    assert all((s.batch, s.clip_grad, s.ema, s.keep) == (16, 1.0, 0.999, "best") for s in stages)
-    assert [(s.clip_body, s.clip_ends) for s in stages] == [(0, 0), (3.0, 2.0), (3.0, 2.0)]
-    assert all(stage.form == "expanded" and not stage.ema_warmup for stage in stages)
-    assert [(s.decay, s.hold) for s in stages] == [("cosine", 0), ("halve", 0), ("halve", 0)]
-    assert (paper.stage1.loss.l1, paper.stage1.loss.kd, paper.stage1.warmup) == (1.0, 0.0, 0.10)
-    assert (paper.stage2.loss.charbonnier, paper.stage2.loss.dct, paper.stage2.loss.kd) == (1.0, 0.02, 0.03)
-    assert paper.stage3.loss == LossSettings(charbonnier=1.0, dct=0.015, kd=0.010, kd_mid=0.005, kd_low=0.01,
-                                             kd_p1=0.25, kd_p2=0.60)
-    assert (paper.stage3.loss.gamma, paper.stage3.loss.w_min, paper.stage3.loss.w_max) == (10.0, 0.10, 0.75)
-    assert all(stage.recalibrate_batches == 64 for stage in stages)
-    assert (paper.teacher.kind, paper.teacher.stage3, paper.teacher.outputs) == ("published", "same", "on_the_fly")
-    assert (paper.quant.skip, paper.quant.equalise, paper.quant.rounding) == ("add", False, "nearest")
-    assert paper.quant.quantiser == "paper"
-    assert round(paper.quant.observe_until * 150) == 30
-    assert (paper.student.init, paper.seed, paper.data.source) == ("default", 1234, "div2k")
+from paperlib.settings import flatten, override, settings_hash
 
 
 @pytest.mark.parametrize(("override", "words"), [
