@@ -10,7 +10,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from paperlib.environment import portable
-from paperlib.files import write_text
+from paperlib.files import reading, write_text
 from paperlib.run import Run
 
 
@@ -50,6 +50,8 @@ def export_notebooks(run: Run) -> list[Path]:
     exporter = _Exporter(template_name="lab", **nowhere)
     pages = []
     for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
-        text, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4), {"metadata": {"name": path.stem}})
+        with reading(path, "a notebook"):
+            notebook = nbformat.read(path, as_version=4)
+        text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
         pages.append(write_text(path.with_suffix(".html"), portable(text, run.out)))
     return pages

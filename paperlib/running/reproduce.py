@@ -21,7 +21,7 @@ from paperlib.environment import assets_dir, located, root
 from paperlib.errors import UserError
 from paperlib.evaluation.audit import authors_folder
 from paperlib.files import file_lock, read_json, remove_stale, sha256_file, write_json
-from paperlib.profiles import note
+from paperlib.profiles import NOTEBOOKS, note
 from paperlib.reporting.claims import claims_table
 from paperlib.reporting.exported import export_notebooks
 from paperlib.reporting.printed import format_tables
@@ -36,8 +36,6 @@ from paperlib.weights import start_file
 
 STATE = ".state.json"
 """In the run's folder: what is remembered of its notebooks."""
-SHARES = {"01": 3, "02": 22, "03": 11, "04": 11, "05": 10, "06": 7, "07": 36}
-"""Rough shares of the time in %, for the first estimate; later runs go by what they took before."""
 
 
 def input_files(run: Run) -> list[Path]:
@@ -82,10 +80,20 @@ def _intact(run: Run, name: str) -> bool:
 
 
 def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) -> bool:
-    """Whether a notebook need not run: same fingerprint, record untouched, and the weights it names still there."""
-    record, known = run.out / "records" / f"{name}.json", state.get(name)
-    return (known is not None and known["fingerprint"] == fingerprint and record.is_file()
-            and known["record"] == sha256_file(record) and _intact(run, name))
+    """Whether a notebook need not run: same fingerprint, and all that it wrote is there as it was."""
+    known = state.get(name)
+    if known is None or known["fingerprint"] != fingerprint or not known.get("files"):
+        return False
+    files = {run.out / place: expected for place, expected in known["files"].items()}
+    return all(path.is_file() and sha256_file(path) == expected
+               for path, expected in files.items()) and _intact(run, name)
+
+
+def _written(run: Run, name: str) -> dict[str, str]:
+    """SHA-256 of a notebook's record, executed copy and figures, by their place in the run's folder."""
+    paths = [run.out / "records" / f"{name}.json", run.out / "notebooks" / f"{name}.ipynb",
+             *sorted((run.out / "figures").glob(f"{name[:2]}_*"))]
+    return {str(path.relative_to(run.out)): sha256_file(path) for path in paths}
 
 
 def time_left(names: Sequence[str], index: int, elapsed: float, state: Mapping[str, Any]) -> float | None:
@@ -98,7 +106,8 @@ def time_left(names: Sequence[str], index: int, elapsed: float, state: Mapping[s
     known = [state.get(name, {}).get("seconds") for name in names[index:]]
     if None not in known:
         return sum(known)
-    done, left = (sum(SHARES.get(name[:2], 10) for name in part) for part in (names[:index], names[index:]))
+    shares = [NOTEBOOKS[name].share if name in NOTEBOOKS else 10 for name in names]
+    done, left = sum(shares[:index]), sum(shares[index:])
     return elapsed * left / done if done >= 10 else None
 
 
@@ -121,9 +130,10 @@ class Finished(BaseModel):
     """What `.state.json` remembers of a notebook."""
 
     fingerprint: str
-    record: str
     seconds: float
     peak_bytes: int
+    files: dict[str, str] = {}
+    """SHA-256 of what it wrote, by place in the run's folder; an older version knew none."""
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -242,8 +252,8 @@ def _one(path: Path, run: Run, overrides: Mapping[str, Any], fingerprint: str) -
     peak = execute(path, run.folder("notebooks") / path.name, parameters, run.out / ".kernel.log")
     if not record.is_file() or record.stat().st_mtime_ns == before:
         raise NotebookError(f"it ran but wrote no {record}; restore its last cells")
-    return {"fingerprint": fingerprint, "record": sha256_file(record), "seconds": round(time.monotonic() - clock, 1),
-            "peak_bytes": peak}
+    return {"fingerprint": fingerprint, "seconds": round(time.monotonic() - clock, 1), "peak_bytes": peak,
+            "files": _written(run, path.stem)}
 
 
 def write_results(run: Run, state: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:

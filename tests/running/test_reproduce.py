@@ -84,6 +84,28 @@ def test_runs_in_order_then_skips_what_is_current_and_reruns_what_changed(folder
     assert ran(capsys) == ["01_one", "02_two"]
 
 
+def test_a_copy_or_figure_that_is_not_what_was_written_makes_its_notebook_run_again(folder, capsys):
+    figure = ("import pathlib\nfrom PIL import Image\nfigures = pathlib.Path(out) / 'figures'\n"
+              "figures.mkdir(exist_ok=True)\nImage.new('RGB', (60, 40)).save(figures / '01_a.png')\n")
+    write_notebook(folder, "01_one", figure)
+    write_notebook(folder, "02_two")
+    assert go(folder) == 0
+    out = folder.parent / "out"
+    for name, change in (("notebooks/01_one.ipynb", lambda path: path.unlink()),
+                         ("notebooks/01_one.ipynb", lambda path: path.write_bytes(path.read_bytes()[:99])),
+                         ("figures/01_a.png", lambda path: path.write_bytes(b"other")),
+                         ("figures/01_a.png", lambda path: path.unlink())):
+        change(out / name)
+        capsys.readouterr()
+        assert go(folder) == 0
+        assert ran(capsys) == ["01_one"]
+    write_notebook(folder, "02_two", "raise KeyboardInterrupt\n")  # its copy is cut short
+    assert go(folder, first="02", force=True) == 1
+    write_notebook(folder, "02_two")
+    assert go(folder) == 0
+    assert ran(capsys) == ["02_two"]
+
+
 def test_executed_copies_and_pages_name_no_folder_of_this_machine(folder):
     code = "import sys\nprint('written to', out)\nprint(sys.prefix, file=sys.stderr)\nout + '/checkpoints'\n"
     write_notebook(folder, "01_one", code)
@@ -261,7 +283,9 @@ def test_edited_records_and_lost_weights_make_a_notebook_due(tmp_path):
     weights = results.stage_folder("stage1") / "student.safetensors"
     weights.write_bytes(b"weights")
     record = results.record("02_stage1", [], inputs={"stage1": weights, "pixels": "abc"})
-    state = {"02_stage1": {"fingerprint": "f", "record": reproduce.sha256_file(record)}}
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "02_stage1.ipynb").touch()
+    state = {"02_stage1": {"fingerprint": "f", "files": reproduce._written(results, "02_stage1")}}
     assert reproduce.is_current(results, "02_stage1", "f", state)
     assert not reproduce.is_current(results, "02_stage1", "g", state)
     assert not reproduce.is_current(results, "03_teacher", "f", state)
@@ -275,12 +299,12 @@ def test_edited_records_and_lost_weights_make_a_notebook_due(tmp_path):
 
 
 def test_time_left_goes_by_earlier_runs_else_by_shares():
-    names = ["01_a", "02_b", "07_c"]
+    names = ["01_data", "02_stage1", "07_ablations"]
     assert reproduce.time_left(names, 0, 0, {name: {"seconds": 10} for name in names}) == 30
     assert reproduce.time_left(names, 1, 99, {name: {"seconds": 10} for name in names}) == 20
     assert reproduce.time_left(names, 1, 4, {}) is None
-    done, left = reproduce.SHARES["01"] + reproduce.SHARES["02"], reproduce.SHARES["07"]
-    assert reproduce.time_left(names, 2, 56, {}) == pytest.approx(56 * left / done)
+    first, second, left = (reproduce.NOTEBOOKS[name].share for name in names)
+    assert reproduce.time_left(names, 2, 56, {}) == pytest.approx(56 * left / (first + second))
 
 
 def test_a_damaged_state_is_an_error(folder):
