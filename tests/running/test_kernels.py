@@ -60,15 +60,3 @@ def test_without_loopback_the_reason_is_told(tmp_path):
     done = subprocess.run(["unshare", "-n", sys.executable, "-c", script, str(tmp_path)], capture_output=True,
                           text=True, timeout=200, check=False)
     assert "told: its kernel" in done.stdout, done.stderr[-2000:]
-
-
-def test_a_mistyped_parameter_of_papermill_is_told(tmp_path):
-    """papermill alone warns in its log and runs another profile than the one that was meant."""
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", str(root / "notebooks" / "01_data.ipynb"), str(tmp_path / "a.ipynb"),
-         "-p", "profle", "smoke", "-p", "out", str(tmp_path / "out"), "--cwd", str(root)],
-        capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"PYTHONPATH": str(root)})
-    assert done.returncode != 0
-    assert "unknown parameter 'profle'. Nearest: profile" in done.stderr
-    assert not (tmp_path / "out").exists()
