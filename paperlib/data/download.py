@@ -11,6 +11,10 @@ min(1/1.5, 2040 / longer side), JPEG of quality 95 with full colour. An original
 its SHA-256 is the listed one. The reduced file has the listed SHA-256 where Pillow and its JPEG
 library give the same bytes as where the list was made; elsewhere it is kept and said to differ.
 
+`open_wallpapers.csv`, for training: 386 photographs of further public repositories, each pinned at
+a commit that has it, with its licence and author as the repository states them. They are reduced
+like those of `open`, by min(1/2, 2040 / longer side), to 1,280 pixels or more on the longer side.
+
 `cid22.csv`, for training, and `clic_val.csv`, for validation: lossless files, kept as they come;
 one is believed when the SHA-256 of its pixels, RGB in rows, is the listed one, so that another
 compression of the same pixels passes.
@@ -175,11 +179,9 @@ def _continues(content_range: str | None, have: int, size: int | None) -> bool:
 
 
 RAW = "https://raw.githubusercontent.com"
-SETS = ("open", "cid22", "clic_val")
+SETS = ("open", "open_wallpapers", "cid22", "clic_val")
 """What can be fetched: names of lists, and of their folders."""
 LISTS = Path(__file__).parent
-LONGEST, REDUCED = 2040, 1 / 1.5
-"""Pixels of the longer side, and the factor, that a photograph is reduced to at least."""
 QUALITY = 95
 SAME = 3
 """Equal failures at the start after which the host counts as out of reach."""
@@ -203,6 +205,7 @@ class Photograph:
     original_sha256: str = ""
     reduced_sha256: str = ""
     commit: str = "HEAD"
+    author: str = ""
     pixels_sha256: str = ""
 
     @property
@@ -232,11 +235,9 @@ def pixels_sha256(path: Path) -> str:
         return f"none ({error})"
 
 
-def reduce_photograph(original: Path, target: Path) -> None:
-    """Write the reduced JPEG file of a photograph, atomically."""
+def reduce_photograph(original: Path, target: Path, size: tuple[int, int]) -> None:
+    """Write a photograph as a JPEG file of (width, height), atomically."""
     image = ImageOps.exif_transpose(load_image(original)).convert("RGB")
-    factor = min(REDUCED, LONGEST / max(image.size))
-    size = tuple(round(length * factor) for length in image.size)
     with atomic_path(target) as temporary:
         image.resize(size, Image.Resampling.LANCZOS).save(temporary, format="JPEG", quality=QUALITY, subsampling=0)
 
@@ -278,7 +279,8 @@ def fetch_photographs(folder: Path, photographs: Sequence[Photograph], tell: Cal
             continue
         if not photograph.pixels_sha256:
             try:
-                reduce_photograph(original, target)
+                width, height = photograph.size.split("x")
+                reduce_photograph(original, target, (int(width), int(height)))
             except UserError as error:
                 failed.append(str(error))
                 continue

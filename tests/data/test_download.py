@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def photographs(tmp_path):
     found = []
     for path, content in CONTENTS.items():
         (tmp_path / "x.jpg").write_bytes(content)
-        reduce_photograph(tmp_path / "x.jpg", tmp_path / "y.jpg")
+        reduce_photograph(tmp_path / "x.jpg", tmp_path / "y.jpg", (200, 133))
         found.append(Photograph(f"of_{Path(path).name}", "owner/name", path, "CC0-1.0", "200x133",
                                 sha256(content).hexdigest(), sha256((tmp_path / "y.jpg").read_bytes()).hexdigest()))
     return found
@@ -181,14 +182,14 @@ def test_a_photograph_is_turned_and_reduced_as_the_list_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "a.jpg").write_bytes(original(3, (3200, 2000), exif=exif))
-    reduce_photograph(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    reduce_photograph(tmp_path / "a.jpg", tmp_path / "b.jpg", (1275, 2040))
     with Image.open(tmp_path / "b.jpg") as image:
-        assert image.size == (round(2000 * 2040 / 3200), 2040)
+        assert image.size == (1275, 2040)
         assert image.mode == "RGB"
         assert not image.getexif()
     (tmp_path / "c.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"c\.jpg"):
-        reduce_photograph(tmp_path / "c.jpg", tmp_path / "d.jpg")
+        reduce_photograph(tmp_path / "c.jpg", tmp_path / "d.jpg", (1, 1))
     assert not (tmp_path / "d.jpg").exists()
 
 
@@ -207,6 +208,17 @@ def test_the_list_is_the_one_of_the_photographs_at_hand(data_root, monkeypatch, 
     monkeypatch.setattr(download, "LISTS", tmp_path)
     with pytest.raises(UserError, match="no plain name"):
         listed()
+
+
+def test_the_list_of_wallpapers_is_pinned_named_and_shares_nothing_with_the_others():
+    wallpapers, others = listed("open_wallpapers"), listed("open")
+    for names in ("file", "original_sha256", "reduced_sha256"):
+        values = [getattr(one, names) for one in wallpapers + others]
+        assert len(set(values)) == len(values), names
+    for one in wallpapers:
+        assert re.fullmatch("[0-9a-f]{40}", one.commit)
+        assert one.licence
+        assert 1280 <= max(map(int, one.size.split("x"))) <= 2040
 
 
 def test_the_command_needs_a_folder_and_gives_1_where_some_are_missing(server, photographs, monkeypatch, tmp_path,
