@@ -346,7 +346,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("action", choices=("status", "prepare", "fetch"),
                          help="what is there; decode it; or fetch photographs that are public")
     command.add_argument("what", nargs="?", choices=("open", "open_wallpapers", "cid22", "clic_val", "div2k-valid"),
-                         help="for fetch: open (51 photographs, 43 MB), open_wallpapers (386, 330 MB), "
+                         help="for fetch: open (51 photographs, 43 MB), open_wallpapers (385, 330 MB), "
                               "cid22 (209, 72 MB), clic_val (14, 37 MB), div2k-valid (100 and their LR, 504 MB)")
     command.add_argument("--to", type=Path, metavar="DIR",
                          help="for fetch: the folder (default: its own in $PAPERLIB_DATA; "

@@ -11,7 +11,7 @@ min(1/1.5, 2040 / longer side), JPEG of quality 95 with full colour. An original
 its SHA-256 is the listed one. The reduced file has the listed SHA-256 where Pillow and its JPEG
 library give the same bytes as where the list was made; elsewhere it is kept and said to differ.
 
-`open_wallpapers.csv`, for training: 386 photographs of further public repositories, each pinned at
+`open_wallpapers.csv`, for training: 385 photographs of further public repositories, each pinned at
 a commit that has it, with its licence and author as the repository states them. They are reduced
 like those of `open`, by min(1/2, 2040 / longer side), to 1,280 pixels or more on the longer side.
 
