@@ -270,7 +270,12 @@ def verify(div2k: Path | None = None, tell: Callable[[str], None] = tell_stderr)
             "sha256": {file: sha256_file(folder / file) for file in [*FILES.values(), REPORT, LOG]}}
 
 
-def committed_div2k() -> dict[str, Any] | None:
-    """The audit on DIV2K that is committed with this repository (`COMMITTED`); None outside of it."""
+def committed_div2k() -> tuple[str, pd.DataFrame]:
+    """The audit on DIV2K that is committed with this repository: a dated title, and an image a line."""
     path = root() / COMMITTED
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return "", pd.DataFrame()
+    audit = json.loads(path.read_text(encoding="utf-8"))
+    title = (f"The authors' dynamic INT8 file on {audit['div2k_images']} of DIV2K's {audit['div2k_of']} "
+             f"validation images, {audit['date']}, commit {audit['provenance']['commit'][:8]}")
+    return title, pd.DataFrame(audit["div2k"])

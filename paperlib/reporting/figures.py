@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from paperlib.data.resize import KERNELS, cubic
-from paperlib.evaluation.metrics import psnr_rgb
+from paperlib.evaluation.metrics import psnr_rgb, tensorflow_mean
 from paperlib.evaluation.paper_numbers import OURS, entries, score
 from paperlib.run import STYLE
 from paperlib.settings import SCALE, LossSettings
@@ -419,4 +419,29 @@ def equal_scores() -> Figure:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(visible=False)
+    return figure
+
+
+@style.context(STYLE)
+def mean_drift(images: pd.DataFrame) -> Figure:
+    """How far TensorFlow's float32 mean is off for uniform numbers, by size; and SSIM of real images.
+
+    Args:
+        images: of `evaluation.committed_div2k`; empty: the first panel alone.
+    """
+    figure = Figure(figsize=(9.2, 3.6) if len(images) else (5, 3.6))
+    panels = figure.subplots(1, 2 if len(images) else 1, squeeze=False)[0]
+    sizes = np.geomspace(2**14, 2160 * 3840, 24).astype(int)
+    for low in (0.9, 0.8, 0.5):
+        numbers = np.random.default_rng(0).uniform(low, 1, sizes[-1]).astype(np.float32)
+        drift = [tensorflow_mean(numbers[:size]) - numbers[:size].mean(dtype=np.float64) for size in sizes]
+        panels[0].plot(sizes / 1e6, drift, label=f"uniform in {low}..1")
+    panels[0].axvline(2.8, linestyle=":", linewidth=1, color="0.4")
+    panels[0].annotate("DIV2K", (2.8, 0.03), (4, 0), textcoords="offset points", fontsize=9)
+    panels[0].set(xlabel="numbers added (million)", ylabel="float32 mean − true mean", xscale="log",
+                  title="The mean drifts with size")
+    panels[0].legend()
+    if len(images):
+        panels[1].plot(images["ssim"], images["ssim_tensorflow"] - images["ssim"], "o", markersize=5)
+        panels[1].set(xlabel="SSIM", ylabel="paper's SSIM − SSIM", title="Real images, authors' INT8 file")
     return figure

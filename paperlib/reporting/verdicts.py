@@ -113,8 +113,8 @@ COMPARED: dict[Model, tuple[Model, ...]] = {
     ("abstract", "student_fixed_tflite", "int8"): (("B", "student_stage2", "fp32"),),
 }
 """Smaller runs: the rows whose reported differences to this one are looked for. What a run does not measure is left
-out; a row with nothing to compare it with is `not run`. The fixed file is not compared with the dynamic one: they
-compute the same, so that comparison cannot fail and is no evidence."""
+out; a row with nothing to compare it with is `not run`. The fixed file is not compared with the dynamic one:
+what differs between them is the padding (`paperlib.data.tiles.run_padded`), not the training."""
 DROPS: dict[Model, tuple[Model, ...]] = {
     ("C", "mobileone", "int8"): (("C", "repconv", "int8"), ("C", "repdw", "int8")),
     ("C", "repconv", "int8"): (("C", "mobileone", "int8"), ("C", "repdw", "int8")),
