@@ -37,10 +37,11 @@ COMPARED: dict[str, list[tuple[str, str, list[tuple[str, str]]]]] = {
           ("the same weights quantised after training", "export tflite_post_training")]),
         ("The shipped file, trained for much longer", "box box_int8",
          [("this run's own file", "export tflite_dynamic"), BICUBIC])],
-    "07_ablations": [("Stage 3 with its teacher", "D qat_teacher", [("without it", "D qat_direct")])],
+    "07_ablations": [("Stage 3 with its teacher", "D qat_teacher", [("the same without it", "D qat_direct")])],
 }
 """Notebook → what it compares: words, row of the records, and the rows beside it."""
 
+SHIPPED = "box box_int8"
 LADDER = {
     "bicubic, a formula that has learnt nothing": "B bicubic",
     "stage 1, from pixels": "stages stage1",
@@ -49,7 +50,7 @@ LADDER = {
     "stage 3, trained for 8 bits": "stages fakequant",
     "the INT8 file": "export tflite_dynamic",
     "the same weights exported as the authors did": "export tflite_post_training",
-    "the shipped file, trained for much longer": "box box_int8",
+    "the shipped file, trained for much longer": SHIPPED,
 }
 """The way from bicubic to the shipped file, in words."""
 
@@ -69,16 +70,6 @@ def against(difference: float, other: str) -> str:
         return f"level with {other}"
     places = 2 if abs(difference) >= 0.1 else 3
     return f"{abs(difference):.{places}f} dB {'above' if difference > 0 else 'below'} {other}"
-
-
-def ladder(records: Records) -> list[tuple[str, float, str]]:
-    """The steps of `LADDER` that ran: words, PSNR in dB, difference from the step before."""
-    known, lines = scores(records), []
-    for words, row in LADDER.items():
-        if row in known:
-            change = f"{known[row] - lines[-1][1]:+.2f}" if lines and row != "box box_int8" else ""
-            lines.append((words, known[row], change))
-    return lines if len(lines) > 1 else []
 
 
 def _percent(part: float) -> str:

@@ -1,156 +1,266 @@
-"""`report.html`: a run on one self-contained page, to be read offline, on a phone, or printed (paper section 7).
+"""`summary.md` and `report.html`: one text from a run's results, as Markdown and as a page.
 
-Styles, pictures and the few lines of script are inside the file; nothing is loaded from anywhere. What was not run says
-so in its place.
+The page is that Markdown with the figures inside and the divider to drag; it loads nothing, fits a
+phone and can be printed (paper section 7).
 """
 
-from fnmatch import fnmatch
-from functools import partial
-from io import BytesIO
+import html
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
+import mistune
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader
-from matplotlib import style
-from matplotlib.figure import Figure
-from PIL import Image
+from markupsafe import Markup
 
 from paperlib.environment import portable
 from paperlib.files import write_text
-from paperlib.profiles import NOTEBOOKS, note
-from paperlib.reporting import challenge
-from paperlib.reporting.captions import caption, saved_figures
-from paperlib.reporting.claims import claims_table
-from paperlib.reporting.costs import (
-    latency_scatter,
-    npu_form_table,
-    npu_scatter,
-    our_points,
-    portability_notes,
-    portability_table,
-    ratio_bars,
-    read_bench,
-    standing_table,
-)
+from paperlib.profiles import NOTEBOOKS, TRAINED_BY, load_settings, note
+from paperlib.reporting import costs, figures, notes, tables, viewer
+from paperlib.reporting.claimed import MEANING, Effect, Verdict
 from paperlib.reporting.differences import changes
-from paperlib.reporting.figures import scatter
 from paperlib.reporting.peers import peer_points
-from paperlib.reporting.summary import MEANING, settings_changed, settings_used, teacher_used, verdict_counts
-from paperlib.reporting.tables import TABLES, frame, measured, table_rows, validation_psnr
-from paperlib.reporting.viewer import PICK, STYLESHEET, data_url, divider, saved_comparisons
-from paperlib.run import STYLE, Run
+from paperlib.reporting.results import TABLES, Results
+from paperlib.run import Run
+from paperlib.settings import flatten
 
-FIGURES = {
-    "training": ("*_curves",), "pictures": ("*_crops", "*_pair", "*_batch"), "errors": ("*error*",),
-    "layers": ("05_*",), "distillation": ("03_*",), "ablations": ("07_*",),
+CAPTIONS = {
+    "pair": "One pair: LR, the baseline, HR. PSNR is over the whole photograph.",
+    "batch": "Patches of one training step: LR above, HR below.",
+    "curves": "Loss and its terms (left, means since the last point), validation PSNR of the "
+              "averaged weights (right).",
+    "crops": "The most detailed part of a validation photograph; PSNR is over the whole one.",
+    "confidence": "Where the teacher is trusted: its weight in the distillation loss.",
+    "error": "INT8 file minus float network, in grey levels.",
+    "ranges": "What each layer's grid has to span.",
+    "shares": "What each term of the loss is worth, in value and in gradient.",
+    "sqnr": "How much of the signal survives the rounding up to each layer. The skip brings the "
+            "picture itself back, which is large: there the ratio rises.",
+    "backbones": "Trained on one short, equal schedule; the bars compare with each other alone.",
+    "cost": "Public models on the same images. Peers were trained for longer, on DIV2K and more.",
 }
-"""Which figures belong to which section; each goes to the first that takes it, the others to the end of the page."""
-
-def _picture(picture: bytes, name: str, words: str) -> dict[str, Any]:
-    """A figure (PNG or WebP) for the template, shown at half its pixel size."""
-    with Image.open(BytesIO(picture), formats=["PNG", "WEBP"]) as opened:
-        width = opened.width // 2
-    return {"url": data_url(picture), "width": width, "name": name, "caption": words}
+"""Part of a figure's name → its caption; the first that is in the name."""
 
 
-def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """The run's figures by section."""
-    sections: dict[str, list[dict[str, Any]]] = {name: [] for name in [*FIGURES, "other"]}
-    for path in saved_figures(run):
-        section = next((name for name, patterns in FIGURES.items()
-                        if any(fnmatch(path.stem, pattern) for pattern in patterns)), "other")
-        sections[section].append(_picture(path.read_bytes(), path.stem, caption(path.stem)))
-    return sections
+def caption(name: str) -> str:
+    """What a figure shows, by the name of its file; empty where nobody has said so."""
+    return next((text for part, text in CAPTIONS.items() if part in name), "")
 
 
-def _tables(run: Run) -> list[dict[str, Any]]:
-    """The tables as text, one dict each; evidence split into record and remark."""
-    tables = []
-    for name, title in TABLES.items():
-        lines = frame(table_rows(run, [name])).to_dict("records")
-        for line in lines:
-            record, _, remark = line["evidence"].partition(": ")
-            if record.startswith("records/"):
-                line |= {"record": record.split(" ")[0], "evidence": remark or record.partition(" ")[2]}
-        heading = f"Table {name}" if len(name) == 1 else name.capitalize()
-        tables.append({"name": name, "heading": heading, "title": title, "lines": lines})
-    return tables
+def inert(value: Any) -> str:
+    """Text of other people as Markdown that no reader takes for a tag, a link or a new cell."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return text.replace("](", "]\\(").replace("|", "\\|")
 
 
-def _glance(run: Run) -> list[dict[str, str]]:
-    """The few numbers that a reader wants first."""
-    psnr = partial(validation_psnr, run)
-    bicubic, student = psnr("B", "bicubic", "fp32"), psnr("B", "student_stage2", "fp32")
-    int8, before = psnr("B", "student_deploy", "int8"), psnr("export", "float_before_qat", "fp32")
-    fake, teacher = psnr("export", "fakequant", "fake-quant"), psnr("stages", "teacher", "fp32")
-    cards = [("bicubic", bicubic, None, ""), ("teacher", teacher, bicubic, "against bicubic"),
-             ("student, FP32", student, bicubic, "against bicubic"),
-             ("student, INT8 TFLite", int8, before, "against its float network"),
-             ("fake-quant in PyTorch", fake, int8, "against the INT8 file")]
-    return [{"label": label, "value": "not run" if value is None else f"{value:.2f} dB",
-             "note": "" if value is None or other is None else f"{value - other:+.3f} dB {what}"}
-            for label, value, other, what in cards]
+def _safe(value: Any) -> Any:
+    return value if isinstance(value, Markup) else inert(value)
 
 
-def _drawn(figure: Figure, name: str, words: str) -> dict[str, Any]:
-    """A figure drawn for this page."""
-    buffer = BytesIO()
-    with style.context(STYLE):
-        figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
-    return _picture(buffer.getvalue(), name, words)
+def _table(data: pd.DataFrame) -> Markup:
+    """A data frame as a Markdown table of inert text; floats to three decimals."""
+    lines = [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in line]
+             for line in data.astype(object).where(data.notna(), "").to_numpy().tolist()]
+    rows = [list(data.columns), ["---"] * len(data.columns), *lines]
+    return Markup("\n".join(f"| {' | '.join(map(inert, row))} |" for row in rows))
 
 
-def _costs(run: Run) -> dict[str, dict[str, Any] | None]:
-    """Quality against operations, NPU cycles and CPU time, and the benchmarks; None where nothing was measured.
-
-    Other people's points stand only beside a run that made a file.
-    """
-    made, ours = "06_tflite_eval" in run.records(), our_points(run)
-    remark = "" if ours else "This run measured nothing on Set5, so it is not in the figure. "
-    drawn = {
-        "macs": (scatter(peer_points() + ours, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
-                         "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images")
-                 if made else None,
-                 remark + "Peers were trained for longer, on DIV2K and some on more."),
-        "npu": (npu_scatter(run), "Cycles are estimated by Arm's Vela for Ethos-U NPUs: they rank forms of the "
-                "graph and say nothing of the challenge's phone."),
-        "latency": (latency_scatter(run), "Least time of an inference with XNNPACK, per pixel, since the files "
-                    "have inputs of different size."),
-        "bench": (ratio_bars(read_bench(run)), "Each ratio is of interleaved runs in one process.")}
-    return {name: _drawn(figure, f"{name} costs" if name != "bench" else "benchmarks", text) if figure else None
-            for name, (figure, text) in drawn.items()}
+def _settings(results: Results) -> tuple[str, Markup | None]:
+    """How many steps were trained, in a sentence; and every setting that the paper has otherwise."""
+    recorded = [record["settings"] for name, record in results.records.items() if name in NOTEBOOKS]
+    mine = flatten("", recorded[-1] if recorded else results.run.settings.model_dump(mode="json"))
+    paper = flatten("", load_settings("paper", {"method": "paper"}).model_dump(mode="json"))
+    found = [(name, mine[name], value) for name, value in paper.items()
+             if mine.get(name, value) != value and name != "profile" and not name.endswith(".expect")]
+    trained = [f"{stage}.steps" for stage, name in TRAINED_BY.items() if name in results.records]
+    steps = ", ".join(f"{name.removesuffix('.steps')} {value:,} steps for {usual:,}"
+                      for name, value, usual in found if name in trained)
+    whose = {"paper": "The paper's method", "ours": "Our method"}.get(mine.get("method"))
+    if not found:
+        return f"{whose}, data and schedule.", None
+    shown = [(name, json.dumps(value, ensure_ascii=False), json.dumps(usual, ensure_ascii=False))
+             for name, value, usual in found]
+    said = ": ".join(filter(None, [whose, steps]))
+    return said and f"{said}.", _table(pd.DataFrame(shown, columns=["setting", "here", "the paper"]))
 
 
-def _provenance(run: Run, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    costs = records.get("00_reproduce", {}).get("notebooks", {})
+def _teacher(record: Mapping[str, Any]) -> str:
+    """A record's teacher without the details of how it was found; empty where none is named."""
+    name = (record.get("teacher") or "").partition(";")[0]
+    return name + ")" * (name.count("(") - name.count(")"))
+
+
+def _ladder(results: Results) -> Markup | None:
+    """PSNR of every step that ran, from bicubic to the shipped file; None where nothing did."""
+    lines, before = [], None
+    for words, key in notes.LADDER.items():
+        value = results.psnr(*key.split())
+        if value is not None:
+            gain = "" if before is None or key == notes.SHIPPED else f"{value - before:+.2f}".replace("-0.00", "+0.00")
+            lines.append({"step": words, "PSNR (dB)": f"{value:.2f}", "against the line above": gain})
+            before = value
+    return _table(pd.DataFrame(lines)) if lines else None
+
+
+def _claims(shown: list[dict[str, Any]]) -> Markup:
+    """The paper's claims that were measured, in dB of PSNR."""
     lines = []
-    for name in NOTEBOOKS:
-        pages = [path for path in (f"notebooks/{name}.html", f"notebooks/{name}.ipynb") if (run.out / path).is_file()]
-        lines.append({"name": name, "record": records.get(name), "cost": costs.get(name),
-                      "page": pages[0] if pages else ""})
-    return lines
+    for claim in shown:
+        effect = Effect(*(claim[name] for name in ("effect", "low", "high", "seeds", "images")))
+        lines.append({"claim": claim["claim"], "verdict": claim["verdict"].value,
+                      "the paper": f"{claim['reported']:+.3f}", "here": str(effect),
+                      "remarks": "; ".join(claim["remarks"])})
+    return _table(pd.DataFrame(lines))
 
 
-def write_report(run: Run) -> Path:
-    """Write report.html from records, figures and comparisons; returns its path.
+def _saw(results: Results) -> Markup:
+    """What each notebook saw, a list under its name."""
+    lines = ((name, notes.sentences(results.records, name)) for name in NOTEBOOKS)
+    return Markup("\n\n".join(
+        f"**{name[:2]} · {re.sub('stage', 'stage ', name[3:]).replace('_', ' ')}**\n\n"
+        + "\n".join(f"- {line}" for line in said)
+        for name, said in lines if said))
+
+
+def _meanings(results: Results) -> Markup:
+    """What the verdicts mean that occur."""
+    words = {claim["verdict"] for claim in results.claims if claim["effect"] is not None}
+    return Markup("\n".join(f"- {word}: {MEANING[word]}" for word in Verdict if word in words))
+
+
+def _folded(results: Results, settings: Markup | None) -> dict[str, Markup]:
+    """Tables by title, without those in which nothing was measured."""
+    found, bench = {}, costs.read_bench(results.run)
+    for name, title in TABLES.items():
+        table = results.tables[name]
+        if name in ("A", "audit") or table["reproduced"].isna().all():
+            continue
+        heading = f"Table {name}" if len(name) == 1 else name.capitalize()
+        lines = tables.by_row(tables.table_rows(results.run, [name]))
+        found[f"{heading}: {title}"] = _table(lines.drop(columns="table"))
+    more = {"The authors' own files": tables.audit_table(results.run),
+            "Stage 3's choices, one changed at a time": changes(results.run),
+            "Everything measured, on every image set":
+                tables.measured(results.run, results.rows["table"].unique()),
+            "The shipped file in other runtimes": pd.DataFrame(costs.portability_table(bench))}
+    found |= {title: _table(data) for title, data in more.items() if len(data)}
+    return found | ({"Settings that the paper has otherwise": settings} if settings else {})
+
+
+def _records(results: Results) -> Markup:
+    lines, parts = [], results.records.get("00_reproduce", {}).get("notebooks", {})
+    for name in (name for name in NOTEBOOKS if name in results.records):
+        record, folder = results.records[name], results.run.out / "notebooks"
+        page = next((f"notebooks/{name}{kind}" for kind in (".html", ".ipynb")
+                     if (folder / f"{name}{kind}").is_file()), None)
+        lines.append({
+            "notebook": Markup(f"[{name}]({page})") if page else name,
+            "record": Markup(f"[{name}.json](records/{name}.json)"),
+            "commit": (record["commit"] or "none")[:10] + " with changes" * record["dirty"],
+            "seed": str(record["seed"]), "seconds": f"{record['seconds']:.0f}",
+            "memory": f"{parts[name]['peak_bytes'] / 1e9:.1f} GB" if name in parts else "",
+            "torch": record["versions"].get("torch"), "device": record["device"],
+            "threads": str(record["threads"])})
+    return _table(pd.DataFrame(lines)) if lines else Markup("Nothing was run.")
+
+
+def saved_figures(run: Run) -> list[Path]:
+    """The figures of notebooks and report, PNG and WebP, in the notebooks' order."""
+    return sorted(path for path in (run.out / "figures").glob("[0-9]*")
+                  if path.suffix in (".png", ".webp"))
+
+
+def _draw_costs(results: Results) -> None:
+    """Save the one figure that no notebook draws: quality against cost, where Set5 was measured."""
+    if ours := costs.our_points(results.run):
+        results.run.figure("08_cost", figures.scatter(
+            peer_points() + ours, "macs", "psnr",
+            "multiply-accumulates per LR pixel (thousands)", "PSNR RGB on Set5 (dB)",
+            "Quality against cost, public models on the same images"))
+
+
+def _text(results: Results, dividers: Markup) -> str:
+    """The text; only the divider differs between summary and page."""
+    run, whose = results.run, note(results.run.settings)
+    steps, settings = _settings(results)
+    teachers = dict.fromkeys(filter(None, map(_teacher, results.records.values())))
+    shown = [claim for claim in results.claims if claim["effect"] is not None]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), finalize=_safe, trim_blocks=True,
+        lstrip_blocks=True)
+    return environment.get_template("summary.md.jinja").render(
+        run=run, question=_question(run), whose=whose[0].upper() + whose[1:], steps=steps,
+        teacher="; ".join(teachers) or "none was asked", ladder=_ladder(results), dividers=dividers,
+        upscale_page=(run.out / "upscale.html").is_file(), saw=_saw(results),
+        claims=_claims(shown) if shown else None,
+        claimed=len(results.claims), unmeasured=len(results.claims) - len(shown), meanings=_meanings(results),
+        figures=Markup("\n\n".join(
+            f"![{inert(path.stem.replace('_', ' '))}](figures/{quote(path.name)})\n\n"
+            f"{caption(path.stem)}".strip() for path in saved_figures(run))),
+        folded=_folded(results, settings), records=_records(results))
+
+
+def _question(run: Run) -> str:
+    """What a committed run asks, from the list beside it; empty for a run of one's own."""
+    for folder in list(run.out.parents)[:2]:
+        if (folder / "questions.json").is_file():
+            asked = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+            question = asked.get(run.out.relative_to(folder).as_posix(), "")
+            return re.sub(r" ?\([^()]*\)", "", question).partition("? ")[0]
+    return ""
+
+
+class _Page(mistune.HTMLRenderer):
+    """Markdown as the page: figures inside, every cell with its heading, verdicts as badges."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(escape=False)
+        self._out, self._heads, self._place = out, [], 0
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        source = viewer.data_url((self._out / unquote(url)).read_bytes())
+        return f'<img class="figure" alt="{html.escape(text)}" src="{source}">'
+
+    def table_cell(self, text: str, align: str | None = None, head: bool = False) -> str:
+        if head:
+            self._heads, self._place = [*self._heads, text] if self._place == 0 else [text], 0
+            return f"<th>{text}</th>"
+        name = self._heads[self._place % len(self._heads)]
+        self._place += 1
+        word = text.partition(" (SSIM")[0]
+        if word in set(Verdict):
+            text = f'<span class="badge {word.split(" (")[0].replace(" ", "-")}">{text}</span>'
+        return f'<td data-label="{html.escape(name)}">{text}</td>'
+
+
+def write_summary(source: Run | Results) -> Path:
+    """Write summary.md from whatever records there are; returns its path.
 
     Raises:
         UserError: a record is damaged, or the folder cannot be written.
     """
-    records, folder, bench = run.records(), Path(__file__).parent, read_bench(run)
-    sheets = [STYLESHEET, folder / "report.css"]
-    rows = table_rows(run, list(TABLES))
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = environment.get_template("report.html").render(
-        run=run, whose=note(run.settings), records=records, teacher=teacher_used(records), tables=_tables(run),
-        claims=claims_table(run).to_dict("records"), figures=_figures(run),
-        page="upscale.html" if (run.out / "upscale.html").is_file() else "",
-        counts=verdict_counts(rows), meaning=MEANING, glance=_glance(run), costs=_costs(run),
-        dividers=[divider(name, pictures) for name, pictures in saved_comparisons(run).items()],
-        portability={"runtimes": portability_table(bench), "notes": portability_notes(bench),
-                     "forms": npu_form_table(bench), "standing": standing_table(bench)},
-        measured=measured(run, run.rows()["table"].unique()),
-        changes=changes(run).to_dict("records"), win=challenge,
-        provenance=_provenance(run, records), settings=settings_used(run), changed=settings_changed(run),
-        script=PICK, css="".join(path.read_text(encoding="utf-8") for path in sheets))
-    return write_text(run.out / "report.html", portable(text, run.out))
+    results = Results.of(source)
+    _draw_costs(results)
+    found = viewer.saved_comparisons(results.run)
+    link = "With a divider to drag: [report.html](report.html)." if found else ""
+    text = _text(results, Markup(link))
+    return write_text(results.run.out / "summary.md", portable(text, results.run.out))
+
+
+def write_report(source: Run | Results) -> Path:
+    """Write report.html, the same text on a page; returns its path. Errors as `write_summary`."""
+    results, folder = Results.of(source), Path(__file__).parent
+    _draw_costs(results)
+    dividers = "\n".join(viewer.divider(name, pictures)
+                         for name, pictures in viewer.saved_comparisons(results.run).items())
+    text = _text(results, Markup(f'<div class="dividers">\n{dividers}\n</div>' if dividers else ""))
+    render = mistune.create_markdown(renderer=_Page(results.run.out), plugins=["table"])
+    css = "".join(path.read_text(encoding="utf-8") for path in (viewer.STYLESHEET, folder / "report.css"))
+    page = Environment(loader=FileSystemLoader(folder), autoescape=True).get_template("report.html").render(
+        title=text.partition("\n")[0].removeprefix("# "), css=Markup(css),
+        script=Markup(viewer.PICK), body=Markup(render(text)))
+    return write_text(results.run.out / "report.html", portable(page, results.run.out))

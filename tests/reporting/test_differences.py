@@ -4,7 +4,7 @@ import pytest
 
 from paperlib.reporting.differences import Change, changes, differences
 from paperlib.reporting.effects import Effect
-from paperlib.reporting.summary import write_summary
+from paperlib.reporting.report import write_summary
 from paperlib.run import measured_row, open_run
 
 

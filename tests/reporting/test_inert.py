@@ -8,7 +8,7 @@ from skimage.data import coffee
 
 from paperlib.reporting import figures
 from paperlib.reporting.report import write_report
-from paperlib.reporting.summary import write_summary
+from paperlib.reporting.report import write_summary
 from paperlib.reporting.viewer import save_comparison
 from paperlib.run import measured_row, open_run
 

@@ -75,15 +75,6 @@ def test_networks_below_bicubic_say_nothing_of_an_order():
     assert "below bicubic (28.00 dB)" in notes.sentences(found, "07_ablations")[-1]
 
 
-def test_the_ladder_has_the_steps_that_ran():
-    found = records(**{"01_data": ([row("B", "bicubic", 26.76)], {})})
-    assert notes.ladder(found) == []
-    found |= records(**{"02_stage1": ([row("stages", "stage1", 27.42)], {}),
-                        "06_tflite_eval": ([row("box", "box_int8", 28.21)], {})})
-    assert [(psnr, change) for _, psnr, change in notes.ladder(found)] == [
-        (26.76, ""), (27.42, "+0.66"), (28.21, "")]
-
-
 def test_a_smoke_run_is_named_in_red_first(tmp_path):
     smoke, demo = (open_run(profile, tmp_path / profile) for profile in ("smoke", "demo"))
     for run in (smoke, demo):

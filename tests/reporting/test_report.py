@@ -1,4 +1,3 @@
-import json
 import re
 import tomllib
 from fnmatch import fnmatch
@@ -12,13 +11,10 @@ import pytest
 import paperlib
 from paperlib.data.images import read_rgb
 from paperlib.data.sources import embedded_path
-from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import reported
-from paperlib.reporting import costs, figures, viewer
-from paperlib.reporting.claims import CLAIMS
+from paperlib.reporting import figures, viewer
 from paperlib.reporting.exported import export_notebooks
-from paperlib.reporting.report import write_report
-from paperlib.reporting.summary import method_line, write_summary
+from paperlib.reporting.report import write_report, write_summary
 from paperlib.run import measured_row, open_run
 
 
@@ -35,7 +31,7 @@ class _Page(HTMLParser):
         self.sources += [values["src"]] if "src" in values else []
         self.links += [values["href"]] if "href" in values else []
         self.ids.add(values.get("id"))
-        if tag not in ("meta", "link", "img", "input", "br"):
+        if tag not in ("meta", "link", "img", "input", "br", "hr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -56,7 +52,7 @@ def fill(run):
     keys = [key for key in reported() if key[0] in "BCD" or key[0] == "abstract"]
     run.record("06_tflite_eval", [measured_row(*key, reported()[key] - 2, "validation") for key in keys],
                teacher="<small> teacher")
-    run.record("05_fuse_qat", [], drop=[{"what": "weights only", "psnr": 27.1, "drop": 0.05}])
+    run.record("05_fuse_qat", [], silent=[0, 2])
     run.record("00_reproduce", [], notebooks={"06_tflite_eval": {"seconds": 33.3, "peak_bytes": 2e9}})
     history = [{"step": 1, "loss": 0.1, "psnr_rgb": 26.0}, {"step": 2, "loss": 0.05, "psnr_rgb": 27.0}]
     run.figure("02_curves", figures.curves(history))
@@ -77,68 +73,78 @@ def test_the_page_needs_nothing_from_anywhere(run):
     assert all(source.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for source in page.sources)
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
     for link in page.links:
-        if link.startswith("#"):
-            assert link[1:] in page.ids
-        elif not link.startswith("data:"):
-            assert (run.out / link).exists(), link
+        assert link.startswith("data:") or (run.out / link).exists(), link
 
 
-def test_claims_come_first_and_a_page_for_ones_own_pictures_is_linked_where_it_is(run):
+def words_of(page):
+    return " ".join(" ".join(_Page(page.read_text()).text).split())
+
+
+def test_summary_and_page_say_the_same_and_open_with_what_came_out(run):
     fill(run)
-    text = write_report(run).read_text()
-    words = " ".join(" ".join(_Page(text).text).split())
-    assert words.index("Table B: the student beats bicubic, FP32") < words.index("Reported and measured")
-    assert len(re.findall(r'<td class="what">Table [BCD]: ', text)) == len(CLAIMS)
-    assert "paperlib page --out out/upscale.html in results/" in words
-    (run.out / "upscale.html").touch()
-    assert '<a href="upscale.html">' in write_report(run).read_text()
+    page, summary = words_of(write_report(run)), write_summary(run).read_text()
+    order = [page.index(words) for words in ("What came out", "left bicubic", "What we saw", "The paper's claims", "Table B")]
+    assert order == sorted(order)
+    for line in summary.splitlines():
+        if line.startswith(("- ", "# ", "## ")):
+            assert re.sub(r"[#*-]+ ?", "", line).strip()[:40] in page.replace("-", ""), line
+    assert "| bicubic, a formula that has learnt nothing | 26.26 |  |" in summary
+    assert "| stage 2, with frequencies and a teacher | 28.28 | +2.02 |" in summary
 
 
-def test_every_figure_is_on_both_pages_photographs_and_drawings(run):
+def test_every_figure_is_on_both_photographs_and_drawings(run):
     fill(run)
     hr = read_rgb(embedded_path("astronaut.png"))[:240, :240]
     run.figure("06_crops", figures.crops(hr[::3, ::3], {"one": hr}, hr, 240))
-    summary = write_summary(run).read_text()
-    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", summary)
+    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", write_summary(run).read_text())
     assert links == ["figures/02_curves.png", "figures/06_crops.webp", "figures/09_surprise.png"]
     assert all((run.out / link).is_file() for link in links)
     text = write_report(run).read_text()
     assert all(f'alt="{name}' in text for name in ("02 curves", "06 crops", "09 surprise"))
 
 
-def test_the_page_shows_verdicts_numbers_teacher_and_what_rounding_costs(run):
+def test_what_was_not_measured_is_not_there(run):
+    words = words_of(write_report(run))
+    assert "Nothing was run." in words
+    for heading in ("What came out", "What we saw", "claims", "Figures", "Table B", "not run"):
+        assert heading not in words, heading
+    run.record("01_data", [measured_row("B", "bicubic", "fp32", "psnr", 27.0, "validation")])
+    words = words_of(write_report(run))
+    assert "Table B" in words
+    assert "Table C" not in words
+
+
+def test_a_cell_carries_its_heading_and_a_verdict_is_a_badge(run):
     fill(run)
     text = write_report(run).read_text()
-    words = " ".join(" ".join(_Page(text).text).split())
+    assert '<td data-label="verdict"><span class="badge one-seed">one seed</span></td>' in text
+    assert 'data-label="PSNR (dB)">26.26<' in text
     assert "&lt;small&gt; teacher" in text
-    assert "not the paper's numbers" in words
-    assert "26.26 dB" in words  # bicubic
-    assert "+2.020 dB against bicubic" in words
-    assert "weights only 27.100 0.050" in words
-    assert "2.0 GB" in words
-    assert 'class="badge undecided"' in text  # one seed
-    assert 'class="badge not-public"' in text
-    assert "09_surprise" in words
+    assert "2.0 GB" in text
 
 
-def test_changed_settings_are_named_and_another_runs_records_are_not_shown(tmp_path, run):
-    changed = open_run("demo", run.out, {"stage1.steps": 7, "quant.start": "there.pt"})
+def test_what_the_paper_has_otherwise_is_listed_and_another_runs_records_are_not_shown(run):
+    changed = open_run("demo", run.out, {"stage2.steps": 7})
     fill(changed)
-    page, summary = write_report(changed).read_text(), write_summary(changed).read_text()
-    for text in (page.replace("&#34;", '"'), summary):
-        assert 'stage1.steps = 7, quant.start = "there.pt"' in text
+    changed.record("04_stage2", [])
+    text = write_summary(changed).read_text()
+    assert "The paper's method: stage2 7 steps for 10,000" in text
+    assert "| stage2.steps | 7 | 10000 |" in text
     plain = open_run("demo", run.out)  # the same folder, with the profile's own settings
-    assert "no record names one" in write_summary(plain).read_text()
-    fill(plain)
-    assert "Settings that differ" not in write_summary(plain).read_text()
+    assert "Nothing was run." in write_summary(plain).read_text()
 
 
-def test_an_empty_run_says_not_run_everywhere(run):
-    page = write_report(run)
-    words = " ".join(" ".join(_Page(page.read_text()).text).split())
-    for notebook in ("02_stage1", "05_fuse_qat", "06_tflite_eval", "07_ablations"):
-        assert re.search(rf"not run Written by notebook [\w, ]*{notebook}", words), notebook
-    assert "trend holds" not in words
+def test_a_committed_run_is_headed_by_its_question(tmp_path):
+    (tmp_path / "questions.json").write_text('{"x/y": "Does it help (in short)? Yes."}')
+    assert write_summary(open_run("demo", tmp_path / "x" / "y")).read_text().startswith("# Does it help")
+    assert write_summary(open_run("demo", tmp_path / "mine")).read_text().startswith("# Results of profile demo\n")
+
+
+def test_quality_against_cost_is_drawn_where_set5_was_measured(run):
+    fill(run)
+    assert "08_cost" not in write_summary(run).read_text()
+    run.record("06_tflite_eval", [measured_row("B", "student_deploy", "int8", "psnr", 31.4, "Set5")])
+    assert "figures/08_cost.png" in write_summary(run).read_text()
 
 
 def test_notebook_pages_load_nothing(run):
@@ -180,67 +186,9 @@ def test_the_package_ships_what_the_page_is_made_of():
     folder = Path(paperlib.__file__).parent
     patterns = tomllib.loads((folder.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for place, names in {"data": ["open.csv", "cid22.csv", "clic_val.csv"], "evaluation": ["reported.csv"],
-                         "reporting": ["report.html", "report.css", "compare.css", "peers.csv"],
+                         "reporting": ["report.html", "report.css", "compare.css", "summary.md.jinja", "peers.csv"],
                          "": ["paper.mplstyle"]}.items():
         package = f"paperlib.{place}".rstrip(".")
         for name in names:
             assert (folder / place / name).is_file()
             assert any(fnmatch(name, pattern) for pattern in patterns[package]), name
-
-
-def test_costs_are_drawn_from_records_and_bench_json_and_not_run_without(run):
-    empty = " ".join(" ".join(_Page(write_report(run).read_text()).text).split())
-    assert empty.count("Written by paperlib bench --json out/bench.json") == 2
-    assert "not run Written by notebook 06_tflite_eval, with the extra npu" in empty
-    peers = "Peers were trained for longer"
-    assert peers not in empty
-    psnr = lambda row, value: measured_row(*row, "int8", "psnr", value, "validation")
-    estimate = {"accelerator": "ethos-u65-512", "cpu_operators": ["DEPTH_TO_SPACE"], "cycles_total": 3_000_000}
-    run.record("06_tflite_eval", [psnr(("abstract", "student_fixed_tflite_learnt"), 27.0)], export={"npu": [estimate]})
-    forms = {"add": 4_000_000, "exact": 5_000_000}
-    run.record("07_ablations", [psnr(("D", "qat_teacher_learnt"), 26.5)], graph_forms=forms)
-    path = "/elsewhere/out/checkpoints/export/student_fixed_int8.tflite"
-    times = {"ms_1_thread": 4.0, "ms_2_threads": 2.0, "input_size": [100, 200]}
-    bench = {"data": {"ratio_cache_vs_decode": 150.0, "what": "x"}, "scan": {"ratio_vs_loop": None},
-             "int8": {"files": {path: times, path.replace("/out/", "/other/"): times}}, "skipped": {"teacher": "no"},
-             "light": {"ratio_wall": 0.6, "memory_of_bare": 1.1}, "provenance": {"commit": "0123456789", "threads": 2,
-             "cpu": {"model": "Some CPU", "instructions": ["avx2"]}}}
-    (run.out / "bench.json").write_text(json.dumps(bench))
-    assert [(point["name"], point["cycles"], point["psnr"]) for point in costs.npu_points(run)] == [
-        ("ethos-u65-512", 3.0, 27.0), ("skip: add", 4.0, 26.5)]
-    assert [(point["name"], point["group"], point["ns"]) for point in costs.latency_points(run)] == [
-        ("fixed", "one thread", 200.0), ("fixed", "two threads", 100.0)]
-    assert costs.ratios(bench) == {"data: cache vs decode": 150.0}  # shares of an older version are none
-    text = costs.speed_text(run.out / "bench.json", "there/bench.json")
-    assert "[bench.json](there/bench.json), by `paperlib bench`: commit 01234567, 2 threads of an Some CPU (avx2)" in (
-        text)
-    assert text.endswith("| data: cache vs decode | 150 | x |")
-    alone = open_run(run.settings.profile, run.out.parent / "alone")
-    alone.record("07_ablations", [psnr(("D", "qat_teacher_learnt"), 26.5)], graph_forms=forms)
-    assert costs.npu_scatter(run) is not None
-    assert costs.npu_scatter(alone) is None
-    axes = costs.ratio_bars(bench).axes[0]
-    assert axes.get_xscale() == "log"
-    assert "right of 1 ours is faster" in axes.get_xlabel()
-    page = _Page(write_report(run).read_text())
-    words = " ".join(" ".join(page.text).split())
-    assert "paperlib bench" not in words
-    assert peers in words
-    assert len(page.sources) == 4
-    assert "AntYSP is 2^3.59" in words
-    (run.out / "bench.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        write_report(run)
-
-
-def test_the_method_line_follows_the_record_and_not_the_profile(run):
-    """A record of an older version does not say which method made it, and nothing is made up for it."""
-    path = run.record("05_fuse_qat", [])
-    assert method_line(run).startswith("The paper's method, on other data")
-    record = json.loads(path.read_text())
-    record["settings"]["method"] = "ours"
-    path.write_text(json.dumps(record))
-    assert method_line(run).startswith("Our method")
-    del record["settings"]["method"]
-    path.write_text(json.dumps(record))
-    assert method_line(run).startswith("Recorded by an older version")

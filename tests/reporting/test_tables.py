@@ -11,7 +11,6 @@ from paperlib.evaluation import paper_numbers
 from paperlib.reporting import tables
 from paperlib.reporting.claims import CLAIMS, claims_table
 from paperlib.reporting.printed import format_tables
-from paperlib.reporting.summary import teacher_used, write_summary
 from paperlib.reporting.verdicts import COMPARED, DROPS, Row, Verdict, kept_order, tolerance, trend
 from paperlib.run import measured_row, open_run
 
@@ -336,20 +335,6 @@ def test_audit_rows_come_from_the_record_and_obey_the_vocabulary(tmp_path):
     run.record("06_tflite_eval", [], audit=[line | {"verdict": "reproduced"}])
     with pytest.raises(ValueError, match="paper profile"):
         tables.write_tables(run)
-
-
-def test_the_summary_names_profile_teacher_missing_records_and_tolerances(tmp_path):
-    run = open_with(tmp_path, "demo", {("B", "bicubic", "fp32", "psnr"): 26.0})
-    run.record("03_teacher", [], teacher="small MambaIRv2 trained here")
-    path = write_summary(run)
-    text = path.read_text()
-    assert path == run.out / "summary.md"
-    assert "not the paper's numbers" in text
-    assert "Teacher: small MambaIRv2 trained here." in text
-    assert "- 02_stage1: not run" in text
-    assert "[07_ablations](records/07_ablations.json)" in text
-    assert "psnr ±0.01: nothing is trained" in text
-    assert teacher_used({}) == "no record names one"
 
 
 def test_reported_and_measured_stand_in_one_line_a_row(tmp_path):
