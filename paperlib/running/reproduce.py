@@ -26,8 +26,7 @@ from paperlib.reporting.claims import claims_table
 from paperlib.reporting.exported import export_notebooks
 from paperlib.reporting.printed import format_tables
 from paperlib.reporting.reference import reference_text
-from paperlib.reporting.report import write_report
-from paperlib.reporting.report import write_summary
+from paperlib.reporting.report import write_report, write_summary
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
 from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash

@@ -7,8 +7,7 @@ from browser import chromium, open_page
 from skimage.data import coffee
 
 from paperlib.reporting import figures
-from paperlib.reporting.report import write_report
-from paperlib.reporting.report import write_summary
+from paperlib.reporting.report import write_report, write_summary
 from paperlib.reporting.viewer import save_comparison
 from paperlib.run import measured_row, open_run
 
