@@ -83,7 +83,8 @@ def words_of(page):
 def test_summary_and_page_say_the_same_and_open_with_what_came_out(run):
     fill(run)
     page, summary = words_of(write_report(run)), write_summary(run).read_text()
-    order = [page.index(words) for words in ("What came out", "left bicubic", "What we saw", "The paper's claims", "Table B")]
+    parts = ("What came out", "left bicubic", "What we saw", "The paper's claims", "Table B")
+    order = [page.index(words) for words in parts]
     assert order == sorted(order)
     for line in summary.splitlines():
         if line.startswith(("- ", "# ", "## ")):
