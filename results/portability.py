@@ -110,10 +110,10 @@ def _openvino_without_vnni(path: Path, threads: int) -> Run:
 
 RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Run]]] = {
     "LiteRT, XNNPACK": (
-        "ai-edge-litert", lambda path, threads: _interpreter(open_interpreter(path, threads))),
+        "ai-edge-litert", lambda path, threads: _interpreter(open_interpreter(path, threads)[0])),
     "LiteRT, built-in kernels": (
         "ai-edge-litert",
-        lambda path, threads: _interpreter(open_interpreter(path, threads, xnnpack=False))),
+        lambda path, threads: _interpreter(open_interpreter(path, threads, xnnpack=False)[0])),
     "LiteRT, CompiledModel": ("ai-edge-litert", _compiled_model),
     "TensorFlow's interpreter": ("tensorflow", lambda path, threads: _interpreter(
         tensorflow().lite.Interpreter(str(path), num_threads=threads))),

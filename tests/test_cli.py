@@ -117,7 +117,7 @@ def test_wrong_checkpoints_are_one_line(photographs, tmp_path, capsys):
     save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     (tmp_path / "text.tflite").write_text("text")
     for name, words in (("other.safetensors", "is not a checkpoint"), ("foreign.safetensors", "is not a checkpoint"),
-                        ("text.tflite", "not a TFLite model")):
+                        ("text.tflite", "not a TFLite file")):
         assert main(["evaluate", str(tmp_path / name), "--hr", str(photographs)]) == 2
         assert words in one_line(capsys)
     student = save_student(fuse(Student(StudentSettings(channels=8, blocks=1))), tmp_path / "student.safetensors")

@@ -16,7 +16,8 @@ from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.convert import export_tflite, parity_images, shipped_graph
-from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
+from paperlib.export.inspection import inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file, write_json
 from paperlib.run import measured_row, open_run
 from paperlib.student.graph import parameters

@@ -17,11 +17,11 @@ from paperlib.weights import pretrained
 
 def _prepared(path: Path, threads: int, height: int, width: int) -> Any:
     """An interpreter with allocated tensors and one random image in its input."""
-    interpreter = open_interpreter(path, threads)
+    interpreter, graph = open_interpreter(path, threads)
     entry = interpreter.get_input_details()[0]
     if -1 not in entry["shape_signature"]:
         height, width = (int(side) for side in entry["shape_signature"][1:3])
-    allocate(interpreter, Path(path), height, width)
+    allocate(interpreter, graph, path, height, width)
     entry = interpreter.get_input_details()[0]
     pixels = np.random.default_rng(0).integers(0, 256, entry["shape"])
     is_int8 = entry["dtype"] == np.int8

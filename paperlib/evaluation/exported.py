@@ -11,8 +11,9 @@ from paperlib.evaluation.audit import FILES, authors_folder
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, RoundedUpscaler, TorchUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity
+from paperlib.export.inspection import inspect_tflite
 from paperlib.export.npu import estimate_if_available
-from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.int8 import QuantisedGraph, post_training_graph
 from paperlib.quantisation.qat import read_quantised
 from paperlib.run import Run

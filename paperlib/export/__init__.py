@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "convert": ["export_all", "export_ptq", "export_tflite"],
-        "tflite": ["TFLiteUpscaler", "inspect_tflite"],
+        "inspection": ["inspect_tflite"],
+        "tflite": ["TFLiteUpscaler"],
     },
 )

@@ -12,9 +12,10 @@ import numpy as np
 from torch import nn
 
 from paperlib.environment import quiet_libraries
+from paperlib.export.inspection import inspect_tflite
 from paperlib.export.npu import estimate_if_available
 from paperlib.export.tf_graph import FloatBuilder, Int8Builder, tensorflow
-from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import atomic_path, sha256_file, write_json
 from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph, run_quantised
 from paperlib.quantisation.qat import quantised_graph, read_quantised

@@ -11,12 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.errors import UserError
+from paperlib.files import reading
 
 TYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "FLOAT64": "float64", "INT8": "int8", "UINT8": "uint8",
          "INT16": "int16", "UINT16": "uint16", "INT32": "int32", "UINT32": "uint32", "INT64": "int64",
          "UINT64": "uint64", "BOOL": "bool", "COMPLEX64": "complex64", "COMPLEX128": "complex128"}
 """The schema's tensor types that numpy has."""
+LEAST_INPUTS = {"CONV_2D": 2, "CONV_3D": 2, "DEPTHWISE_CONV_2D": 2, "TRANSPOSE_CONV": 3, "FULLY_CONNECTED": 2,
+                "BATCH_MATMUL": 2}
+"""Of operators whose weights are looked at here."""
+STEPS = (1e-12, 1e12)
+"""Least and largest scale: kernels abort the process where steps cannot be divided."""
 
 
 @cache
@@ -41,9 +46,14 @@ class FileTensor:
     axis: int
     """The dimension along which several scales lie."""
     data: np.ndarray | None
-    """The values of a constant, as stored; None for a map that is computed."""
+    """The values of a constant, as stored; None for a feature map, which is computed."""
     variable: bool = False
     """Whether it keeps its values from one inference to the next."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one value (1 where numpy has no such type)."""
+        return np.dtype(self.type).itemsize if self.type in TYPES.values() else 1
 
 
 @dataclass(frozen=True)
@@ -82,24 +92,21 @@ def _tensor(tensor: Any, buffers: list[Any], types: dict[int, str]) -> FileTenso
         data = np.frombuffer(np.asarray(content, np.uint8).tobytes(), kind).reshape(_ints(tensor.shape))
     scales = () if grid is None or grid.scale is None else tuple(float(scale) for scale in grid.scale)
     return FileTensor(
-        (tensor.name or b"").decode("utf-8", "replace"), kind, shape, scales, _ints(grid.zeroPoint) if grid else (),
+        (tensor.name or b"").decode("utf-8"), kind, shape, scales, _ints(grid.zeroPoint) if grid else (),
         int(grid.quantizedDimension) if grid else 0, data,
         bool(tensor.isVariable))
 
 
 def read_graph(path: str | Path) -> FileGraph:
-    """Read the main graph of a .tflite file.
+    """The main graph of a .tflite file, checked for what would crash the interpreter.
 
     Raises:
-        UserError: missing file, or not a TFLite model.
+        UserError: missing file, not a TFLite file, or a damaged one.
     """
-    path, format_ = Path(path), schema()
-    if not path.is_file():
-        raise UserError(f"no TFLite file at {path}. Name an existing file, or make one with `paperlib export`.")
-    content = path.read_bytes()
-    if content[4:8] != b"TFL3":
-        raise UserError(f"{path} is not a TFLite model: its identifier is not TFL3. Name a .tflite file.")
-    try:
+    with reading(path, "a TFLite file"):
+        format_, content = schema(), Path(path).read_bytes()
+        if content[4:8] != b"TFL3":
+            raise ValueError("its identifier is not TFL3")
         model = format_.ModelT.InitFromObj(format_.Model.GetRootAs(content, 0))
         graph = model.subgraphs[0]
         names, types = ({value: name for name, value in vars(kind).items() if isinstance(value, int)}
@@ -107,14 +114,53 @@ def read_graph(path: str | Path) -> FileGraph:
         operators = []
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
-            name = names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "unknown")
             custom = (code.customCode or b"").decode("utf-8", "replace")
-            operators.append(FileOperator(custom or name, _ints(operator.inputs), _ints(operator.outputs),
-                                          dict(vars(operator.builtinOptions)) if operator.builtinOptions else {}))
+            name = custom or names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "unknown")
+            options = dict(vars(operator.builtinOptions)) if operator.builtinOptions else {}
+            operators.append(FileOperator(name, _ints(operator.inputs), _ints(operator.outputs), options))
         tensors = tuple(_tensor(tensor, model.buffers, types) for tensor in graph.tensors)
-        return FileGraph(tuple(operators), tensors, _ints(graph.inputs), _ints(graph.outputs), len(model.subgraphs))
-    except Exception as error:  # a damaged file makes the reader fail in many ways
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). Get or export it again.") from error
+        found = FileGraph(tuple(operators), tensors, _ints(graph.inputs), _ints(graph.outputs),
+                          len(model.subgraphs))
+        _check(found)
+    return found
+
+
+def _check(graph: FileGraph) -> None:
+    """Refuse what the interpreter trusts and kernels abort the process for.
+
+    Raises:
+        ValueError: tensors read before they are written, or written twice; ends or steps that are
+            none; weights that are no numbers.
+    """
+    if not graph.operators or not graph.outputs:
+        raise ValueError("it has no operators or no output")
+    written = [*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)]
+    if len(set(written)) < len(written) or not set(written) <= set(range(len(graph.tensors))):
+        raise ValueError("a tensor is written twice, or is none of the file's")
+    known = {index for index, tensor in enumerate(graph.tensors) if tensor.data is not None or tensor.variable
+             or (0 in tensor.shape and index not in written)}
+    if known & set(written):
+        raise ValueError("a constant is written")
+    known |= set(graph.inputs)
+    for operator in graph.operators:
+        if not operator.outputs or not set(operator.inputs) - {-1} <= known:
+            raise ValueError(f"{operator.name} reads a tensor that nothing has written")
+        if len(operator.inputs) < LEAST_INPUTS.get(operator.name, 0):
+            raise ValueError(f"{operator.name} has {len(operator.inputs)} inputs")
+        known |= set(operator.outputs)
+    if not set(graph.outputs) <= known:
+        raise ValueError("nothing writes its output")
+    for tensor in (graph.tensors[index] for index in (*graph.inputs, *graph.outputs)):
+        if any(side == 0 or side < -1 for side in tensor.shape) or (
+                len(tensor.shape) == 4 and tensor.shape[0] not in (1, -1)):
+            raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}")
+        if tensor.type in ("int8", "uint8", "int16") and not tensor.scales:
+            raise ValueError(f"{tensor.name} has no scale")
+    for tensor in graph.tensors:
+        if not all(STEPS[0] <= scale <= STEPS[1] for scale in tensor.scales if tensor.type != "int32"):
+            raise ValueError(f"{tensor.name} has the scale {min(tensor.scales)}")
+        if tensor.data is not None and tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
+            raise ValueError(f"weights that are no numbers in {tensor.name}")
 
 
 LOCAL = frozenset((

@@ -6,15 +6,82 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paperlib.errors import UserError
-from paperlib.export.flatbuffer import FileGraph, file_radius, read_graph
-from paperlib.export.tflite import inspect_tflite
-from paperlib.files import sha256_file
+from paperlib.export.flatbuffer import FileGraph, FileTensor, file_radius, read_graph
+from paperlib.export.tflite import allocate, interpreter_module, open_interpreter
+from paperlib.files import reading, sha256_file
+
+
+def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> dict[str, Any]:
+    """What a .tflite file holds, as `export.json` lists it; nothing is run.
+
+    Args:
+        height, width: input size to assume for a file with dynamic shape.
+
+    Returns:
+        `operators`: names in the order of execution; `counts`; `tensors`: index, name, type, shape,
+        scales, zero points of each tensor; `float_tensors`: names of float tensors (none in a
+        full-INT8 file); `bytes`, `sha256`; `inputs`, `outputs`: name, type, shape (-1: open), scale
+        and zero point of each; `input_size`; `arena_bytes`: the least memory that holds all feature
+        maps alive at one moment, at that size.
+
+    Raises:
+        UserError: missing or damaged, without an input, or with operators that the interpreter has not.
+    """
+    interpreter, graph = open_interpreter(path, xnnpack=False)
+    if not graph.inputs:
+        raise UserError(f"{path} takes no input. Name a model that does.")
+    first = graph.tensors[graph.inputs[0]].shape
+    if len(first) == 4 and -1 not in first:
+        height, width = first[1:3]
+    # shapes behind shape arithmetic are known only to the planner
+    allocate(interpreter, graph, path, height, width)
+    shapes = {index: list(tensor.shape) for index, tensor in enumerate(graph.tensors)}
+    shapes |= {int(tensor["index"]): [int(side) for side in tensor["shape"]]
+               for tensor in interpreter.get_tensor_details() if tensor["index"] in shapes}
+    used = sorted({index for operator in graph.operators
+                   for index in (*operator.inputs, *operator.outputs) if index >= 0})
+    names = [operator.name for operator in graph.operators]
+    ends = {end: [_port(graph.tensors[index]) for index in getattr(graph, end)] for end in ("inputs", "outputs")}
+    size = shapes[graph.inputs[0]]
+    return {
+        "file": Path(path).name, "bytes": Path(path).stat().st_size, "sha256": sha256_file(path),
+        "interpreter": interpreter_module()[1], "input_size": size[1:3] if len(first) == 4 else size,
+        "dynamic": any(-1 in port["shape"] for port in ends["inputs"]), **ends,
+        "operators": names, "counts": dict(Counter(names)),
+        "tensors": [_describe(index, graph.tensors[index], shapes[index]) for index in used],
+        "float_tensors": [graph.tensors[index].name for index in used
+                          if graph.tensors[index].type.startswith("float")],
+        "arena_bytes": _arena(graph, shapes)}
+
+
+def _port(tensor: FileTensor) -> dict[str, Any]:
+    """An input or output as a caller needs it: value = scale·(number − zero point)."""
+    grid = bool(tensor.scales) and "int" in tensor.type
+    return {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape),
+            "scale": tensor.scales[0] if grid else None, "zero_point": tensor.zero_points[0] if grid else None}
+
+
+def _describe(index: int, tensor: FileTensor, shape: list[int]) -> dict[str, Any]:
+    return {"index": index, "name": tensor.name, "type": tensor.type, "shape": shape,
+            "scales": list(tensor.scales), "zero_points": sorted(set(tensor.zero_points)), "axis": tensor.axis}
+
+
+def _arena(graph: FileGraph, shapes: Mapping[int, Sequence[int]]) -> int:
+    """Largest sum of the sizes of feature maps alive during one operator; constants are none."""
+    size = {index: math.prod(shape) * graph.tensors[index].itemsize for index, shape in shapes.items()}
+    written = {index: step for step, operator in enumerate(graph.operators) for index in operator.outputs}
+    written |= dict.fromkeys(graph.inputs, 0)
+    last = dict(written)
+    for step, operator in enumerate(graph.operators):
+        last |= {index: step for index in operator.inputs if index in written}
+    last |= dict.fromkeys(graph.outputs, len(graph.operators) - 1)
+    return max(sum(size[index] for index, first in written.items() if first <= step <= last[index])
+               for step in range(len(graph.operators)))
 
 
 def multiply_adds(graph: FileGraph, shapes: Mapping[int, Sequence[int]]) -> int:
@@ -107,54 +174,22 @@ def _parameters(graph: FileGraph) -> int:
         index in biases or (tensor.data.size > 1 and tensor.type not in ("int32", "int64", "bool"))))
 
 
-class _Tensor(BaseModel):
-    dtype: str
-    shape: list[Annotated[int, Field(ge=0)]]
-    data_offsets: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
-
-
-class _Header(BaseModel):
-    """A .safetensors file's header: a tensor under each name, and metadata."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, _Tensor]
-    metadata: dict[str, str] | None = Field(None, alias="__metadata__")
-
-    def tensors(self) -> dict[str, _Tensor]:
-        return self.__pydantic_extra__
-
-
-def _header(path: Path) -> tuple[dict[str, _Tensor], dict[str, Any]]:
-    """What a .safetensors file says of itself, read without any library: its tensors, and our metadata (or none).
-
-    Raises:
-        UserError: it is no such file.
-    """
-    try:
-        with path.open("rb") as file:
-            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
-            if length > min(2**27, size - 8):
-                raise ValueError("no header")
-            header = _Header.model_validate_json(file.read(length))
-            for tensor in header.tensors().values():
-                first, last = tensor.data_offsets
-                if not first <= last <= size - 8 - length or math.prod(tensor.shape) > 8 * (last - first):
-                    raise ValueError("sizes that are not the file's")
-            about = json.loads((header.metadata or {}).get("paperlib", "{}"))
-            if not isinstance(about, dict) or not isinstance(about.get("form", ""), str) or (
-                    about and "form" not in about):
-                raise ValueError("metadata of another kind")
-            return header.tensors(), about
-    except (ValueError, RecursionError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path} is not a readable .safetensors file ({reason}). Name a checkpoint of this "
-                        "kit.") from error
+def _header(path: Path) -> tuple[dict[str, tuple[str, int]], dict[str, Any]]:
+    """A .safetensors file's tensors (type, number of values) and our metadata, if any, without torch or its library."""
+    with reading(path, "a .safetensors file"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not length <= path.stat().st_size - 8:
+            raise ValueError("no header")
+        header = json.loads(file.read(length))
+        about = json.loads((header.pop("__metadata__", None) or {}).get("paperlib", "{}"))
+        about |= {"form": str(about["form"])} if about else {}
+        return {name: (tensor["dtype"], math.prod(tensor["shape"])) for name, tensor in header.items()}, about
 
 
 def _inspect_safetensors(path: Path) -> dict[str, Any]:
     header, about = _header(path)
-    kinds = ", ".join(sorted({tensor.dtype for tensor in header.values()} - {"I32", "I64", "BOOL"}))
-    values = sum(math.prod(tensor.shape) for tensor in header.values())
+    kinds = ", ".join(sorted({kind for kind, _ in header.values()} - {"I32", "I64", "BOOL"}))
+    values = sum(count for _, count in header.values())
     found = {"kind": f"checkpoint, form {about['form']}" if about else "tensors, not written by paperlib",
              "precision": f"{kinds}, fake-quantised ({about['quantiser']})" if about.get("quantiser") else kinds,
              "parameters": values,

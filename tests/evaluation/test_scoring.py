@@ -149,7 +149,7 @@ def test_wrong_models_are_told(tmp_path):
         ("bicubik", "unknown model 'bicubik'. Name pretrained"), (tmp_path / "none.tflite", "no model file"),
         (tmp_path, "unknown model"), (tmp_path / "foreign.safetensors", "not a checkpoint"),
         (tmp_path / "other.safetensors", "not a checkpoint of this network"),
-        (tmp_path / "text.tflite", "not a TFLite model"),
+        (tmp_path / "text.tflite", "not a TFLite file"),
         (tmp_path / "some.pt", "not one of the authors'")):
         with pytest.raises(UserError, match=words):
             load_upscaler(spec)

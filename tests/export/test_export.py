@@ -14,7 +14,8 @@ from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity_images
-from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
+from paperlib.export.inspection import inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.fx_qat import read_published_qat
 from paperlib.quantisation.int8 import IMAGE_GRID, dequantised_graph
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
@@ -144,9 +145,9 @@ def test_post_training_quantisation_as_the_authors_did(tmp_path, fused):
 
 def test_not_a_model(tmp_path):
     (tmp_path / "x.tflite").write_bytes(b"hello")
-    with pytest.raises(UserError, match="not a TFLite model"):
+    with pytest.raises(UserError, match="not a TFLite file"):
         TFLiteUpscaler(tmp_path / "x.tflite")
-    with pytest.raises(UserError, match="no TFLite file"):
+    with pytest.raises(UserError, match="no file at"):
         TFLiteUpscaler(tmp_path / "missing.tflite")
 
 

@@ -59,7 +59,7 @@ def test_a_file_and_its_checkpoint_agree(tmp_path, qat):
     assert float_file["radius"] == float_one["radius"]
 
 
-def test_the_box_says_what_the_card_says():
+def test_the_bundled_file_says_what_the_card_says():
     about = inspect_model(pretrained())
     assert about["radius"] == 10
     assert about["macs_per_lr_pixel"] == sum(9 * width for width in (3 * 28, 28 * 32, *[32 * 32] * 6, 32 * 29, 63 * 27))
@@ -111,8 +111,9 @@ def test_the_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
-    ("a.tflite", b"hello", "not a TFLite model"), ("b.tflite", b"", "not a TFLite model"),
-    ("c.safetensors", b"hello", "not a readable"), ("d.safetensors", b"\x05" + bytes(7) + b"hello", "not a readable"),
+    ("a.tflite", b"hello", "not a TFLite file"), ("b.tflite", b"", "not a TFLite file"),
+    ("c.safetensors", b"hello", "not a .safetensors file"),
+    ("d.safetensors", b"\x05" + bytes(7) + b"hello", "not a .safetensors file"),
     ("e.pt", b"hello", "authors'"), ("f.txt", b"hello", "no model file")])
 def test_what_is_no_model_gets_a_sentence(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)

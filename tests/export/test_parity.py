@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from networks import deployed
 
 from paperlib.export.convert import export_tflite
-from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
+from paperlib.export.inspection import inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.int8 import run_quantised
 from paperlib.quantisation.qat import freeze_observers, prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings

@@ -12,7 +12,7 @@ from skimage.data import coffee
 
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.convert import export_tflite, shipped_graph
-from paperlib.export.tflite import inspect_tflite
+from paperlib.export.inspection import inspect_tflite
 from paperlib.upscale import upscale_pixels
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from paperlib.errors import UserError
 from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
-from paperlib.export.tflite import TFLiteUpscaler, inspect_tflite
+from paperlib.export.inspection import inspect_tflite
+from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.profiles import METHODS, STAGE3_LOSS, load_settings
 from paperlib.quantisation.qat import read_quantised
 from paperlib.run import Run, measured_row, open_run
