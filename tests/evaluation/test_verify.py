@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from paperlib.cli import main
-from paperlib.data.div2k import validation_at_hand
+from paperlib.data.div2k import validation_at_hand, validation_ids
 from paperlib.data.images import read_rgb
 from paperlib.data.photographs import Source, read_pairs
 from paperlib.data.resize import bicubic_downscale
@@ -159,3 +159,15 @@ def test_sets_are_those_at_hand(monkeypatch, tmp_path):
     sets = verify.sets_at_hand()
     assert list(sets) == ["Set5"]
     assert np.array_equal(sets["Set5"][0].hr, hr)
+
+
+def test_the_committed_audit_is_the_paper_by_its_images():
+    title, images = verify.committed_div2k()
+    assert "36 of DIV2K's 100" in title
+    assert (images["verdict"] == verify.REPRODUCED).all()
+    assert (images["psnr"] - images["psnr_reported"]).abs().max() < 1e-4
+    audit = json.loads((verify.root() / verify.COMMITTED).read_text())
+    assert np.mean([line["psnr"] for line in audit["div2k_int8_against_float"]]) == pytest.approx(45.9426, abs=1e-4)
+    assert len(audit["div2k_int8_against_float"]) == 100
+    assert {name: file["git"] for name, file in audit["div2k_files"].items()}.items() <= validation_ids().items()
+    assert not audit["provenance"]["dirty"]
