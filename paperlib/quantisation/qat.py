@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, reading
 from paperlib.quantisation.calibration import calibrate
-from paperlib.quantisation.equalisation import channel_peaks, equalise
+from paperlib.quantisation.cross_layer_equalisation import channel_peaks, equalise
 from paperlib.quantisation.fx_qat import PaperQat, calibrate_paper, freeze_paper, paper_graph, read_published_qat
 from paperlib.quantisation.int8 import QParams, QuantisedGraph, run_quantised
 from paperlib.quantisation.rounding import round_to_data

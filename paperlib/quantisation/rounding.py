@@ -1,8 +1,8 @@
-"""Rounding kernels by what they do to data (Frantar et al., GPTQ, ICLR 2023; ours, not the paper's), before QAT.
+"""GPTQ before QAT: kernels rounded by what they do to data (Frantar et al., ICLR 2023; not the paper's).
 
-Rounded one by one, the 288 values of a kernel err by chance, and the errors add up over smooth areas. Here they are
-rounded in turn, and what one leaves over is passed on to those not yet rounded, in the way that changes the output on
-photographs least. Scales stay TFLite's: the largest value of each output channel keeps its place at ±127.
+Rounded one by one, the 288 values of a kernel err by chance, and errors add up over smooth areas. Here
+columns are rounded in turn; the error of each is passed on to those not yet rounded, so that the output
+on photographs changes least. Scales stay TFLite's: the largest value of a channel stays at ±127.
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,10 @@ def input_moments(graph: Graph, node: Node, images: Sequence[np.ndarray | Tensor
 
 
 def rounding_order(matrix: Tensor) -> Tensor:
-    """The order in which the columns are rounded: last the one that varies least, and before it, each time, the one
-    that varies least where those after it are known.
+    """Sorted QR: repeatedly pick the column with the smallest conditional variance given those already
+    picked, then reverse (Wübben et al., Electronics Letters 37, 2001).
 
-    A column's error stays as large as the part of it that the columns after it cannot imitate; the last ones have few
-    or none. (Sorted QR decomposition: Wübben et al., Electronics Letters 37, 2001, for detection in MIMO channels.)
+    What is left of a column's error is what later columns cannot imitate, and the last have none.
 
     Args:
         matrix: (K, K), positive definite second moments.
@@ -65,7 +64,7 @@ def rounding_order(matrix: Tensor) -> Tensor:
 
 
 def round_kernel(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
-    """The kernel on its int8 grid, each column's rounding error compensated by the columns after it.
+    """The kernel on its int8 grid, each column's error compensated by the columns after it.
 
     Args:
         weight: (O, K); scale: (O,), largest |weight| / 127; moments: (K, K), of what is multiplied with it.
@@ -92,9 +91,9 @@ def round_kernel(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
 
 
 def round_to_data(graph: Graph, images: Sequence[np.ndarray | Tensor]) -> Graph:
-    """A graph whose ordinary convolutions lie on their int8 grids, layer after layer, each fitted to what it will read.
+    """A graph whose ordinary convolutions are rounded, each fitted to what it will read by then.
 
-    A constant error that is left over goes into the bias. Grouped convolutions and PReLU stay as they are.
+    The mean error that is left goes into the bias. Grouped convolutions and PReLU stay as they are.
 
     Args:
         images: LR photographs, uint8 (h, w, 3), or batches (1, 3, h, w) in 0..255.

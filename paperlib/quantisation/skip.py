@@ -1,7 +1,7 @@
-"""The global skip without an ADD, so that INT8 does not round it (ours; ETDS's observation on residuals, section 5).
+"""The global skip as a concatenation, so that INT8 does not round it (ours; after ETDS, CVPR 2023).
 
-An addition keeps a map alive and makes a device requantise two inputs. A convolution over the concatenation of both
-computes the same sum.
+An addition keeps a feature map alive and makes a device requantise two inputs. A convolution over the
+concatenation of both computes the same sum.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from paperlib.student.graph import Graph, Node
 LARGEST = 2.5
 """Largest weight after a re-scaling; training clips the body's weights at 3 (paper section 4)."""
 QUIET = 8.0
-"""A channel whose peak is this many times below the map's, or more, is treated as if it were just so many times."""
+"""Channel peaks are clamped to at least the feature map's peak / QUIET."""
 
 
 def skip_input(graph: Graph) -> str:
@@ -32,28 +32,25 @@ def skip_input(graph: Graph) -> str:
 def exact_skip(graph: Graph, peak: float, peaks: Tensor | None = None) -> Graph:
     """The student's graph with a global skip that INT8 does not round: the same function, borders included.
 
-    stem(x) is a linear map S of the 27 pixels of a 3×3 patch and a constant. The new stem passes just these on: 27
-    kernels with a single 1, and one channel that is 255 inside the image. They lie on the image's own grid, exactly;
-    S moves into the kernels of the two readers, the first block and the head. The head then reads
-    concat(f, patch, image), and f, which is never negative, is scaled to fill the same 0..255. No ADD is left.
+    stem(x) is linear in the 27 pixels of a 3×3 patch and a constant. The new stem passes just these on: 27
+    kernels with a single 1, and one channel that is 255 inside the image, all exactly on the image's grid.
+    The old stem moves into the kernels of its two readers, the first block and the head. The head reads
+    concat(f, patch, image), where f, the last block's output, is scaled to fill 0..255. No ADD is left.
 
-    The image is there twice, as the patch's centre and by itself, because the head passes each pixel on with a weight
-    near 1 while its other weights (of the student in the box) stay below 0.4: shared by two inputs it is 0.5, and the
-    head's steps are half as large. Channels of f that showed nothing on any calibration image are left out, in the last
-    block as in the head, and every three of them make room for the image once more.
+    The image is read twice, as the patch's centre and by itself: the head passes each pixel on with a
+    weight near 1 while its others stay below 0.4, so halving it halves the head's steps. Channels of f
+    that are 0 on all calibration images are left out; every three make room for the image once more.
 
-    On the authors' stage-2 weights nearly all INT8 noise arises on the two grids of the skip (stem and sum: 0.19 each
-    of a mean squared error of 0.45; 0.9 on one bright photograph). Here it is gone: 400 steps of QAT give 31.469 dB on
-    Set5 and 27.600 on Set14 (31.446 and 27.590 with ADD; float 31.511 and 27.627), and 0.06 dB below float on large
-    photographs, for 6.7 % more MACs (7.6 % with the image read once more and all channels of f). Before QAT it is
-    worse (31.23): patch kernels add up over areas, so their rounding must be learnt.
+    On the authors' stage-2 weights 400 steps of QAT give 31.469 dB on Set5 (31.446 with ADD, 31.511 in
+    float), for 6.7 % more MACs. Before QAT it is worse (31.23): the patch kernels' rounding adds up over
+    areas and must be learnt.
 
     Args:
         graph: student with FusedConv blocks.
-        peak: value of the last block's map that becomes 255; larger ones saturate.
-        peaks: (C,), largest value of each channel of that map on calibration images; None: `peak` for all. A channel's
-            factor is the geometric mean of what would bring the map's peak to 255 and what would bring its own; its
-            kernel stays below `LARGEST`.
+        peak: value of f that becomes 255; larger ones saturate.
+        peaks: (C,), largest value of each channel of f on calibration images; None: `peak` for all. A
+            channel's factor is the geometric mean of 255 / peak and 255 / its own peak; its kernel stays
+            below `LARGEST`.
 
     Raises:
         ValueError: see `skip_input`.

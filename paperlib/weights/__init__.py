@@ -1,4 +1,4 @@
-"""The trained student in the box: the files that `upscale` and `evaluate` use when no model is named.
+"""The bundled student: the files that `upscale` and `evaluate` use when no model is named.
 
 Beside this module lie the dynamic INT8 file (.tflite), the fused float student (.safetensors), their hashes, the scores
 they were shipped with, and a model card. It loads no torch: enlarging a picture needs none.
@@ -42,11 +42,11 @@ def start_file(name: str) -> Path:
     """The checkpoint that `quant.start` names.
 
     Args:
-        name: "pretrained-float" (the float student in the box), an absolute path, or one under PAPERLIB_ASSETS:
+        name: "pretrained-float" (the bundled float student), an absolute path, or one under PAPERLIB_ASSETS:
             notebooks and commands run in different folders, so that no other relative path means one file.
 
     Raises:
-        UserError: a relative path and PAPERLIB_ASSETS is unset, or a damaged box. Whether a file is there, its reader
+        UserError: a relative path and PAPERLIB_ASSETS is unset, or damaged files. Whether a file is there, its reader
             says.
     """
     if name == "pretrained-float":
@@ -56,5 +56,5 @@ def start_file(name: str) -> Path:
         return path
     if (assets := assets_dir()) is None:
         raise UserError(f"quant.start={name}: PAPERLIB_ASSETS is unset. Set it to the folder that holds {name}, give "
-                        "an absolute path, or pretrained-float for the float student in the box.")
+                        "an absolute path, or pretrained-float for the bundled float student.")
     return assets / path

@@ -40,7 +40,7 @@ def qgraph(fused):
 @pytest.fixture(scope="module")
 def files(qgraph, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    report = export_all(qgraph, folder, ExportSettings(height=20, width=28, threads=1), IMAGES)
+    report = export_all(qgraph, folder, ExportSettings(height=20, width=28), IMAGES)
     return folder, report
 
 
@@ -141,6 +141,13 @@ def test_post_training_quantisation_as_the_authors_did(tmp_path, fused):
     assert inspect_tflite(path, 8, 8)["float_tensors"] == []
     plain = run_graph(graph, image_batch(IMAGES[0]))[0].permute(1, 2, 0).numpy()
     assert 0 < np.abs(TFLiteUpscaler(path, 1)(IMAGES[0]) - plain).mean() < 6
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_post_training_ranges_are_of_all_pictures(tmp_path, fused, order):
+    pictures = [np.full((8, 8, 3), 40, np.uint8), np.full((8, 8, 3), 255, np.uint8)][::order]
+    path = export_ptq(deployment_graph(fused), pictures, tmp_path / "ptq.tflite")
+    assert inspect_tflite(path, 8, 8)["inputs"][0]["scale"] == pytest.approx(1.0)
 
 
 def test_not_a_model(tmp_path):

@@ -16,8 +16,8 @@ from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.calibration import best_grid, calibrate, grid_of_range
+from paperlib.quantisation.cross_layer_equalisation import equalise
 from paperlib.quantisation.diagnostics import drop_decomposition, layer_ranges, layer_sqnr
-from paperlib.quantisation.equalisation import equalise
 from paperlib.quantisation.fx_qat import FakeQuantize, paper_graph, read_published_qat
 from paperlib.quantisation.int8 import (
     IMAGE_GRID,
@@ -26,6 +26,7 @@ from paperlib.quantisation.int8 import (
     dequantised_graph,
     fake_quant_bias,
     fake_quant_weight,
+    post_training_graph,
     qparam_owners,
     run_quantised,
 )
@@ -245,6 +246,7 @@ def test_channels_left_out_are_left_out_of_the_checkpoint_and_of_the_file(tmp_pa
     whole = quantised_graph(prepare_qat(deployed("mobileone"), EXACT, IMAGES)).graph
     last = whole["skip.concat"].inputs[0]
     assert len(quantised_graph(model).graph[last].weight) == len(whole[last].weight) - 3
+    assert quantised_graph(model).graph["skip.concat"].inputs == (last, "stem", "input", "input")
     train(model, 2)
     loaded = read_quantised(save_qat(model, tmp_path / "qat.safetensors"))
     x = image_batch(IMAGES[0])
@@ -341,6 +343,14 @@ def test_float_form_does_not_depend_on_where_between_grid_values_the_latent_weig
     assert (run_graph(after.graph, x) - run_graph(before.graph, x)).abs().max() > 1  # the latent weights do differ
     torch.testing.assert_close(run_graph(dequantised_graph(after), x), run_graph(dequantised_graph(before), x))
     assert torch.equal(run_graph(dequantised_graph(after), x), run_quantised(after, x, activations=False))
+
+
+def test_post_training_starts_from_latent_weights_only_under_the_papers_quantiser():
+    for quantiser in QUANTISERS:
+        qgraph = quantised_graph(prepared(quantiser))
+        start, latent = post_training_graph(qgraph)["head"].weight, qgraph.graph["head"].weight
+        assert torch.equal(start, latent) is (quantiser == "paper")
+        assert torch.equal(start, dequantised_graph(qgraph)["head"].weight) is (quantiser == "tflite")
 
 
 def test_published_fake_quant_is_reproduced(assets, golden):
