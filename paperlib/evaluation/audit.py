@@ -1,8 +1,8 @@
 """The authors' published files, and what their own log and report say beside the paper (section 7).
 
-Nothing of theirs is in this kit. Their files are found under PAPERLIB_ASSETS or in the cache, in a folder
-`aio_mai/`, or fetched from their repository at one commit, each checked against its pinned SHA-256.
-`paperlib.evaluation.verify` measures them.
+Nothing of theirs is in this kit. Their files are found under PAPERLIB_ASSETS or in the cache, in a
+folder `aio_mai/`, or fetched from their repository at one commit, each checked against its pinned
+SHA-256. `paperlib.evaluation.verify` measures them.
 """
 
 import csv
@@ -58,7 +58,8 @@ REPORTED_AS = {"stage3_weights_fp32": "pt", "dynamic_int8": "model_none_int8", "
 
 
 def authors_folder() -> Path | None:
-    """Where the authors' files are at hand: under PAPERLIB_ASSETS, else all of them in the cache; or None."""
+    """Where the authors' files are at hand: under PAPERLIB_ASSETS, else all of them in the cache;
+    or None."""
     assets, cached = assets_dir(), cache_dir() / "aio_mai"
     if assets and (assets / "aio_mai").is_dir():
         return assets / "aio_mai"
@@ -66,7 +67,8 @@ def authors_folder() -> Path | None:
 
 
 def fetch_authors() -> Path:
-    """The authors' files, downloaded into the cache (3 MB) where they are not at hand; gives their folder.
+    """The authors' files, downloaded into the cache (3 MB) where they are not at hand; gives their
+    folder.
 
     Raises:
         UserError: a host cannot be reached, or gave other bytes than the pinned ones.
@@ -81,7 +83,8 @@ def fetch_authors() -> Path:
 
 
 def report_images() -> dict[str, dict[str, float]]:
-    """The authors' report: DIV2K number of an image → its metrics; empty where it is not at hand."""
+    """The authors' report: DIV2K number of an image → its metrics; empty where it is not at
+    hand."""
     folder = authors_folder()
     if folder is None:
         return {}
@@ -98,9 +101,11 @@ def _log() -> list[dict[str, str]]:
 
 
 def authors_report() -> list[dict[str, Any]]:
-    """Audit rows recomputed from the authors' log and per-image report; empty where these are not at hand.
+    """Audit rows recomputed from the authors' log and per-image report; empty where these are not
+    at hand.
 
-    SSIM is their log's in rows of the log, and `tf.image.ssim` (`ssim_tensorflow`) in rows of the report.
+    SSIM is their log's in rows of the log, and `tf.image.ssim` (`ssim_tensorflow`) in rows of the
+    report.
     """
     log, images = _log(), report_images()
     if not log:
@@ -138,14 +143,16 @@ def authors_report() -> list[dict[str, Any]]:
 
 
 SETTLED, LAST = 30, 60
-"""Epoch from which stage 3's qparams are frozen; and how many of the last epochs stand for where it ended."""
+"""Epoch from which stage 3's qparams are frozen; and how many of the last epochs stand for where it
+ended."""
 
 
 @dataclass(frozen=True)
 class SelectionNoise:
     """Stage 3 of the released run by epoch: PSNR (dB, RGB) on the 100 images that are reported.
 
-    Once the qparams are frozen only noise and a slow drift move it, so the best epoch is the mean plus luck.
+    Once the qparams are frozen only noise and a slow drift move it, so the best epoch is the mean
+    plus luck.
     """
 
     epochs: np.ndarray

@@ -1,4 +1,5 @@
-"""A run's TFLite files and what they score (paper section 5): learned qparams kept, post-training beside it."""
+"""A run's TFLite files and what they score (paper section 5): learned qparams kept, post-training
+beside it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ FRAME = 1280 * 720
 
 @dataclass
 class Exported:
-    """The exported files of a run, by kind: dynamic, fixed, float; ptq and ptq_fixed by the authors' way."""
+    """The exported files of a run, by kind: dynamic, fixed, float; ptq and ptq_fixed by the
+    authors' way."""
 
     run: Run
     folder: Path
@@ -64,7 +66,8 @@ class Exported:
         return pd.DataFrame(lines)
 
     def operators(self) -> pd.DataFrame:
-        """How often each operator occurs in each file, in the bundled one and, if at hand, the authors'."""
+        """How often each operator occurs in each file, in the bundled one and, if at hand, the
+        authors'."""
         counts = {path.name: self.inspect(kind)["counts"] for kind, path in self.paths.items()}
         counts["in the box"] = inspect_tflite(pretrained())["counts"]
         for path in self.authors().values():
@@ -78,10 +81,12 @@ class Exported:
         return {kind: folder / FILES[f"{kind}_int8"] for kind in kinds}
 
     def npu(self) -> pd.DataFrame:
-        """Vela's estimates for the fixed files: ours in both forms of PixelShuffle, the authors' if at hand.
+        """Vela's estimates for the fixed files: ours in both forms of PixelShuffle, the authors' if
+        at hand.
 
-        Cycles are per LR pixel, so that files of different input sizes compare; milliseconds are for
-        1280×720 LR. They give no score: that is defined by the time on the challenge's own device.
+        Cycles are per LR pixel, so that files of different input sizes compare; milliseconds are
+        for 1280×720 LR. They give no score: that is defined by the time on the challenge's own
+        device.
 
         Returns:
             One line a file and accelerator; no lines where the extra `npu` is not installed.
@@ -115,9 +120,9 @@ class Exported:
     def measure(self, data: Data) -> list[dict[str, Any]]:
         """Rows of Table B and the abstract, and of `export`: float and fake-quant, same weights.
 
-        The abstract's files were made by post-training quantisation, and the fixed one was run with the
-        authors' padding and tiles, so its rows are measured that way. The files with the learned qparams
-        stand beside them, as `…_learnt`.
+        The abstract's files were made by post-training quantisation, and the fixed one was run with
+        the authors' padding and tiles, so its rows are measured that way. The files with the
+        learned qparams stand beside them, as `…_learnt`.
         """
         stages = self.run.settings
         steps = stages.stage1.steps + stages.stage2.steps + stages.stage3.steps
@@ -144,7 +149,8 @@ def _named(rows: list[dict[str, Any]], table: str, row: str, **more: Any) -> lis
 
 
 def export_run(run: Run, data: Data) -> Exported:
-    """Export stage 3's student of a run into `checkpoints/export/`: dynamic, fixed, float, post-training INT8.
+    """Export stage 3's student of a run into `checkpoints/export/`: dynamic, fixed, float,
+    post-training INT8.
 
     Raises:
         UserError: stage 3 has not run; the message names the notebooks that are missing.

@@ -1,10 +1,10 @@
 """PSNR and SSIM as the paper and the literature measure them (paper section 6).
 
 `*_rgb` is the paper's protocol: three channels, no border crop, the clipped output, not rounded.
-`*_y` is the literature's on Set5, Set14 and B100: output rounded to 8 bits, BT.601 luma, a border of 3
-pixels left out. `ssim_tensorflow` and `psnr_full_range_y` repeat columns of the authors' report and
-serve the audit alone. All functions are pure and take (H, W, 3) RGB arrays in 0..255; they raise
-ValueError where two shapes differ.
+`*_y` is the literature's on Set5, Set14 and B100: output rounded to 8 bits, BT.601 luma, a border
+of 3 pixels left out. `ssim_tensorflow` and `psnr_full_range_y` repeat columns of the authors'
+report and serve the audit alone. All functions are pure and take (H, W, 3) RGB arrays in 0..255;
+they raise ValueError where two shapes differ.
 """
 
 import math
@@ -23,7 +23,7 @@ WINDOW, SIGMA = 11, 1.5
 
 
 def luma_255(rgb_255: np.ndarray) -> np.ndarray:
-    """BT.601 studio-range Y (16..235) of RGB in 0..255, not rounded, as MATLAB's rgb2ycbcr; (H, W)."""
+    """BT.601 studio-range Y (16..235), (H, W), not rounded, as MATLAB's rgb2ycbcr."""
     weights = np.array([65.481, 128.553, 24.966]) / 255
     return np.asarray(rgb_255, np.float64) @ weights + 16.0
 
@@ -38,7 +38,8 @@ def _psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _in_strips(of_strip: Callable[[int, slice], np.ndarray], shape: tuple[int, ...], rows: int) -> list:
-    """`of_strip(channel, rows of the image)` for every channel, `rows` rows of the SSIM map at a time.
+    """`of_strip(channel, rows of the image)` for every channel, `rows` rows of the SSIM map at a
+    time.
 
     Strips that fit the cache are faster, and use all cores.
     """
@@ -50,7 +51,8 @@ def _in_strips(of_strip: Callable[[int, slice], np.ndarray], shape: tuple[int, .
 
 
 def _ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean SSIM of two (H, W, C) arrays in 0..255 where the window lies wholly inside; nan if nowhere.
+    """Mean SSIM of two (H, W, C) arrays in 0..255 where the window lies wholly inside; nan if
+    nowhere.
 
     scikit-image's result, which is the reference MATLAB code's, computed strip by strip.
     """
@@ -80,7 +82,8 @@ def _cropped_luma(sr_255: np.ndarray, hr_255: np.ndarray) -> tuple[np.ndarray, n
 
 
 def psnr_rgb(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """PSNR in dB over all channels and pixels of the clipped, unrounded output; inf for equal images."""
+    """PSNR in dB over all channels and pixels of the clipped, unrounded output; inf for equal
+    images."""
     return _psnr(_clipped(sr_255, hr_255), hr_255)
 
 
@@ -93,12 +96,14 @@ def ssim_rgb(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
 
 
 def psnr_y(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """PSNR in dB of Y: output rounded to 8 bits, BT.601, 3 border pixels left out; nan if none is left."""
+    """PSNR in dB of Y: output rounded to 8 bits, BT.601, 3 border pixels left out; nan if none is
+    left."""
     return _psnr(*_cropped_luma(sr_255, hr_255))
 
 
 def ssim_y(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """SSIM of Y: output rounded to 8 bits, BT.601, 3 border pixels left out; nan as in `ssim_rgb`."""
+    """SSIM of Y: output rounded to 8 bits, BT.601, 3 border pixels left out; nan as in
+    `ssim_rgb`."""
     sr_y, hr_y = _cropped_luma(sr_255, hr_255)
     return _ssim(sr_y[..., None], hr_y[..., None])
 
@@ -110,10 +115,11 @@ def scores(sr_255: np.ndarray, hr_255: np.ndarray) -> dict[str, float]:
 
 
 def mean_scores(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of per-image values (not of pooled errors), metric by metric; nan for a metric without any.
+    """Mean of per-image values (not of pooled errors), metric by metric; nan for a metric without
+    any.
 
-    Images without a finite value (equal to the original: PSNR inf; smaller than the window: SSIM nan)
-    do not count.
+    Images without a finite value (equal to the original: PSNR inf; smaller than the window: SSIM
+    nan) do not count.
     """
     rows = list(rows)
     means = {}
@@ -133,11 +139,12 @@ def psnr_full_range_y(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
 
 
 def tensorflow_mean(values: np.ndarray) -> np.float32:
-    """The mean as TensorFlow's CPU kernel takes it over a picture: float32, one number after another.
+    """The mean as TensorFlow's CPU kernel takes it over a picture: float32, one number after
+    another.
 
-    It is what `tf.reduce_mean(x, [1, 2])` gives for a channel of an (1, H, W, 3) tensor, bit for bit.
-    Once a sum of numbers near 1 passes 2²¹, neighbouring float32 values are 0.25 apart, and every
-    addition is rounded to that.
+    It is what `tf.reduce_mean(x, [1, 2])` gives for a channel of an (1, H, W, 3) tensor, bit for
+    bit. Once a sum of numbers near 1 passes 2²¹, neighbouring float32 values are 0.25 apart, and
+    every addition is rounded to that.
     """
     values = np.asarray(values, np.float32).ravel()
     return np.add.accumulate(values)[-1] / np.float32(values.size)
@@ -171,10 +178,10 @@ def _tensorflow_map(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def ssim_tensorflow(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
     """The paper's SSIM: `tf.image.ssim` of a whole picture on a CPU, whose mean drifts upwards.
 
-    The formula is `ssim_rgb`'s; all of it is float32 and the mean is `tensorflow_mean`'s. For pictures
-    of DIV2K's size it is up to 0.02 too high, the more the better they are, so it compares with nothing
-    but the authors' report. Equal to TensorFlow 2.21 without oneDNN to 4e-6; oneDNN rounds otherwise
-    and moves TensorFlow's own result by up to 1.4e-5. nan as in `ssim_rgb`.
+    The formula is `ssim_rgb`'s; all of it is float32 and the mean is `tensorflow_mean`'s. For
+    pictures of DIV2K's size it is up to 0.02 too high, the more the better they are, so it compares
+    with nothing but the authors' report. Equal to TensorFlow 2.21 without oneDNN to 4e-6; oneDNN
+    rounds otherwise and moves TensorFlow's own result by up to 1.4e-5. nan as in `ssim_rgb`.
     """
     one, other = (np.asarray(x, np.float32) for x in (_clipped(sr_255, hr_255), hr_255))
     if min(one.shape[:2]) < WINDOW:

@@ -1,4 +1,5 @@
-"""The paper's own numbers, and the challenge's score, which is arithmetic on them (paper section 7)."""
+"""The paper's own numbers, and the challenge's score, which is arithmetic on them (paper section
+7)."""
 
 import csv
 import math
@@ -21,9 +22,11 @@ def reported() -> dict[Key, float]:
 
 @cache
 def fitted_constant() -> float:
-    """C of the challenge's score = 2^(2·PSNR_INT8) / (C·t), t in ms: least squares over the leaderboard's rows.
+    """C of the challenge's score = 2^(2·PSNR_INT8) / (C·t), t in ms: least squares over the
+    leaderboard's rows.
 
-    Fitted on the scores themselves, so that 1.7 and 1.8, which carry the coarsest rounding, count least.
+    Fitted on the scores themselves, so that 1.7 and 1.8, which carry the coarsest rounding, count
+    least.
     """
     pairs = [(value, 2 ** (2 * psnr) / latency) for (table, row, _, metric), value in reported().items()
              if table == "A" and metric == "score" for psnr, latency in [entries()[row]]]
@@ -31,7 +34,8 @@ def fitted_constant() -> float:
 
 
 def score(psnr_int8: float, latency_ms: float) -> float:
-    """The challenge's score of an INT8 model: PSNR in dB, NPU time in ms (C fitted, see `fitted_constant`)."""
+    """The challenge's score of an INT8 model: PSNR in dB, NPU time in ms (C fitted, see
+    `fitted_constant`)."""
     return 2 ** (2 * psnr_int8) / (fitted_constant() * latency_ms)
 
 
@@ -46,11 +50,13 @@ def entries() -> dict[str, tuple[float, float]]:
 
 
 def score_gap(entry: tuple[float, float], other: tuple[float, float]) -> dict[str, float]:
-    """How far `other` is ahead of `entry` ((dB, ms) each) in log2 of the score, and the parts of PSNR and time."""
+    """How far `other` is ahead of `entry` ((dB, ms) each) in log2 of the score, and the parts of
+    PSNR and time."""
     quality, time = 2 * (other[0] - entry[0]), math.log2(entry[1] / other[1])
     return {"psnr": quality, "time": time, "total": quality + time}
 
 
 def ms_per_db(decibels: float, milliseconds: float) -> float:
-    """Time that could be spent on top of `milliseconds` for `decibels` more PSNR at an unchanged score."""
+    """Time that could be spent on top of `milliseconds` for `decibels` more PSNR at an unchanged
+    score."""
     return milliseconds * (2 ** (2 * decibels) - 1)

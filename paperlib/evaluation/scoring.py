@@ -1,8 +1,9 @@
 """Whatever can be scored, and the score of a set of images (paper section 6).
 
-An upscaler is one callable: LR pixels, uint8 (h, w, 3), to SR pixels, float32 (3h, 3w, 3), clipped to 0..255; with a
-`name` for tables and `about` for provenance. A torch network, a TFLite file, bicubic and the teacher are all scored by
-the same code.
+An upscaler is one callable: LR pixels, uint8 (h, w, 3), to SR pixels, float32 (3h, 3w, 3), clipped
+    to 0..255; with a
+`name` for tables and `about` for provenance. A torch network, a TFLite file, bicubic and the
+teacher are all scored by the same code.
 """
 
 import hashlib
@@ -34,18 +35,20 @@ PROTOCOL = {
 MOST_PIXELS = 12_500_000
 """Largest HR picture that is scored: its pixels and metrics take up to 50 bytes a pixel."""
 MOST_AT_ONCE = 600_000
-"""Most LR pixels that a network gets at once (DIV2K's have at most 462,400); larger ones are cut into tiles, which for
-INT8 files changes nothing and for float networks the rounding of sums."""
+"""Most LR pixels that a network gets at once (DIV2K's have at most 462,400); larger ones are cut
+into tiles, which for INT8 files changes nothing and for float networks the rounding of sums."""
 TILE = 512
 
 
 def score_pairs(upscaler: Callable[[np.ndarray], np.ndarray], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Mean of the four metrics (`paperlib.metrics.METRICS`) over pairs; an unreadable image is an error."""
+    """Mean of the four metrics (`paperlib.metrics.METRICS`) over pairs; an unreadable image is an
+    error."""
     return mean_scores(scores(upscaler(pair.lr), pair.hr) for pair in pairs)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows neither inf nor nan: such values are null, and `notes` says which images had them."""
+    """JSON knows neither inf nor nan: such values are null, and `notes` says which images had
+    them."""
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()}
 
@@ -63,13 +66,15 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
 
     Args:
         upscaler: see `Upscaler`.
-        pairs: read one by one; one that cannot be read, or that the upscaler refuses, is listed under `failed` and
-            the others are scored.
+        pairs: read one by one; one that cannot be read, or that the upscaler refuses, is listed
+            under `failed` and the others are scored.
         progress: called with (done, total) after each image.
 
     Returns:
-        Values for JSON: `model`, `images` (name and four metrics each), `mean`, `failed` (messages), `notes`,
-        `protocol`, `provenance` (the model's, the hash of all pixels that went in, versions, device, threads).
+        Values for JSON: `model`, `images` (name and four metrics each), `mean`, `failed`
+            (messages), `notes`,
+        `protocol`, `provenance` (the model's, the hash of all pixels that went in, versions,
+        device, threads).
     """
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -94,7 +99,8 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
 
 
 def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
-    """The upscaler's output; of a large picture put together from tiles, where its reach allows that."""
+    """The upscaler's output; of a large picture put together from tiles, where its reach allows
+    that."""
     height, width = lr.shape[:2]
     radius = upscaler.radius if height * width > MOST_AT_ONCE else None
     own = getattr(upscaler, "fixed", None) or getattr(upscaler, "tile", None)  # it cuts into tiles by itself
@@ -138,9 +144,11 @@ METRIC_NAMES = {"psnr_rgb": "psnr", "ssim_rgb": "ssim", "psnr_y": "psnr_y", "ssi
 def measure(
     data: "Data", upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
 ) -> list[dict[str, Any]]:
-    """Score an upscaler on the validation photographs and every test set: four rows each, for `Run.record`.
+    """Score an upscaler on the validation photographs and every test set: four rows each, for
+    `Run.record`.
 
-    Each row keeps the values of its images (`images`, in the set's order), so that differences can be paired.
+    Each row keeps the values of its images (`images`, in the set's order), so that differences can
+    be paired.
 
     Args:
         more: what belongs beside each number, such as the `steps` of the training behind it.

@@ -1,4 +1,5 @@
-"""PyTorch networks as upscalers: students and baselines in float, fake-quantised ones, checkpoints (section 6)."""
+"""PyTorch networks as upscalers: students and baselines in float, fake-quantised ones, checkpoints
+(section 6)."""
 
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,8 @@ def _check_finite(sr: torch.Tensor, name: str) -> None:
 
 
 class TorchUpscaler:
-    """A torch network (student, baseline, fake-quant model) as an upscaler; whole images, on the network's device.
+    """A torch network (student, baseline, fake-quant model) as an upscaler; whole images, on the
+    network's device.
 
     Args:
         model: NCHW RGB 0..255 → 0..255, ×3; put into evaluation mode.
@@ -61,7 +63,8 @@ class TorchUpscaler:
 
 
 class RoundedUpscaler:
-    """An upscaler whose result is rounded to 8-bit pixels: what a float network could give at best in an INT8 file.
+    """An upscaler whose result is rounded to 8-bit pixels: what a float network could give at best
+    in an INT8 file.
 
     Args:
         upscaler: gives float32 (3h, 3w, 3) in 0..255.
@@ -76,7 +79,8 @@ class RoundedUpscaler:
 
 
 class QuantisedUpscaler:
-    """A quantised graph as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, by fake-quant in PyTorch.
+    """A quantised graph as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, by
+    fake-quant in PyTorch.
 
     As it was trained: the paper's quantiser (FX) leaves biases in float, `tflite` rounds them.
     """
@@ -98,9 +102,11 @@ class QuantisedUpscaler:
 
 
 def load_network(path: Path) -> TorchUpscaler | QuantisedUpscaler:
-    """The network of a .safetensors checkpoint of this kit, or of one of the authors' .pt files; fused first.
+    """The network of a .safetensors checkpoint of this kit, or of one of the authors' .pt files;
+    fused first.
 
-    Their quantisation-aware state (`ckpt_best_s3_qat.pt`) gives its fake-quantised graph, with their float biases.
+    Their quantisation-aware state (`ckpt_best_s3_qat.pt`) gives its fake-quantised graph, with
+    their float biases.
 
     Raises:
         UserError: missing or damaged, or a file that holds something else.
@@ -123,6 +129,7 @@ def _with(about: dict[str, Any], upscaler: QuantisedUpscaler) -> QuantisedUpscal
 
 
 def _is_qat(path: Path) -> bool:
-    """Whether a .pt file has the authors' EMA weights under quantisation; what it is else, its reader says."""
+    """Whether a .pt file has the authors' EMA weights under quantisation; what it is else, its
+    reader says."""
     published = load_pickle(path, "a checkpoint of the authors")
     return isinstance(published, dict) and "model_ema" in published and "cfg" not in published

@@ -1,7 +1,9 @@
-"""Whatever can be scored: LR pixels, uint8 (h, w, 3), to SR pixels, float32 (3h, 3w, 3), clipped to 0..255 (section 6).
+"""Whatever can be scored: LR pixels, uint8 (h, w, 3), to SR pixels, float32 (3h, 3w, 3), clipped to
+0..255 (section 6).
 
-A torch network, a TFLite file, bicubic and the teacher are all called, and so scored, in the same way; each has a
-`name` for tables and `about` for provenance. Nothing here loads torch before a torch network is asked for.
+A torch network, a TFLite file, bicubic and the teacher are all called, and so scored, in the same
+way; each has a `name` for tables and `about` for provenance. Nothing here loads torch before a
+torch network is asked for.
 """
 
 from pathlib import Path
@@ -23,7 +25,8 @@ class Upscaler(Protocol):
 
     @property
     def radius(self) -> int | None:
-        """How many LR pixels away a pixel can still change the result; None where that is unknown or unbounded."""
+        """How many LR pixels away a pixel can still change the result; None where that is unknown
+        or unbounded."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -34,7 +37,8 @@ class Upscaler(Protocol):
 
 
 class Bicubic:
-    """Bicubic enlargement as an upscaler; see `paperlib.data.resize.bicubic_upscale` for the two kernels."""
+    """Bicubic enlargement as an upscaler; see `paperlib.data.resize.bicubic_upscale` for the two
+    kernels."""
 
     radius = 3
 
@@ -50,9 +54,10 @@ def load_upscaler(spec: str | Path) -> Upscaler:
     """The upscaler that a user names.
 
     Args:
-        spec: `pretrained` (the INT8 student in the box), `pretrained-float`, `bicubic` (PyTorch's kernel, as the
-            authors' log), `bicubic-matlab`, `teacher` (the published weights), a .safetensors checkpoint of this kit,
-            one of the authors' `*_deploy.pt`, or a .tflite file.
+        spec: `pretrained` (the INT8 student in the box), `pretrained-float`, `bicubic` (PyTorch's
+            kernel, as the authors' log), `bicubic-matlab`, `teacher` (the published weights), a
+            .safetensors checkpoint of this kit, one of the authors' `*_deploy.pt`, or a .tflite
+            file.
 
     Raises:
         UserError: nothing of that name, or a file that holds something else.

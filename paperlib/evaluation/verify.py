@@ -1,8 +1,10 @@
-"""The audit that runs the authors' files: on image sets at hand, and on DIV2K image by image (section 7).
+"""The audit that runs the authors' files: on image sets at hand, and on DIV2K image by image
+(section 7).
 
-On DIV2K their report has a value for every image, so agreement can be said to the last digit: PSNR within
-`PSNR_LIMIT`, their SSIM within `SSIM_LIMIT`. Where only a part of the 100 images is at hand, means are
-compared with the report's means over the same part, and are never called DIV2K's.
+On DIV2K their report has a value for every image, so agreement can be said to the last digit: PSNR
+    within
+`PSNR_LIMIT`, their SSIM within `SSIM_LIMIT`. Where only a part of the 100 images is at hand, means
+are compared with the report's means over the same part, and are never called DIV2K's.
 """
 
 import datetime
@@ -59,7 +61,8 @@ GET_DIV2K = ("no image of DIV2K's validation set is at hand: get it with `paperl
 
 
 def released_run() -> dict[str, Any]:
-    """What the released stage-3 checkpoint says of its own loss; the paper's method has `kd_w` and `dct_w`."""
+    """What the released stage-3 checkpoint says of its own loss; the paper's method has `kd_w` and
+    `dct_w`."""
     folder = authors_folder()
     if folder is None:
         return {}
@@ -71,8 +74,8 @@ def released_run() -> dict[str, Any]:
 def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
     """The authors' files as they scored them, by the names of `FILES`.
 
-    The fixed file has their padding and tiles; the fake-quantised network its float biases, which a TFLite
-    file cannot have.
+    The fixed file has their padding and tiles; the fake-quantised network its float biases, which a
+    TFLite file cannot have.
     """
     upscalers: dict[str, Upscaler] = {}
     for name, file in FILES.items():
@@ -88,18 +91,20 @@ def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
 
 
 def re_exported(folder: Path, target: Path) -> TFLiteUpscaler:
-    """Their stage-3 weights as a TFLite file that keeps the learned qparams, written to `target`."""
+    """Their stage-3 weights as a TFLite file that keeps the learned qparams, written to
+    `target`."""
     return TFLiteUpscaler(export_tflite(read_published_qat(folder / FILES["stage3_fakequant"]), target))
 
 
 def measured_authors(
     sets: Mapping[str, Sequence[Pair]], tell: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """The authors' files on image sets, and their stage-3 weights exported with the learned qparams.
+    """The authors' files on image sets, and their stage-3 weights exported with the learned
+    qparams.
 
     Returns:
-        One line a file and set, four scores, and the RGB PSNR of each image; empty where the files are not
-        at hand.
+        One line a file and set, four scores, and the RGB PSNR of each image; empty where the files
+        are not at hand.
     """
     folder, lines = authors_folder(), []
     with tempfile.TemporaryDirectory() as place:
@@ -117,8 +122,8 @@ def measured_authors(
 
 
 def sets_at_hand() -> dict[str, Sequence[Pair]]:
-    """Image sets for the audit: Set5, Set14, B100 and `clic_val` (large images with bright skies, LR by
-    MATLAB's bicubic) under PAPERLIB_DATA; where none is there, the embedded photographs."""
+    """Image sets for the audit: Set5, Set14, B100 and `clic_val` (large images with bright skies,
+    LR by MATLAB's bicubic) under PAPERLIB_DATA; where none is there, the embedded photographs."""
     place = data_dir()
     sets: dict[str, Sequence[Pair]] = {}
     for name in ("Set5", "Set14", "B100"):
@@ -136,12 +141,13 @@ def measured_div2k(
     """Every upscaler on every image of DIV2K, and how far INT8 is from float on every LR image.
 
     Args:
-        sources: of `validation_at_hand`; one without HR serves the second result alone, and one without LR
-            has its LR made by MATLAB's bicubic, which gives the official files bit for bit.
+        sources: of `validation_at_hand`; one without HR serves the second result alone, and one
+            without LR has its LR made by MATLAB's bicubic, which gives the official files bit for
+            bit.
 
     Returns:
-        Upscaler → image → values (`COLUMNS`); and image → PSNR in dB of the authors' dynamic INT8 file
-        against their float weights, where both are among the upscalers.
+        Upscaler → image → values (`COLUMNS`); and image → PSNR in dB of the authors' dynamic INT8
+        file against their float weights, where both are among the upscalers.
     """
     rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in upscalers}
     rounding: dict[str, float] = {}
@@ -182,8 +188,9 @@ def div2k_rows(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> lis
     """Means of `measured_div2k` over the images at hand, the report's over the same, row by row.
 
     Returns:
-        Per row `images`, the mean of each of `COLUMNS`, `…_reported` of those that the report has, the
-        largest difference of an image in dB and SSIM, and a verdict where the report has the row.
+        Per row `images`, the mean of each of `COLUMNS`, `…_reported` of those that the report has,
+        the largest difference of an image in dB and SSIM, and a verdict where the report has the
+        row.
     """
     lines = []
     report = report_images()
@@ -242,16 +249,19 @@ def verify(div2k: Path | None = None, tell: Callable[[str], None] = tell_stderr)
     """The whole audit for `paperlib verify`.
 
     Args:
-        div2k: a folder with DIV2K's validation images, or some of them; default: the one in the cache.
+        div2k: a folder with DIV2K's validation images, or some of them; default: the one in the
+            cache.
         tell: gets a line for each step.
 
     Returns:
         `recomputed` (rows of `authors_report`), `measured` (of `measured_authors`), `div2k` (of
         `div2k_images`) with `div2k_images`, `div2k_of`, `div2k_rows`, `div2k_per_image`,
-        `div2k_int8_against_float` and `div2k_files`; `released_run`, `input_grid`, `date`, `provenance`, `sha256`.
+        `div2k_int8_against_float` and `div2k_files`; `released_run`, `input_grid`, `date`,
+        `provenance`, `sha256`.
 
     Raises:
-        UserError: the authors' files are neither at hand nor can be downloaded, or there is no such folder.
+        UserError: the authors' files are neither at hand nor can be downloaded, or there is no such
+            folder.
     """
     if div2k and not div2k.is_dir():
         raise UserError(f"--div2k {div2k}: there is no such folder.")
@@ -271,7 +281,8 @@ def verify(div2k: Path | None = None, tell: Callable[[str], None] = tell_stderr)
 
 
 def committed_div2k() -> tuple[str, pd.DataFrame]:
-    """The audit on DIV2K that is committed with this repository: a dated title, and an image a line."""
+    """The audit on DIV2K that is committed with this repository: a dated title, and an image a
+    line."""
     path = root() / COMMITTED
     if not path.is_file():
         return "", pd.DataFrame()
