@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from skimage.metrics import structural_similarity
 from torch import nn
 
-from paperlib.benchmarks.timing import branch_by_branch
+from paperlib.benchmarks.timing import branch_by_branch, one_call_ssim, photograph
 from paperlib.data.dataset import Batch, TrainSet, assemble
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
@@ -40,15 +39,6 @@ from paperlib.training.losses import stage_loss
 STEPS, IMAGES = 50, 100
 """Steps of a published epoch, and validation photographs after each."""
 SIDES = ("naive", "ours", "collapsed")
-
-
-def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A synthetic photograph whose PNG is about as large as a real one's: smooth shapes and noise; uint8 (h, w, 3)."""
-    random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin((rows + 40 * seed) / 97) * np.cos(columns / (61 + channel + seed)) for channel in range(3)]
-    image = 128 + 80 * np.stack(waves, axis=2)
-    return np.clip(image + random.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
 def write_photographs(folder: Path, count: int, height: int, width: int) -> None:
@@ -69,11 +59,6 @@ def decoded_batch(patches: TrainSet, folder: Path, samples: list[tuple[int, int,
     images = ((read(folder / "lr" / f"{sample[0]:04d}.png"), read(folder / f"{sample[0]:04d}.png"))
               for sample in samples)
     return assemble(images, samples, patches.patch)
-
-
-def _one_call_ssim(sr: np.ndarray, hr: np.ndarray) -> float:
-    return structural_similarity(sr.astype(np.float64), hr.astype(np.float64), channel_axis=2, data_range=255,
-                                 gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -124,7 +109,7 @@ def run_side(side: str, folder: Path, steps: int, batch: int, patch: int) -> dic
     def validate() -> float:
         upscale = TorchUpscaler(model if side == "naive" else fuse_model(model), side)
         sr = upscale(lr)
-        (_one_call_ssim if side == "naive" else ssim_rgb)(sr, hr)
+        (one_call_ssim if side == "naive" else ssim_rgb)(sr, hr)
         return psnr_rgb(sr, hr)
 
     result["psnr"], result["validate"] = _timed(validate)

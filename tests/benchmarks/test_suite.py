@@ -8,8 +8,7 @@ import torch
 
 from paperlib.benchmarks import suite, timing
 from paperlib.benchmarks.epoch import bench_epoch, decoded_batch, write_photographs
-from paperlib.benchmarks.light import bench_light
-from paperlib.benchmarks.tflite import bench_upscale
+from paperlib.benchmarks.suite import bench_light, bench_upscale
 from paperlib.benchmarks.timing import interleaved
 from paperlib.data.dataset import TrainSet
 from paperlib.data.pixel_store import open_store

@@ -7,7 +7,7 @@ import pytest
 import torch
 from networks import deployed
 
-from paperlib.benchmarks.tflite import bench_int8
+from paperlib.benchmarks.suite import bench_int8
 from paperlib.data.images import read_rgb
 from paperlib.data.tiles import run_padded, run_tiled, starts
 from paperlib.errors import UserError
