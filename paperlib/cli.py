@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from paperlib import __version__
-from paperlib.environment import escape_unprintable, settle_folders
+from paperlib.environment import absolutise_env, escape_unprintable
 from paperlib.errors import UserError
 from paperlib.files import check_folder, shown, user_path, write_json
 
@@ -360,7 +360,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Bad input gives a traceback only with PAPERLIB_DEBUG=1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line that matters
-    settle_folders()
+    absolutise_env()
     escape_unprintable()
     warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"  # no source code
     try:

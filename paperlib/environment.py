@@ -108,7 +108,7 @@ def provenance() -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()]}
 
 
-def settle_folders() -> None:
+def absolutise_env() -> None:
     """Make relative folders in the environment absolute, before the working folder changes.
 
     Kernels work in notebooks/, and mean the clone that holds it.
@@ -153,13 +153,13 @@ def _folders(out: Path | None) -> dict[str, str]:
     return {name: text for name, place in chosen.items() if (text := str(place).rstrip("/"))}
 
 
-def located(text: str, out: Path) -> Path:
-    """The file that a result names: undoes `portable` for one path; relative paths are the run's."""
+def from_portable(text: str, out: Path) -> Path:
+    """The file that a result names: undoes `to_portable` for one path; relative paths are the run's."""
     name, slash, rest = text.partition("/")
     return out / (_folders(out).get(name, name) + slash + rest)
 
 
-def portable(text: str, out: Path | None = None) -> str:
+def to_portable(text: str, out: Path | None = None) -> str:
     """Text with this machine's folders named by what chooses them, for results that others read.
 
     Args:
@@ -183,7 +183,7 @@ def escape_unprintable() -> None:
 
 
 @contextmanager
-def quiet_libraries(tell: bool = True) -> Iterator[None]:
+def silence_native_stderr(tell: bool = True) -> Iterator[None]:
     """For the block, what C++ libraries write to stderr is kept back.
 
     Args:
@@ -224,7 +224,7 @@ def plain_lines() -> TextIO | None:
     return None if _in_notebook() or sys.stderr.isatty() else sys.stderr
 
 
-def tell(line: str) -> None:
+def log_stderr(line: str) -> None:
     """Say on stderr what takes a while now; nothing in a notebook, whose cells say it themselves."""
     if not _in_notebook():
         print(line, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from paperlib.data.images import compress_figure
-from paperlib.environment import portable, provenance, root, settle_folders
+from paperlib.environment import absolutise_env, provenance, root, to_portable
 from paperlib.errors import UserError
 from paperlib.files import (
     atomic_path,
@@ -352,7 +352,7 @@ def _plain(value: Any, out: Path) -> Any:
         return value if math.isfinite(value) else None
     if hasattr(value, "tolist"):
         return _plain(value.tolist(), out)
-    return portable(str(value), out) if isinstance(value, str | Path) else value
+    return to_portable(str(value), out) if isinstance(value, str | Path) else value
 
 
 def run_folder(out: str | Path | None, profile: str) -> Path:
@@ -380,7 +380,7 @@ def open_run(
         overrides: single settings, a dict or a JSON object in a string.
         until: the notebook that asks; it reads no record of later ones.
     """
-    settle_folders()
+    absolutise_env()
     settings = load_settings(None if profile is None else str(profile), overrides)
     run = Run(settings, run_folder(out, settings.profile), until)
     check_folder(run.out / "records")

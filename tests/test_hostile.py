@@ -121,11 +121,11 @@ def test_relative_folders_become_absolute_once(tmp_path, monkeypatch, capsys):
 
 
 def test_a_kernel_in_notebooks_means_the_clone(tmp_path, monkeypatch):
-    from paperlib.environment import cache_dir, root, settle_folders
+    from paperlib.environment import absolutise_env, cache_dir, root
 
     monkeypatch.setenv("PAPERLIB_CACHE", "relcache")
     monkeypatch.chdir(root() / "notebooks")
-    settle_folders()
+    absolutise_env()
     assert cache_dir() == root() / "relcache"
     assert not (root() / "notebooks" / "relcache").exists()
 

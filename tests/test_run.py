@@ -93,9 +93,9 @@ def test_inputs_outside_the_run_are_found_again(run, tmp_path, monkeypatch):
     run.record("03_teacher", [], inputs={"teacher": teacher})
     named = run.read_record("03_teacher")["inputs"]["teacher"]["file"]
     assert named == "$PAPERLIB_ASSETS/teacher.pth"
-    assert environment.located(named, run.out) == teacher
-    assert environment.located("checkpoints/x.pt", run.out) == run.out / "checkpoints" / "x.pt"
-    assert environment.located("/elsewhere/x.pt", run.out) == Path("/elsewhere/x.pt")
+    assert environment.from_portable(named, run.out) == teacher
+    assert environment.from_portable("checkpoints/x.pt", run.out) == run.out / "checkpoints" / "x.pt"
+    assert environment.from_portable("/elsewhere/x.pt", run.out) == Path("/elsewhere/x.pt")
 
 
 def test_a_missing_input_is_an_error(run):
@@ -289,13 +289,13 @@ def test_a_notebook_sees_the_records_of_its_run_up_to_itself(tmp_path):
 
 
 def test_library_chatter_is_kept_back_unless_something_fails(capfd):
-    with environment.quiet_libraries():
+    with environment.silence_native_stderr():
         os.write(2, b"delegate created")
     os.write(2, b"after")
     assert capfd.readouterr().err == "after"
 
     def fail():
-        with environment.quiet_libraries():
+        with environment.silence_native_stderr():
             os.write(2, b"why it failed")
             raise ValueError("broken")
 

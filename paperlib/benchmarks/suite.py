@@ -33,7 +33,7 @@ from paperlib.data.dataset import TrainSet
 from paperlib.data.images import read_rgb
 from paperlib.data.pixel_store import open_store
 from paperlib.data.sources import embedded_path
-from paperlib.environment import portable, provenance, root
+from paperlib.environment import provenance, root, to_portable
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import ssim_rgb
 from paperlib.export.tflite import TFLiteUpscaler, allocate, interpreter_module, open_interpreter
@@ -145,7 +145,7 @@ def bench_int8(
     return {
         "what": "least ms of one inference (what other processes disturb least), files interleaved in one process",
         "kernels": "XNNPACK", "interpreter": interpreter_module()[1], "rounds": rounds,
-        "files": {portable(str(path)): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
+        "files": {to_portable(str(path)): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
                                         "input_size": sizes[path]} for path in paths}}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from paperlib.environment import quiet_libraries
+from paperlib.environment import silence_native_stderr
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, reading
 
@@ -97,7 +97,7 @@ def _quiet(kind: str | None) -> Iterator[None]:
     if kind != "TIFF":
         yield
     else:
-        with _stderr, quiet_libraries(False):
+        with _stderr, silence_native_stderr(False):
             yield
 
 

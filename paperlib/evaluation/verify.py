@@ -21,8 +21,7 @@ from paperlib.data.div2k import blob_id, div2k_folder, validation_at_hand
 from paperlib.data.images import read_rgb
 from paperlib.data.photographs import Pair, Source, make_pair, read_pairs
 from paperlib.data.sources import named_folder, validation_pairs
-from paperlib.environment import data_dir, provenance, root
-from paperlib.environment import tell as tell_stderr
+from paperlib.environment import data_dir, log_stderr, provenance, root
 from paperlib.errors import UserError
 from paperlib.evaluation import metrics
 from paperlib.evaluation.audit import (
@@ -245,7 +244,7 @@ def _div2k(sources: Sequence[Source], folder: Path, tell: Callable[[str], None])
         "div2k_files": {path.name: {"git": blob_id(path), "sha256": sha256_file(path)} for path in files}}
 
 
-def verify(div2k: Path | None = None, tell: Callable[[str], None] = tell_stderr) -> dict[str, Any]:
+def verify(div2k: Path | None = None, tell: Callable[[str], None] = log_stderr) -> dict[str, Any]:
     """The whole audit for `paperlib verify`.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from paperlib.environment import quiet_libraries
+from paperlib.environment import silence_native_stderr
 from paperlib.export.inspection import inspect_tflite
 from paperlib.export.npu import estimate_if_available
 from paperlib.export.tf_graph import FloatBuilder, Int8Builder, tensorflow
@@ -32,12 +32,12 @@ def _convert(
     tf = tensorflow()
     module = tf.Module()
     module.build = tf.function(build, autograph=False)
-    with quiet_libraries():
+    with silence_native_stderr():
         traced = module.build.get_concrete_function(tf.TensorSpec([1, height, width, 3], tf.float32, name="lr"))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
     if configure:
         configure(converter)
-    with quiet_libraries():
+    with silence_native_stderr():
         content = converter.convert()
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

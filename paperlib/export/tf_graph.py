@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from paperlib.environment import cache_dir, quiet_libraries
+from paperlib.environment import cache_dir, silence_native_stderr
 from paperlib.quantisation.int8 import QW, QuantisedGraph, quantised_weights
 from paperlib.settings import SCALE
 from paperlib.student.graph import SHARES_GRID, Graph, Node
@@ -23,7 +23,7 @@ def tensorflow() -> Any:
     """The tensorflow module, imported on first use, with its start-up chatter (not its errors) silenced."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_HOME", str(cache_dir() / "keras"))  # else it writes a keras.json into the user's home
-    with quiet_libraries():  # looking for a GPU, it writes of CUDA where there is none
+    with silence_native_stderr():  # looking for a GPU, it writes of CUDA where there is none
         import tensorflow as tf
 
         tf.config.list_physical_devices()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from paperlib.data.tiles import run_padded, run_tiled
-from paperlib.environment import quiet_libraries
+from paperlib.environment import silence_native_stderr
 from paperlib.errors import UserError
 from paperlib.export.flatbuffer import FileGraph, file_radius, read_graph
 from paperlib.files import reading, sha256_file
@@ -48,7 +48,7 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
     module, _ = interpreter_module()
     resolver = module.experimental.OpResolverType if hasattr(module, "experimental") else module.OpResolverType
     kind = resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    with reading(path, "a TFLite file"), quiet_libraries(tell=False):
+    with reading(path, "a TFLite file"), silence_native_stderr(tell=False):
         return module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind), graph
 
 
@@ -81,7 +81,7 @@ def allocate(interpreter: Any, graph: FileGraph, path: str | Path, height: int, 
         UserError: it would take too much, or its operators do not fit each other.
     """
     check_size(graph, path, height, width)
-    with reading(path, f"a TFLite file for {width}×{height} pixels"), quiet_libraries(tell=False):
+    with reading(path, f"a TFLite file for {width}×{height} pixels"), silence_native_stderr(tell=False):
         for entry in interpreter.get_input_details():
             shape = [int(side) for side in entry["shape_signature"]]
             if -1 in shape:

@@ -9,7 +9,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from paperlib.environment import portable
+from paperlib.environment import to_portable
 from paperlib.files import reading, write_text
 from paperlib.run import Run
 
@@ -53,5 +53,5 @@ def export_notebooks(run: Run) -> list[Path]:
         with reading(path, "a notebook"):
             notebook = nbformat.read(path, as_version=4)
         text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
-        pages.append(write_text(path.with_suffix(".html"), portable(text, run.out)))
+        pages.append(write_text(path.with_suffix(".html"), to_portable(text, run.out)))
     return pages

@@ -17,7 +17,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from paperlib.environment import portable
+from paperlib.environment import to_portable
 from paperlib.files import write_text
 from paperlib.profiles import NOTEBOOKS, TRAINED_BY, load_settings, note
 from paperlib.reporting import costs, figures, notes, tables, viewer
@@ -248,7 +248,7 @@ def write_summary(source: Run | Results) -> Path:
     found = viewer.saved_comparisons(results.run)
     link = "With a divider to drag: [report.html](report.html)." if found else ""
     text = _text(results, Markup(link))
-    return write_text(results.run.out / "summary.md", portable(text, results.run.out))
+    return write_text(results.run.out / "summary.md", to_portable(text, results.run.out))
 
 
 def write_report(source: Run | Results) -> Path:
@@ -263,4 +263,4 @@ def write_report(source: Run | Results) -> Path:
     page = Environment(loader=FileSystemLoader(folder), autoescape=True).get_template("report.html").render(
         title=text.partition("\n")[0].removeprefix("# "), css=Markup(css),
         script=Markup(viewer.PICK), body=Markup(render(text)))
-    return write_text(results.run.out / "report.html", portable(page, results.run.out))
+    return write_text(results.run.out / "report.html", to_portable(page, results.run.out))

@@ -27,7 +27,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from paperlib.environment import KERNEL_ENVIRONMENT, portable
+from paperlib.environment import KERNEL_ENVIRONMENT, to_portable
 from paperlib.errors import UserError
 from paperlib.files import atomic_path
 
@@ -171,7 +171,7 @@ def _name_folders(path: Path, out: Path | None) -> None:
             return {key: named(part) for key, part in value.items()}
         if isinstance(value, list):
             return [named(part) for part in value]
-        return portable(value, out) if isinstance(value, str) else value
+        return to_portable(value, out) if isinstance(value, str) else value
 
     notebook = named(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -180,7 +180,7 @@ def _name_folders(path: Path, out: Path | None) -> None:
 def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> int:
     """Run a notebook; its executed copy goes to `target`, also when it fails or is interrupted.
 
-    The copy names this machine's folders by their variables (`portable`).
+    The copy names this machine's folders by their variables (`to_portable`).
 
     Call inside `kernel_environment`. The kernel is gone when this returns or raises.
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from paperlib.data.sources import named_folder, split_sources
-from paperlib.environment import assets_dir, located, root
+from paperlib.environment import assets_dir, from_portable, root
 from paperlib.errors import UserError
 from paperlib.evaluation.audit import authors_folder
 from paperlib.files import file_lock, read_json, remove_stale, sha256_file, write_json
@@ -74,7 +74,7 @@ def _intact(run: Run, name: str) -> bool:
     inputs = [entry for entry in run.read_record(name).get("inputs", {}).values() if isinstance(entry, dict)]
     if any(not {"file", "sha256"} <= entry.keys() for entry in inputs):
         return False  # of another version
-    files = [(located(entry["file"], run.out), entry["sha256"]) for entry in inputs]
+    files = [(from_portable(entry["file"], run.out), entry["sha256"]) for entry in inputs]
     return all(path.is_file() and sha256_file(path) == expected for path, expected in files)
 
 

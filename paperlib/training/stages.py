@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from paperlib.data.dataset import Data, calibration, lr_batches, open_data, patches_of
 from paperlib.data.photographs import Pair
-from paperlib.environment import keep_freed_memory, tell
+from paperlib.environment import keep_freed_memory, log_stderr
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.files import atomic_path, sha256_file
@@ -136,10 +136,10 @@ def _without_dead_channels(model: nn.Module, data: Data, settings: Settings) -> 
     if not settings.stage2.revive:
         return model
     if not can_reinitialise(model):
-        tell("stage2: revive is for MobileOne blocks; this network goes on as stage 1 left it")
+        log_stderr("stage2: revive is for MobileOne blocks; this network goes on as stage 1 left it")
         return model
     model, counts = reinitialise(model, dead_channel_patches(data, settings), settings.seed)
-    tell(f"stage2: {sum(counts)} dead channels get fresh kernels (by block: {', '.join(map(str, counts))})")
+    log_stderr(f"stage2: {sum(counts)} dead channels get fresh kernels (by block: {', '.join(map(str, counts))})")
     return model
 
 
@@ -179,7 +179,7 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     start = save_student(fused, folder / "fused.safetensors", stage=name)
     images, rounds = calibration(data, settings), settings.quant.rounding == "data"
     rounding = "rounding the kernels to them, then " if rounds and settings.quant.quantiser == "tflite" else ""
-    tell(f"{name}: {len(images)} calibration images: {rounding}calibrating on them")
+    log_stderr(f"{name}: {len(images)} calibration images: {rounding}calibrating on them")
     model = prepare_qat(fused, settings.quant, images)
     events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
     result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
@@ -312,7 +312,7 @@ def train_stage(run: Run, name: str) -> Trained:
         run.require("stage1" if name == "stage2" else "stage2")
     with processes().main_process_first():
         if processes().is_main_process:
-            tell("opening the store of training pixels (built when it is used for the first time)")
+            log_stderr("opening the store of training pixels (built when it is used for the first time)")
         data = open_data(run.settings.data)
     if name == "stage1":
         return stage1(run, data)
