@@ -240,7 +240,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def table(args: argparse.Namespace) -> int:
     from paperlib.environment import root
-    from paperlib.reporting.printed import format_tables
+    from paperlib.reporting.tables import format_tables
 
     print(format_tables(args.out or root() / "results" / _profile(args), args.format), end="")
     return 0

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from paperlib.evaluation.paper_numbers import reported
-from paperlib.files import sha256_file
-from paperlib.profiles import load_settings
 from paperlib.reporting.claims import judged_claims
 from paperlib.reporting.differences import differences
 from paperlib.reporting.effects import paired_effect
 from paperlib.reporting.peers import peers_sentence
+
+from paperlib.evaluation.paper_numbers import reported
+from paperlib.files import sha256_file
+from paperlib.profiles import load_settings
 from paperlib.reporting.verdicts import values_of
 from paperlib.run import Run
 from paperlib.weights import pretrained

@@ -8,10 +8,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "notes": ["committed_audit", "saw", "shown", "source"],
         "viewer": ["explore", "save_comparison"],
-        "challenge": ["challenge_section", "leaderboard"],
-        "claims": ["claims_table"],
-        "differences": ["changes"],
-        "selection": ["selection_section"],
-        "tables": ["audit_table", "measured", "reported_vs_measured"],
+        "costs": ["challenge_section", "selection_section"],
+        "tables": ["audit_table", "changes", "claims_table", "leaderboard", "measured",
+                   "reported_vs_measured"],
     },
 )

@@ -1,213 +1,219 @@
-"""What quality costs on devices, from a run's records: NPU cycles, CPU time, and the benchmarks (section 7)."""
+"""What quality costs: the challenge's score, other models, benchmarks (paper section 7, Table A).
+
+score = 2^(2·PSNR) / (C·t) with one C for all published rows: in log2 of the score a decibel counts
+2 and a halved time 1. The leaderboard's figures are reported; everything else is computed.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import style
+import pandas as pd
+from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from paperlib.errors import UserError
-from paperlib.reporting.figures import scatter
-from paperlib.reporting.tables import measured_values
-from paperlib.run import STYLE, Run
+from paperlib.evaluation.audit import LAST, SETTLED, SelectionNoise, selection_noise
+from paperlib.evaluation.paper_numbers import (
+    OURS,
+    entries,
+    fitted_constant,
+    ms_per_db,
+    reported,
+    score,
+    score_gap,
+)
+from paperlib.files import reading
+from paperlib.reporting.results import Results
+from paperlib.reporting.tables import markdown
+from paperlib.run import Run
 from paperlib.student.graph import macs_per_lr_pixel
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 
-FORMS = {"add": ("D", "qat_teacher_learnt"), "exact": ("switches", "skip_exact")}
-"""Forms of the skip (`paperlib.evaluation.exported`) and the rows of 07 that were trained with them."""
-FILES = {"student_dynamic_int8.tflite": ("abstract", "student_dynamic_tflite_learnt"),
-         "student_fixed_int8.tflite": ("abstract", "student_fixed_tflite_learnt"),
-         "student_ptq_int8.tflite": ("export", "tflite_post_training")}
-"""Files that `paperlib bench` times and the rows that say what they score."""
+PEERS = Path(__file__).with_name("peers.csv")
+"""Published models of similar size, scored on the same images: parameters, multiply-accumulates
+per LR pixel, PSNR in dB, the LR pixels they were trained on, protocol, where the weights are."""
+STUDENTS = (("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8"))
 
 
-def _scores(run: Run) -> dict[tuple[str, str], float]:
-    """PSNR (dB) of every INT8 row on the validation photographs."""
-    return {key[:2]: row["value"] for key, row in measured_values(run).items()
-            if key[2:] == ("int8", "psnr") and row["value"] is not None}
+def leaders() -> pd.DataFrame:
+    """The gap of the paper's entry to every other, split in log2 of the score."""
+    mine = entries()[OURS]
+    lines = []
+    for row, entry in entries().items():
+        if row != OURS:
+            parts = score_gap(mine, entry)
+            lines.append({
+                "entry": row, "score": f"{score(*entry):.1f}",
+                "ahead, log2": f"{parts['total']:+.2f}", "from PSNR": f"{parts['psnr']:+.2f}",
+                "from time": f"{parts['time']:+.2f}",
+                "0.1 dB is worth (ms)": f"{ms_per_db(0.1, entry[1]):.2f}"})
+    return pd.DataFrame(lines)
 
 
-def npu_points(run: Run) -> list[dict[str, Any]]:
-    """Vela's cycles (millions) and PSNR (dB): 06's fixed file on each accelerator, 07's forms of the skip."""
-    scores, points = _scores(run), []
-    for record in run.records().values():
-        for estimate in (record.get("export") or {}).get("npu") or []:
-            left = ", ".join(dict.fromkeys(estimate["cpu_operators"]))
-            points.append({"name": estimate["accelerator"], "row": ("abstract", "student_fixed_tflite_learnt"),
-                           "group": f"shipped file{f' (without {left}, left to the CPU)' if left else ''}",
-                           "cycles": estimate["cycles_total"] / 1e6})
-        for form, cycles in (record.get("graph_forms") or {}).items():
-            points.append({"name": f"skip: {form}", "row": FORMS.get(form), "cycles": cycles / 1e6,
-                           "group": "07's short trainings, whole on ethos-u65-512"})
-    return [point | {"psnr": scores[point["row"]]} for point in points if point["row"] in scores]
+def challenge_sentences() -> list[str]:
+    """The arithmetic of the score in words."""
+    mine = entries()[OURS]
+    first, best = max(entries().items(), key=lambda item: score(*item[1]))
+    parts, (psnr, ms) = score_gap(mine, best), mine
+    return [
+        f"score = 2^(2·PSNR) / (C·t), C = {fitted_constant():.4g}, fitted to the five published "
+        "scores (Table A).",
+        f"{first} is 2^{parts['total']:.2f} = {2 ** parts['total']:.1f} times ahead of {OURS}: "
+        f"2^{parts['psnr']:.2f} by {best[0] - psnr:.2f} dB, 2^{parts['time']:.2f} by "
+        f"{ms / best[1]:.1f} times less time. "
+        f"{100 * parts['time'] / parts['total']:.0f} % of the gap is time.",
+        f"0.1 dB more is worth {ms_per_db(0.1, ms):.2f} ms at {ms:g} ms and "
+        f"{ms_per_db(0.1, best[1]):.2f} ms at {best[1]:g} ms.",
+        f"To draw level, {OURS} would need {parts['total'] / 2:.2f} dB more at {ms:g} ms, or "
+        f"{ms / 2 ** parts['total']:.2f} ms at {psnr:g} dB."]
 
 
-def read_bench(run: Run) -> dict[str, Any]:
-    """The run's bench.json (`paperlib bench --json`); empty where there is none.
+def score_levers(source: Run | Results) -> pd.DataFrame:
+    """What this run's own variants would add to the score, largest first; empty where not run."""
+    psnr = Results.of(source).psnr
+    shipped, whole = psnr("B", "student_deploy"), psnr("export", "float_before_qat")
+    lines = []
+    for change, better, worse in (
+            ("no loss by INT8: the fused network's PSNR in the file", whole, shipped),
+            ("stage 2's float PSNR in the file", psnr("B", "student_stage2"), shipped),
+            ("learned grids instead of post-training ones (done)", shipped,
+             psnr("export", "tflite_post_training"))):
+        if better is not None and worse is not None:
+            lines.append((better - worse, change))
+    return pd.DataFrame(
+        [{"change": change, "PSNR": f"{gain:+.3f} dB", "log2": f"{2 * gain:+.3f}",
+          "score": f"×\u00a0{4 ** gain:.3f}"} for gain, change in sorted(lines, reverse=True)],
+        columns=["change", "PSNR", "log2", "score"])
+
+
+def challenge_text(source: Run | Results) -> str:
+    """What it would take to win, as Markdown."""
+    own = score_levers(source)
+    return "\n\n".join([
+        " ".join(challenge_sentences()), markdown(leaders()),
+        "What this run's own variants would move:", markdown(own) if len(own) else "not run"])
+
+
+def challenge_section(source: Run | Results) -> Markdown:
+    """`challenge_text` for a notebook."""
+    return Markdown(challenge_text(source))
+
+
+def peer_points(dataset: str = "Set5") -> list[dict[str, Any]]:
+    """Other people's models for `figures.scatter`: name, group, macs (thousands per LR pixel), psnr
+    (dB, RGB, no crop)."""
+    lines = pd.read_csv(PEERS)
+    return [{"name": line.model, "group": f"{line.group}, {line.precision.upper()}",
+             "macs": line.macs_per_lr_pixel / 1e3, "psnr": line.psnr_rgb}
+            for line in lines[lines["set"] == dataset].itertuples()]
+
+
+def our_points(source: Run | Results, dataset: str = "Set5") -> list[dict[str, Any]]:
+    """The run's students as further points; empty where the profile does not measure the set."""
+    results = Results.of(source)
+    rows = results.rows
+    rows = rows[(rows["metric"] == "psnr") & (rows["dataset"] == dataset) & rows["value"].notna()]
+    found = [row for row in rows.itertuples() if (row.table, row.row, row.precision) in STUDENTS]
+    if not found:
+        return []
+    graph = deployment_graph(fuse_model(build_model(results.run.settings.student)))
+    return [{"name": f"ours, {row.row.replace('student_', '')}",
+             "group": f"this run, {row.precision.upper()}",
+             "macs": macs_per_lr_pixel(graph) / 1e3, "psnr": row.value} for row in found]
+
+
+def read_bench(path: Path) -> dict[str, Any]:
+    """A bench.json (`paperlib bench --json`); empty where there is none.
 
     Raises:
         UserError: it is damaged.
     """
-    path = run.out / "bench.json"
-    return _read(path) if path.is_file() else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
+    if not path.is_file():
+        return {}
+    with reading(path, "a file of `paperlib bench`"):
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Run `paperlib bench --json {path}` again.") from error
 
 
-def latency_points(run: Run) -> list[dict[str, Any]]:
-    """CPU time (ns per LR pixel) and PSNR (dB) of the run's INT8 files, with one thread and with two."""
-    scores, points = _scores(run), []
-    for name, times in (read_bench(run).get("int8") or {}).get("files", {}).items():
-        path = Path(name)
-        row = FILES.get(path.name) if path.parts[-4:-1] == (run.out.name, "checkpoints", "export") else None
-        if row not in scores:
-            continue
-        height, width = times["input_size"]
-        points += [{"name": path.stem.removeprefix("student_").removesuffix("_int8"), "psnr": scores[row],
-                    "group": label, "ns": 1e6 * times[key] / (height * width)}
-                   for key, label in (("ms_1_thread", "one thread"), ("ms_2_threads", "two threads"))]
-    return points
+def bench_table(bench: Mapping[str, Any]) -> pd.DataFrame:
+    """Every ratio of a bench.json; above 1 ours is faster."""
+    return pd.DataFrame(
+        [{"benchmark": f"{name}: {key.removeprefix('ratio_').replace('_', ' ')}",
+          "times faster": f"{value:.3g}", "measured": result.get("what", "")}
+         for name, result in bench.items() if isinstance(result, Mapping)
+         for key, value in result.items()
+         if key.startswith("ratio_") and isinstance(value, int | float)],
+        columns=["benchmark", "times faster", "measured"])
 
 
-def npu_scatter(run: Run) -> Figure | None:
-    """Quality against NPU cycles; None where fewer than two were estimated: one point is beside nothing."""
-    points = npu_points(run)
-    if len(points) < 2:
-        return None
-    return scatter(points, "cycles", "psnr", "NPU cycles of one inference (millions), Vela's estimate",
-                   "PSNR RGB, validation (dB)", "Quality against NPU cycles: left is better")
-
-
-def latency_scatter(run: Run) -> Figure | None:
-    """Quality against CPU time; None where nothing was timed."""
-    points = latency_points(run)
-    return scatter(points, "ns", "psnr", "CPU time of one inference (ns per LR pixel)", "PSNR RGB, validation (dB)",
-                   "Quality against CPU time: left is better") if points else None
-
-
-OLD = ("ratio_wall", "ratio_memory")
-"""Shares, ours of a bare script's, that an older version of the kit called ratios."""
-
-
-def ratios(bench: Mapping[str, Any]) -> dict[str, float]:
-    """Every ratio of a bench.json by what was measured; above 1 ours is faster."""
-    return {f"{name}: {key.removeprefix('ratio_').replace('_', ' ')}": value
-            for name, result in bench.items() if isinstance(result, Mapping)
-            for key, value in result.items()
-            if key.startswith("ratio_") and key not in OLD and isinstance(value, int | float)}
-
-
-def speed_text(path: Path, link: str) -> str:
-    """The benchmarks of a bench.json as a section of Markdown: every ratio with what was measured, and on what.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    bench = _read(path)
-    about = bench.get("provenance") or {}
-    cpu = about.get("cpu") or {}
-    lines = [f"| {label} | {value:.3g} | {bench[label.partition(':')[0]].get('what', '')} |"
-             for label, value in ratios(bench).items()]
-    return "\n\n".join([
-        "## How fast, and against what",
-        f"[bench.json]({link}), by `paperlib bench`: commit {str(about.get('commit'))[:8]}, {about.get('threads')} "
-        f"threads of an {cpu.get('model')} ({', '.join(cpu.get('instructions', []))}). A ratio is of interleaved runs "
-        "in one process; above 1 the first is faster.",
-        "\n".join(["| benchmark | times faster | measured |", "| --- | --- | --- |", *lines])])
-
-
-@style.context(STYLE)
-def ratio_bars(bench: Mapping[str, Any]) -> Figure | None:
-    """One bar a ratio on a logarithmic axis, from 1 to the right where ours is faster; None without ratios."""
-    found = ratios(bench)
-    if not found:
-        return None
-    figure = Figure(figsize=(8, 1.2 + 0.42 * len(found)))
-    axes = figure.subplots()
-    values = list(found.values())
-    drawn = axes.barh(range(len(found)), [value - 1 for value in values], left=1, height=0.6,
-                      color=["C0" if value >= 1 else "C1" for value in values])
-    axes.set_xscale("log")
-    axes.set_xlim(min(0.5, 0.6 * min(values)), max(2.0, 2.2 * max(values)))
-    for bar, value in zip(drawn, values, strict=True):
-        axes.annotate(f"{value:.3g} ×", (max(value, 1), bar.get_y() + 0.3), xytext=(4, 0), va="center", fontsize=9,
-                      textcoords="offset points")
-    axes.axvline(1, color="0.3", linewidth=1)
-    axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set(xlabel="times faster than the alternative, in the same run (log scale; right of 1 ours is faster)",
-             title="Benchmarks: longer to the right is better")
-    return figure
-
-
-def portability_table(bench: Mapping[str, Any]) -> list[dict[str, str]]:
-    """`paperlib bench --only portability` for the eye: a runtime a line; empty where it was not run."""
+def portability_table(bench: Mapping[str, Any]) -> pd.DataFrame:
+    """The shipped file in other runtimes, one a line; empty where that was not measured."""
     found = bench.get("portability") or {}
-    size = {label: " × ".join(map(str, reversed(sides))) for label, sides in found.get("sizes", {}).items()}
+    sizes = {label: f"ms, {width} × {height}"
+             for label, (height, width) in found.get("sizes", {}).items()}
     lines = []
     for line in found.get("runtimes", []):
-        name = f"{line['runtime']} ({line.get('version', 'absent')})"
+        shown = {"runtime": f"{line['runtime']} ({line.get('version', 'absent')})"}
         if "skipped" in line:
-            lines.append({"runtime": name, "threads": "", "equal": line["skipped"], "largest difference": "",
-                          **{f"ms, {size[label]}": "" for label in size}})
+            lines.append(shown | {"equal": line["skipped"]})
             continue
-        lines.append({
-            "runtime": name, "threads": str(line["threads"]), "equal": f"{100 * line['share_equal']:.4g} %",
-            "largest difference": str(line["max_difference"]),
-            **{f"ms, {size[label]}": f"{line[f'ms_{label}']:.4g}" if f"ms_{label}" in line else "" for label in size}})
-    return lines
+        lines.append(shown | {
+            "threads": str(line["threads"]), "equal": f"{100 * line['share_equal']:.4g} %",
+            "largest difference": str(line["max_difference"])} | {
+            name: f"{line[f'ms_{label}']:.4g}" for label, name in sizes.items()
+            if f"ms_{label}" in line})
+    columns = ["runtime", "threads", "equal", "largest difference", *sizes.values()]
+    return pd.DataFrame(lines, columns=columns).fillna("")
 
 
 def portability_notes(bench: Mapping[str, Any]) -> str:
-    """What the table was measured on, and remarks on single lines."""
+    """What `portability_table` was measured on, and remarks on single lines."""
     found = bench.get("portability") or {}
     if not found:
         return ""
     cpu = found["cpu"]
     notes = {line["note"]: line["runtime"] for line in found["runtimes"] if "note" in line}
     sets = ", ".join(cpu["instructions"]) or "instruction sets unknown"
-    return " ".join([f"{found['what'][0].upper()}{found['what'][1:]}. {cpu['model']}, {cpu['cores']} cores, {sets}; "
-                     f"least of {found['rounds']} runs.",
-                     *(f"{runtime}: {note}." for note, runtime in notes.items())])
+    return " ".join([
+        f"{found['what'][0].upper()}{found['what'][1:]}. {cpu['model']}, {cpu['cores']} cores, "
+        f"{sets}; least of {found['rounds']} runs.",
+        *(f"{runtime}: {note}." for note, runtime in notes.items())])
 
 
-def npu_form_table(bench: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Vela's cycles by form of skip and PixelShuffle, each against the paper's skip with DEPTH_TO_SPACE."""
-    lines = [line for line in (bench.get("portability") or {}).get("npu_forms", []) if "skipped" not in line]
-    usual = {line["accelerator"]: line["cycles_per_lr_pixel"] for line in lines
-             if (line["skip"], line["upsample"]) == ("add", "depth_to_space")}
-    return [{"skip": line["skip"], "PixelShuffle": line["upsample"], "accelerator": line["accelerator"],
-             "MACs / LR pixel": f"{line['macs_per_lr_pixel']:,}", "cycles / LR pixel":
-             f"{line['cycles_per_lr_pixel']:.1f}",
-             "ratio": f"{line['cycles_per_lr_pixel'] / usual[line['accelerator']]:.2f}",
-             "left to the CPU, not counted": ", ".join(line["left_to_cpu"]) or "nothing"} for line in lines]
+def selection_figure(noise: SelectionNoise) -> Figure:
+    """The authors' stage 3 by epoch, the mean of its last ones, and the epoch that was reported."""
+    figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    axes.plot(noise.epochs, noise.psnr, marker=".", markersize=3, linewidth=0.8)
+    axes.axvline(SETTLED, linestyle=":", linewidth=1)
+    axes.annotate("grids frozen", (SETTLED, noise.psnr.min()), xytext=(4, 4), fontsize=8,
+                  textcoords="offset points")
+    axes.axhspan(noise.settled - noise.scatter, noise.settled + noise.scatter, alpha=0.15)
+    axes.axhline(noise.settled, linewidth=1, linestyle="--", label=(
+        f"mean of the last {LAST} epochs {noise.settled:.3f} dB, "
+        f"± {noise.scatter:.3f} between epochs"))
+    best = int(noise.psnr.argmax())
+    axes.plot(noise.epochs[best], noise.best, "o", markersize=7, fillstyle="none",
+              label=f"reported: the best epoch, {noise.best:.3f} dB")
+    axes.set(xlabel="epoch of stage 3 (the authors' log)",
+             ylabel="PSNR RGB on the reported images (dB)")
+    axes.legend(fontsize=8, loc="lower right")
+    plt.close(figure)
+    return figure
 
 
-def standing_table(bench: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Where the paper's student would have stood with such a file; the assumptions: `evaluation.npu_forms.standing`."""
-    return [{"skip": line["skip"], "PixelShuffle": line["upsample"], "assumed share of the transpose in 41.1 ms":
-             f"{100 * line['transpose_share']:.0f} %", "ms": f"{line['ms']:.1f}", "PSNR (dB)": f"{line['psnr']:.2f}",
-             "score": f"{line['score']:.1f}", "place of 5": str(line["place"])}
-            for line in (bench.get("portability") or {}).get("standing", [])]
-
-
-OURS = (("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8"))
-
-
-def our_points(run: Run, dataset: str = "Set5") -> list[dict[str, Any]]:
-    """The run's students on the same set, as further points; empty where the profile does not measure it."""
-    rows = run.rows()
-    rows = rows[(rows["metric"] == "psnr") & (rows["dataset"] == dataset) & rows["value"].notna()]
-    found = [row for row in rows.itertuples() if (row.table, row.row, row.precision) in OURS]
-    macs = macs_per_lr_pixel(deployment_graph(fuse_model(build_model(run.settings.student)))) / 1e3 if found else 0
-    return [{"name": f"ours, {row.row.replace('student_', '')}", "group": f"this run, {row.precision.upper()}",
-             "macs": macs, "psnr": row.value} for row in found]
+def selection_section(run: Run) -> Markdown:
+    """What choosing the best epoch is worth: the figure, shown and saved, and two sentences."""
+    noise = selection_noise()
+    if noise is None:
+        return Markdown("*The authors' log is not at hand: `paperlib verify` downloads it (3 MB), "
+                        "or set `PAPERLIB_ASSETS` to a folder that holds their release as "
+                        "`aio_mai/`.*")
+    display(run.figure("07_selection", selection_figure(noise)))
+    teacher, direct = (
+        reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
+    return Markdown(
+        f"The best of {len(noise.psnr)} epochs, chosen on the images that are reported, is "
+        f"{noise.best - noise.settled:.3f} dB above the mean of the last {LAST}; epochs scatter by "
+        f"{noise.scatter:.3f} dB. Table D's {teacher - direct:.3f} dB is a difference of two such "
+        "maxima, of one run each.")

@@ -41,19 +41,6 @@ COMPARED: dict[str, list[tuple[str, str, list[tuple[str, str]]]]] = {
 }
 """Notebook → what it compares: words, row of the records, and the rows beside it."""
 
-SHIPPED = "box box_int8"
-LADDER = {
-    "bicubic, a formula that has learnt nothing": "B bicubic",
-    "stage 1, from pixels": "stages stage1",
-    "stage 2, with frequencies and a teacher": "B student_stage2",
-    "rounded to 8 bits, not trained for it": "stages rounded_before_qat",
-    "stage 3, trained for 8 bits": "stages fakequant",
-    "the INT8 file": "export tflite_dynamic",
-    "the same weights exported as the authors did": "export tflite_post_training",
-    "the shipped file, trained for much longer": SHIPPED,
-}
-"""The way from bicubic to the shipped file, in words."""
-
 
 def scores(records: Records) -> dict[str, float]:
     """PSNR on the validation images in dB by "table row"; the first of several precisions."""

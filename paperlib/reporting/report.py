@@ -20,11 +20,9 @@ from markupsafe import Markup
 from paperlib.environment import to_portable
 from paperlib.files import write_text
 from paperlib.profiles import NOTEBOOKS, TRAINED_BY, load_settings, note
-from paperlib.reporting import costs, figures, notes, tables, viewer
-from paperlib.reporting.claimed import MEANING, Effect, Verdict
-from paperlib.reporting.differences import changes
-from paperlib.reporting.peers import peer_points
+from paperlib.reporting import costs, ending, figures, notes, tables, viewer
 from paperlib.reporting.results import TABLES, Results
+from paperlib.reporting.verdicts import MEANING, Verdict
 from paperlib.run import Run
 from paperlib.settings import flatten
 
@@ -96,13 +94,8 @@ def _teacher(record: Mapping[str, Any]) -> str:
 
 def _ladder(results: Results) -> Markup | None:
     """PSNR of every step that ran, from bicubic to the shipped file; None where nothing did."""
-    lines, before = [], None
-    for words, key in notes.LADDER.items():
-        value = results.psnr(*key.split())
-        if value is not None:
-            gain = "" if before is None or key == notes.SHIPPED else f"{value - before:+.2f}".replace("-0.00", "+0.00")
-            lines.append({"step": words, "PSNR (dB)": f"{value:.2f}", "against the line above": gain})
-            before = value
+    lines = [{"step": words, "PSNR (dB)": f"{value:.2f}", "against the line above": gain}
+             for words, value, gain in ending.ladder(results)]
     return _table(pd.DataFrame(lines)) if lines else None
 
 
@@ -110,9 +103,9 @@ def _claims(shown: list[dict[str, Any]]) -> Markup:
     """The paper's claims that were measured, in dB of PSNR."""
     lines = []
     for claim in shown:
-        effect = Effect(*(claim[name] for name in ("effect", "low", "high", "seeds", "images")))
         lines.append({"claim": claim["claim"], "verdict": claim["verdict"].value,
-                      "the paper": f"{claim['reported']:+.3f}", "here": str(effect),
+                      "the paper": f"{claim['reported']:+.3f}", "here": tables.effect_text(claim),
+                      "paper's inside": claim["reported_inside"],
                       "remarks": "; ".join(claim["remarks"])})
     return _table(pd.DataFrame(lines))
 
@@ -134,19 +127,18 @@ def _meanings(results: Results) -> Markup:
 
 def _folded(results: Results, settings: Markup | None) -> dict[str, Markup]:
     """Tables by title, without those in which nothing was measured."""
-    found, bench = {}, costs.read_bench(results.run)
+    found, bench = {}, costs.read_bench(results.run.out / "bench.json")
     for name, title in TABLES.items():
         table = results.tables[name]
         if name in ("A", "audit") or table["reproduced"].isna().all():
             continue
         heading = f"Table {name}" if len(name) == 1 else name.capitalize()
-        lines = tables.by_row(tables.table_rows(results.run, [name]))
-        found[f"{heading}: {title}"] = _table(lines.drop(columns="table"))
-    more = {"The authors' own files": tables.audit_table(results.run),
-            "Stage 3's choices, one changed at a time": changes(results.run),
+        found[f"{heading}: {title}"] = _table(tables.by_row(table))
+    more = {"The authors' own files": tables.audit_table(results),
+            "Stage 3's choices, one changed at a time": tables.changes(results),
             "Everything measured, on every image set":
-                tables.measured(results.run, results.rows["table"].unique()),
-            "The shipped file in other runtimes": pd.DataFrame(costs.portability_table(bench))}
+                tables.measured(results, results.rows["table"].unique()),
+            "The shipped file in other runtimes": costs.portability_table(bench)}
     found |= {title: _table(data) for title, data in more.items() if len(data)}
     return found | ({"Settings that the paper has otherwise": settings} if settings else {})
 
@@ -176,9 +168,9 @@ def saved_figures(run: Run) -> list[Path]:
 
 def _draw_costs(results: Results) -> None:
     """Save the one figure that no notebook draws: quality against cost, where Set5 was measured."""
-    if ours := costs.our_points(results.run):
+    if ours := costs.our_points(results):
         results.run.figure("08_cost", figures.scatter(
-            peer_points() + ours, "macs", "psnr",
+            costs.peer_points() + ours, "macs", "psnr",
             "multiply-accumulates per LR pixel (thousands)", "PSNR RGB on Set5 (dB)",
             "Quality against cost, public models on the same images"))
 

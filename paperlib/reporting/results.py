@@ -8,7 +8,7 @@ import pandas as pd
 
 from paperlib.evaluation.paper_numbers import DATASET, Key, entries, reported, score
 from paperlib.profiles import equals_paper, part_of
-from paperlib.reporting.claimed import (
+from paperlib.reporting.verdicts import (
     CLAIMS,
     OTHER_SSIM,
     Claim,
@@ -26,7 +26,8 @@ TABLES = {
 """What each table is about; hardly anything of the leaderboard, the last, can be measured."""
 COLUMNS = (
     "table", "row", "precision", "metric", "reported", "reproduced", "delta", "tolerance",
-    "verdict", "evidence", "effect_reported", "effect", "low", "high", "seeds", "images", "reported_inside")
+    "verdict", "evidence", "effect_reported", "effect", "low", "high", "seeds", "images",
+    "reported_inside")
 """Columns of `Results.tables`, and of tables/*.csv in a results folder."""
 SAME_NETWORK = {
     ("B", "student_stage2", "fp32"): ("C", "mobileone_float", "fp32"),
@@ -37,6 +38,7 @@ SAME_NETWORK = {
 stage 2, fake-quantised after stage 3 (Table B's INT8 is the number that Table C calls FP32), and as
 post-training file. They stand in where notebooks 04 and 06 did not run."""
 BICUBIC, PAPERS_KERNEL = ("B", "bicubic", "fp32"), ("B", "bicubic_matlab", "fp32")
+OTHER_KERNEL = "bicubic by another kernel"
 SCORE_TOLERANCE = 0.05
 """Table A's scores are printed to one decimal."""
 WEAKEST = (Verdict.MISSED, Verdict.FAILS, Verdict.UNDECIDED, Verdict.ONE_SEED, Verdict.HOLDS,
@@ -94,10 +96,9 @@ class Results:
     def papers(self, *keys: Key) -> bool:
         """Whether data, schedule and method behind numbers are the paper's.
 
-        That the photographs are DIV2K's (by name, count and hash) is read from the field
-        `papers_data` of 01_data's record.
+        Whether the photographs are DIV2K's (by name, count and hash) is what notebook 01 recorded.
         """
-        if not self.records.get("01_data", {}).get("papers_data"):
+        if self.records.get("01_data", {}).get("inputs", {}).get("is_paper_data") is not True:
             return False
         also = {key for key in keys if self.scores.get(key, {}).get("also")}
         return all(equals_paper(self.run.settings, "C" if key in also else part_of(*key[:2]))
@@ -125,17 +126,17 @@ class Results:
         for key in reported():
             lines[key[0]].append(self._challenge(key) if key[0] == "A" else self._line(key))
         lines["audit"] = self._audit()
-        return {name: pd.DataFrame(part, columns=list(COLUMNS), dtype=object)
-                .pipe(lambda frame: frame.where(frame.notna(), None))
+        return {name: pd.DataFrame([[line.get(column) for column in COLUMNS] for line in part],
+                                   columns=list(COLUMNS), dtype=object)
                 for name, part in lines.items()}
 
     def _beside(self, key: Key) -> tuple[dict[str, Any] | None, str]:
         """What stands beside a reported number, and a remark."""
         if key[:3] == BICUBIC and (*PAPERS_KERNEL, key[3]) in self.scores:
-            return self.scores[*PAPERS_KERNEL, key[3]], "MATLAB's kernel, which made the LR images"
+            return self.scores[*PAPERS_KERNEL, key[3]], "bicubic by MATLAB's kernel"
         line = self.scores.get(key)
         if line is not None and key[:3] == BICUBIC:
-            return line, "another kernel than the paper's: PyTorch's"
+            return line, f"{OTHER_KERNEL} than the paper's, PyTorch's"
         return line, (line or {}).get("also") or ""
 
     def _judged(self, claim: Claim, metric: str) -> dict[str, Any]:
@@ -201,7 +202,7 @@ class Results:
             "images": chosen["images"], "reported_inside": chosen["reported_inside"]}
 
     def _challenge(self, key: Key) -> dict[str, Any]:
-        """A line of Table A: scores are arithmetic, all else needs the challenge's images or phone."""
+        """A line of Table A: its score is arithmetic, all else needs what is not public."""
         answer = dict(zip(COLUMNS, key, strict=False)) | {"reported": reported()[key]}
         if key[3] != "score":
             return answer | {"verdict": Verdict.NOT_PUBLIC,
@@ -213,12 +214,19 @@ class Results:
 
     def _audit(self) -> list[dict[str, Any]]:
         """The audit's lines, from the field `audit` of any record."""
-        return [{
-            "table": "audit", "row": line["row"], "precision": line["precision"],
-            "metric": line["metric"], "reported": line.get("reported"),
-            "reproduced": line.get("reproduced"), "verdict": _audited(line),
-            "evidence": ": ".join(filter(None, [f"records/{name}.json", line.get("evidence")]))}
-            for name, record in self.records.items() for line in record.get("audit") or []]
+        lines = []
+        for name, record in self.records.items():
+            for line in record.get("audit") or []:
+                kernel = OTHER_KERNEL if line["row"].startswith("bicubic") else ""
+                evidence = filter(None, [f"records/{name}.json", kernel, line.get("evidence")])
+                paper, value = line.get("reported"), line.get("reproduced")
+                alike = not kernel and paper is not None and value is not None
+                lines.append({
+                    "table": "audit", "row": line["row"], "precision": line["precision"],
+                    "metric": line["metric"], "reported": paper, "reproduced": value,
+                    "delta": value - paper if alike else None, "verdict": _audited(line),
+                    "evidence": "; ".join(evidence)})
+        return lines
 
 
 def _needs(word: Verdict, effect: Effect) -> str:

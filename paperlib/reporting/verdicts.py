@@ -1,171 +1,256 @@
-"""What may be said about a reported number: the eight verdicts, and the rules that lead to them (paper section 7).
+"""What may be said of a difference that the paper reports (paper section 7).
 
-`reproduced` and `missed` exist only where data, schedule and method are the paper's. Smaller runs can say no more than
-whether the paper's comparisons point the same way, and that only from several seeds (`paperlib.reporting.effects`).
+A claim is a difference of reported numbers. Its effect is the same difference of measured numbers,
+paired by seed and image, with a 95 % interval over both, since both are samples. The verdict
+compares the two.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from paperlib.evaluation.paper_numbers import Key
-from paperlib.reporting.effects import EQUAL, Effect, judged, paired_effect
+from paperlib.evaluation.paper_numbers import reported
 
 Model = tuple[str, str, str]
 """(table, row, precision)."""
+EQUAL = {"psnr": 0.02, "ssim": 0.0015}
+"""An interval inside ± this is no difference (equivalence)."""
+SEEDS = 3
+"""Fewest trainings from which an effect can be called reproduced or missed."""
+UNTRAINED = ("bicubic", "bicubic_matlab", "post_training")
+"""Rows in which nothing is random: their one value stands beside every seed of another row."""
 
 
 class Verdict(StrEnum):
-    """What may be said about a row; there are no other words."""
+    """What may be said; there are no other words."""
 
     REPRODUCED = "reproduced"
+    EVALUATION = "reproduced (evaluation)"
     MISSED = "missed"
     HOLDS = "trend holds"
     FAILS = "trend fails"
     UNDECIDED = "undecided"
+    ONE_SEED = "one seed"
     RECOMPUTED = "recomputed"
     NOT_PUBLIC = "not public"
     NOT_RUN = "not run"
 
 
-def tolerance(key: Key) -> tuple[float | None, str]:
-    """Tolerance of a row and the reason for it; None where nothing can be reproduced (NPU times)."""
-    return TOLERANCES.get(key) or TOLERANCES.get((key[3],)) or (None, "")
+MEANING = {
+    Verdict.REPRODUCED: "with the paper's data, schedule and method; the interval holds the "
+                        "paper's difference and excludes zero",
+    Verdict.EVALUATION: "the authors' own file gives their own values on the paper's photographs",
+    Verdict.MISSED: "with the paper's data, schedule and method; the interval excludes the "
+                    "paper's difference",
+    Verdict.HOLDS: "a smaller experiment; the interval lies on the paper's side of zero",
+    Verdict.FAILS: "a smaller experiment; the interval lies on the other side of zero, or within "
+                   "±0.02 dB of nothing where the paper reports more",
+    Verdict.UNDECIDED: "several seeds, and the interval allows both",
+    Verdict.ONE_SEED: "a single training decides nothing",
+    Verdict.RECOMPUTED: "arithmetic on reported or published values",
+    Verdict.NOT_PUBLIC: "needs the challenge's test images or its device",
+    Verdict.NOT_RUN: "nothing measured, or nothing that can be compared",
+}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a table, in the contract's columns.
+class Effect:
+    """A mean paired difference (dB or SSIM) with its 95 % interval.
 
-    Args:
-        evidence: the record's file, and for a trend what was compared.
-        profile: of the run; `reproduced` and `missed` cannot be constructed outside `paper`.
-
-    Raises:
-        ValueError: a verdict that is none, or one that this profile or an unmeasured row cannot have.
+    `low` and `high` are None for one seed; `images` is 0 where only the set's mean is known.
     """
 
-    table: str
-    row: str
-    precision: str
-    metric: str
-    reported: float | None
-    reproduced: float | None
-    tolerance: float | None
-    verdict: Verdict
-    evidence: str
-    profile: InitVar[str]
-    comparison: "Comparison | None" = None
-    """The first difference that the verdict rests on."""
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    images: int
+    needs: str = field(default="more seeds", compare=False)
+    """What would narrow the interval most: more seeds, or more images."""
 
-    def __post_init__(self, profile: str) -> None:
-        object.__setattr__(self, "_same_data", profile == "paper")
-        object.__setattr__(self, "verdict", Verdict(self.verdict))
-        if self.verdict in (Verdict.REPRODUCED, Verdict.MISSED) and profile != "paper":
-            raise ValueError(f"verdict {self.verdict.value!r} is for the paper profile alone, not for {profile!r}")
-        if self.reproduced is None and self.verdict not in (Verdict.NOT_PUBLIC, Verdict.NOT_RUN):
-            raise ValueError(f"verdict {self.verdict.value!r} needs a measured value: {self.table} {self.row}")
-
-    @property
-    def delta(self) -> float | None:
-        """Reproduced minus reported; None where the data are not the paper's, so that the two cannot be subtracted."""
-        comparable = self._same_data or self.verdict is Verdict.RECOMPUTED
-        if not comparable or self.reproduced is None or self.reported is None:
-            return None
-        return self.reproduced - self.reported
+    def __str__(self) -> str:
+        images = "means of the set"
+        if self.images:
+            images = f"{self.images} image{'s' * (self.images != 1)}"
+        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}, {images}"
+        if self.low is None or self.high is None:
+            return f"{self.mean:+.3f} ({counted})"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] ({counted})"
 
 
-TOLERANCES: dict[tuple[str, ...], tuple[float, str]] = {
-    ("psnr",): (0.05, "our choice: about half of the 0.09 dB that Table D credits to the teacher"),
-    ("ssim",): (0.002, "reported to three digits; two definitions of SSIM are in use"),
-    ("score",): (0.05, "printed to one decimal"),
-    ("B", "bicubic", "fp32", "psnr"): (0.01, "nothing is trained: only the kernel can differ"),
-    ("B", "fsrcnn", "fp32", "psnr"): (0.15, "the paper does not say how its baseline was trained"),
-    ("B", "abpn", "int8", "psnr"): (0.10, "the paper quotes it; published INT8 figures run from 30.09 to 30.15"),
-    ("C", "repdw", "int8", "psnr"): (0.20, "0.66 dB are lost to rounding, which depends on where the grids fall"),
-    ("B", "student_stage2", "fp32", "ssim"): (0.004, "from the authors' log, which has an SSIM of its own"),
-    ("B", "student_deploy", "int8", "ssim"): (0.004, "from the authors' log, which has an SSIM of its own"),
-} | {("C", row, "fp32", "ssim"): (0.008, "MobileOne's is a fake-quant score under the authors' own SSIM, and its float "
-                                  "graph has 0.8652 under the usual one; assumed of all three")
-     for row in ("mobileone", "repconv", "repdw")}
-"""Largest |reproduced − reported| of a reproduced row and its reason, by metric, or by row where it has its own."""
-UNTRAINED = ("bicubic", "bicubic_matlab", "post_training")
-"""Rows in which nothing is drawn at random: their one value stands beside every seed of another row."""
+def paired_effect(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Effect:
+    """Effect of `one` minus `other`.
 
-COMPARED: dict[Model, tuple[Model, ...]] = {
-    ("B", "bicubic", "fp32"): (("B", "fsrcnn", "fp32"), ("B", "student_stage2", "fp32")),
-    ("B", "fsrcnn", "fp32"): (("B", "bicubic", "fp32"), ("B", "student_stage2", "fp32")),
-    ("B", "abpn", "int8"): (("B", "bicubic", "fp32"), ("B", "fsrcnn", "fp32")),
-    ("B", "student_stage2", "fp32"): (("B", "bicubic", "fp32"), ("B", "fsrcnn", "fp32")),
-    ("B", "student_deploy", "int8"): (("B", "student_stage2", "fp32"), ("B", "bicubic", "fp32")),
-    ("C", "repconv", "fp32"): (("C", "mobileone", "fp32"), ("C", "repdw", "fp32")),
-    ("C", "repconv", "int8"): (("C", "mobileone", "int8"), ("C", "repdw", "int8")),
-    ("C", "repdw", "fp32"): (("C", "mobileone", "fp32"), ("C", "repconv", "fp32")),
-    ("C", "repdw", "int8"): (("C", "mobileone", "int8"), ("C", "repconv", "int8")),
-    ("C", "mobileone", "fp32"): (("C", "repconv", "fp32"), ("C", "repdw", "fp32")),
-    ("C", "mobileone", "int8"): (("C", "repconv", "int8"), ("C", "repdw", "int8"), ("C", "mobileone", "fp32")),
-    ("D", "qat_direct", "int8"): (("D", "qat_teacher", "int8"),),
-    ("D", "qat_teacher", "int8"): (("D", "qat_direct", "int8"),),
-    ("abstract", "student_dynamic_tflite", "int8"): (("B", "student_stage2", "fp32"),),
-    ("abstract", "student_fixed_tflite", "int8"): (("B", "student_stage2", "fp32"),),
-}
-"""Smaller runs: the rows whose reported differences to this one are looked for. What a run does not measure is left
-out; a row with nothing to compare it with is `not run`. The fixed file is not compared with the dynamic one:
-what differs between them is the padding (`paperlib.data.tiles.run_padded`), not the training."""
-DROPS: dict[Model, tuple[Model, ...]] = {
-    ("C", "mobileone", "int8"): (("C", "repconv", "int8"), ("C", "repdw", "int8")),
-    ("C", "repconv", "int8"): (("C", "mobileone", "int8"), ("C", "repdw", "int8")),
-    ("C", "repdw", "int8"): (("C", "mobileone", "int8"), ("C", "repconv", "int8")),
-}
-"""Smaller runs: INT8 rows whose loss against their own float row is compared too (Table C's Δ)."""
+    Crossed design: with d[s, i] the difference for seed s on image i, SE² = V(seed means)/S +
+    V(image means)/I − V(rest)/(S·I), not below either of the first two, with Satterthwaite's
+    degrees of freedom.
+
+    Args:
+        one, other: values by seed and image, S × I; the same seeds and images in the same order.
+
+    Raises:
+        ValueError: different shapes, or nothing to compare.
+    """
+    difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    if np.shape(one) != np.shape(other) or difference.ndim != 2 or not difference.size:
+        raise ValueError(f"values of {np.shape(one)} and {np.shape(other)} cannot be paired")
+    from scipy.stats import t  # slow to load, and only needed where something is judged
+
+    seeds, images = difference.shape
+    mean = float(difference.mean())
+    if seeds < 2:
+        return Effect(mean, None, None, seeds, images)
+    by_seed, by_image = difference.mean(1), difference.mean(0)
+    of_seeds = float(by_seed.var(ddof=1)) / seeds
+    of_images = float(by_image.var(ddof=1)) / images if images > 1 else 0.0
+    rest = difference - by_seed[:, None] - by_image[None] + mean
+    of_rest = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1)) / (seeds * images)
+    squared = max(of_seeds, of_images, of_seeds + of_images - of_rest)
+    needs = "more images" if of_images > of_seeds else "more seeds"
+    if squared == 0:
+        return Effect(mean, mean, mean, seeds, images, needs)
+    below = of_seeds**2 / (seeds - 1) + (of_images**2 / (images - 1) if images > 1 else 0.0)
+    half = float(t.ppf(0.975, max(1.0, squared**2 / below))) * math.sqrt(squared)
+    return Effect(mean, mean - half, mean + half, seeds, images, needs)
+
+
+def verdict_of(
+    reported: float, effect: Effect, metric: str = "psnr", papers: bool = False
+) -> Verdict:
+    """What an effect says of a reported difference.
+
+    Args:
+        metric: psnr (effects in dB) or ssim.
+        papers: whether data, schedule and method are the paper's.
+    """
+    if effect.low is None or effect.high is None:
+        return Verdict.ONE_SEED
+    side = math.copysign(1.0, reported)
+    near, far = sorted((side * effect.low, side * effect.high))
+    if papers and effect.seeds >= SEEDS:
+        if not effect.low <= reported <= effect.high:
+            return Verdict.MISSED
+        return Verdict.REPRODUCED if near > 0 else Verdict.UNDECIDED
+    if far < 0 or max(-near, far) <= EQUAL[metric] < abs(reported):
+        return Verdict.FAILS
+    return Verdict.HOLDS if near > 0 else Verdict.UNDECIDED
+
+
+def change_word(effect: Effect, metric: str = "psnr") -> str:
+    """One word for a difference that the paper does not report."""
+    if effect.low is None or effect.high is None:
+        return Verdict.ONE_SEED.value
+    if max(-effect.low, effect.high) <= EQUAL[metric]:
+        return "no difference"
+    if effect.low > 0:
+        return "better"
+    return "worse" if effect.high < 0 else Verdict.UNDECIDED.value
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One reported difference of two or four numbers, and ours."""
+class Claim:
+    """A sentence of the paper: the sum of some reported numbers less that of others."""
 
-    label: str
-    reported: float
-    effect: Effect
-    word: Verdict
-    """HOLDS, FAILS or UNDECIDED."""
-    note: str = ""
+    text: str
+    plus: tuple[Model, ...]
+    minus: tuple[Model, ...]
+    measured_as: Mapping[Model, Model] = field(default_factory=dict)
+    """Rows of ours that stand beside a reported number in this claim alone."""
 
-    def __str__(self) -> str:
-        return f"{self.label}: paper {self.reported:+.4g}, here {self.effect}, {self.word.value}{self.note}"
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Every number that the claim is made of."""
+        return *self.plus, *self.minus
+
+    @property
+    def judges(self) -> tuple[Model, ...]:
+        """The rows of the paper's tables that it decides; of mixed precisions, those in INT8."""
+        if self.measured_as:
+            return ()
+        return tuple(model for model in self.models if model[2] == "int8") or self.models
+
+    def reported(self, metric: str = "psnr") -> float:
+        """The paper's difference in dB or SSIM."""
+        return (sum(reported()[*model, metric] for model in self.plus)
+                - sum(reported()[*model, metric] for model in self.minus))
+
+
+BICUBIC, FSRCNN, ABPN = ("B", "bicubic", "fp32"), ("B", "fsrcnn", "fp32"), ("B", "abpn", "int8")
+STAGE2, DEPLOY = ("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8")
+MOBILEONE, MOBILEONE_INT8 = ("C", "mobileone", "fp32"), ("C", "mobileone", "int8")
+REPCONV, REPCONV_INT8 = ("C", "repconv", "fp32"), ("C", "repconv", "int8")
+REPDW, REPDW_INT8 = ("C", "repdw", "fp32"), ("C", "repdw", "int8")
+TEACHER, DIRECT = ("D", "qat_teacher", "int8"), ("D", "qat_direct", "int8")
+DYNAMIC = ("abstract", "student_dynamic_tflite", "int8")
+FIXED = ("abstract", "student_fixed_tflite", "int8")
+DROP = ((MOBILEONE_INT8, REPCONV), (MOBILEONE, REPCONV_INT8))
+
+CLAIMS = (
+    Claim("Table B: the student beats bicubic, FP32", (STAGE2,), (BICUBIC,)),
+    Claim("Table B: the student beats FSRCNN, FP32", (STAGE2,), (FSRCNN,)),
+    Claim("Table B: FSRCNN beats bicubic, FP32", (FSRCNN,), (BICUBIC,)),
+    Claim("Table B: ABPN in INT8 beats FSRCNN in FP32", (ABPN,), (FSRCNN,)),
+    Claim("Table B: what FP32 to INT8 costs the student", (DEPLOY,), (STAGE2,)),
+    Claim("Table C: MobileOne beats RepConv, FP32", (MOBILEONE,), (REPCONV,)),
+    Claim("Table C: MobileOne beats RepConv, INT8", (MOBILEONE_INT8,), (REPCONV_INT8,)),
+    Claim("Table C: INT8 costs MobileOne less than RepConv", *DROP),
+    Claim("Table C: the same, from the float networks", *DROP,
+          {MOBILEONE: ("C", "mobileone_float", "fp32"), REPCONV: ("C", "repconv_float", "fp32")}),
+    Claim("Table C: MobileOne beats RepDW, FP32", (MOBILEONE,), (REPDW,)),
+    Claim("Table C: MobileOne beats RepDW, INT8", (MOBILEONE_INT8,), (REPDW_INT8,)),
+    Claim("Table C: INT8 costs MobileOne less than RepDW",
+          (MOBILEONE_INT8, REPDW), (MOBILEONE, REPDW_INT8)),
+    Claim("Table D: the Mamba teacher helps stage 3, INT8", (TEACHER,), (DIRECT,)),
+    Claim("Abstract: what INT8 costs the dynamic file", (DYNAMIC,), (STAGE2,)),
+    Claim("Abstract: the fixed file beats the dynamic one", (FIXED,), (DYNAMIC,)),
+)
+"""The paper's comparisons, in the order of its tables. Table C's FP32 is fake-quantised."""
+
+OTHER_SSIM = dict.fromkeys(
+    (MOBILEONE_INT8, REPCONV_INT8, REPDW_INT8, TEACHER, DIRECT, DYNAMIC, FIXED),
+    "another SSIM: the paper's is tf.image.ssim on whole pictures, which comes out too high",
+) | dict.fromkeys((STAGE2, DEPLOY, MOBILEONE, REPCONV, REPDW),
+                  "another SSIM: the paper's is a variant of the authors' training log")
+"""Reported rows whose SSIM is not the one that this kit measures; it is never compared."""
 
 
 def values_of(row: Mapping[str, Any]) -> np.ndarray:
-    """A measured row's values by seed and image, (S, I): `images` where they were kept, else one value a seed."""
+    """A measured row's values by seed and image, (S, I); (S, 1) where images are not known."""
     if row.get("images"):
         return np.atleast_2d(np.asarray(row["images"], np.float64))
-    return np.asarray([[value] for value in row.get("values") or [row["value"]]], np.float64)
+    return np.asarray(row.get("values") or [row["value"]], np.float64)[:, None]
 
 
-def _effect(rows: Sequence[Mapping[str, Any]], signs: Sequence[float]) -> Effect | None:
-    """Effect of a signed sum of measured rows over the seeds that all have; None where they cannot be paired.
+def signed_effect(
+    rows: Sequence[Mapping[str, Any]], signs: Sequence[float]
+) -> Effect | None:
+    """Effect of a signed sum of measured rows, over the seeds that all of them have.
 
-    Rows without per-image values are compared by their means.
+    Rows without values of every image are compared by their means. None where the seeds differ.
     """
     parts = [values_of(row) for row in rows]
-    by_image = len({part.shape[1] for part in parts}) == 1 and all(row.get("images") for row in rows)
-    parts = parts if by_image else [part.mean(1, keepdims=True) for part in parts]
-    trained = [row.get("row") not in UNTRAINED for row in rows]
-    named = [row.get("seed_ids") for row, is_trained in zip(rows, trained, strict=True) if is_trained]
+    by_image = len({part.shape[1] for part in parts}) == 1 and all(
+        row.get("images") for row in rows)
+    if not by_image:
+        parts = [part.mean(1, keepdims=True) for part in parts]
+    trained = [index for index, row in enumerate(rows) if row.get("row") not in UNTRAINED]
+    named = [rows[index].get("seed_ids") for index in trained]
     if named and all(named):
-        common = [seed for seed in dict.fromkeys(named[0]) if all(seed in others for others in named)]
+        common = [seed for seed in dict.fromkeys(named[0]) if all(seed in ids for ids in named)]
         if not common:
             return None
-        parts = [part[[row["seed_ids"].index(seed) for seed in common]] if is_trained else part
-                 for part, row, is_trained in zip(parts, rows, trained, strict=True)]
+        for index, ids in zip(trained, named, strict=True):
+            parts[index] = parts[index][[ids.index(seed) for seed in common]]
     elif len({tuple(seeds) for seeds in named if seeds}) > 1:
         return None
     most = max(len(part) for part in parts)
-    parts = [part if is_trained or len(part) > 1 else np.repeat(part, most, 0)
-             for part, is_trained in zip(parts, trained, strict=True)]
+    for index, part in enumerate(parts):
+        if index not in trained and len(part) == 1:
+            parts[index] = np.repeat(part, most, 0)
     if len({part.shape for part in parts}) > 1:
         return None
     total = sum(sign * part for sign, part in zip(signs, parts, strict=True))
@@ -174,63 +259,6 @@ def _effect(rows: Sequence[Mapping[str, Any]], signs: Sequence[float]) -> Effect
 
 
 def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> Effect:
-    """Effect of one measured row minus another; without interval where their seeds or images differ."""
-    return _effect([one, other], [1, -1]) or Effect(float(one["value"]) - float(other["value"]), None, None, 1, 0)
-
-
-def compare(paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]], plus: Sequence[Key],
-            minus: Sequence[Key], label: str) -> Comparison | None:
-    """A reported difference, the sum over `plus` less the sum over `minus`, beside ours, paired by seed and image.
-
-    None where a number of it was not reported or not measured.
-    """
-    keys = [*plus, *minus]
-    if any(key not in paper or ours.get(key, {}).get("value") is None for key in keys):
-        return None
-    signs = [1.0] * len(plus) + [-1.0] * len(minus)
-    theirs = sum(sign * paper[key] for sign, key in zip(signs, keys, strict=True))
-    rows = [{"row": key[1]} | dict(ours[key]) for key in keys]
-    steps = [row.get("steps") for row in rows]
-    unequal = None not in steps and len(set(steps)) > 1
-    note = f" (trained for {' and '.join(f'{count:,}' for count in dict.fromkeys(steps))} steps)" if unequal else ""
-    effect = _effect(rows, signs)
-    if effect is None:
-        mean = sum(sign * float(row["value"]) for sign, row in zip(signs, rows, strict=True))
-        return Comparison(label, theirs, Effect(mean, None, None, 1, 0), Verdict.UNDECIDED, " (other seeds)" + note)
-    return Comparison(label, theirs, effect, Verdict(judged(theirs, effect, keys[0][3])), note)
-
-
-def comparisons(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]]) -> list[Comparison]:
-    """Everything that the paper's order says of a row and a run has measured.
-
-    Args:
-        paper: reported numbers.
-        ours: measured rows (`value`; `values` and `seed_ids` where there are several; `images` per seed; `steps`).
-    """
-    model, metric = key[:3], key[3]
-    found = [compare(paper, ours, [key], [(*other, metric)], f"against {other[1]} {other[2]}")
-             for other in COMPARED[model]]
-    mine = (model[0], model[1], "fp32", metric)
-    found += [compare(paper, ours, [key, (other[0], other[1], "fp32", metric)], [mine, (*other, metric)],
-                      f"change by INT8 against that of {other[1]}") for other in DROPS.get(model, ())]
-    return [comparison for comparison in found if comparison]
-
-
-def trend(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]]) -> tuple[Verdict, str]:
-    """Verdict of a measured row in a smaller run, and the comparisons behind it.
-
-    One that fails decides; all must hold for the row to hold; else it is undecided. Arguments as `comparisons`.
-    """
-    found = comparisons(key, paper, ours)
-    if not found:
-        return Verdict.NOT_RUN, f"nothing to compare with: {', '.join(other[1] for other in COMPARED[key[:3]])} not run"
-    words = {comparison.word for comparison in found}
-    verdict = (Verdict.FAILS if Verdict.FAILS in words else Verdict.UNDECIDED if Verdict.UNDECIDED in words
-               else Verdict.HOLDS)
-    return verdict, "; ".join(map(str, found))
-
-
-def kept_order(key: Key, paper: Mapping[Key, float], ours: Mapping[Key, Mapping[str, Any]]) -> bool:
-    """Whether no measured difference points the other way than the reported one: a reversed order is none."""
-    return all(comparison.reported * comparison.effect.mean >= 0 or abs(comparison.reported) < EQUAL[key[3]]
-               for comparison in comparisons(key, paper, ours))
+    """Effect of one measured row minus another; without interval where their seeds differ."""
+    mean = float(one["value"]) - float(other["value"])
+    return signed_effect([one, other], [1, -1]) or Effect(mean, None, None, 1, 0)

@@ -21,12 +21,11 @@ from paperlib.environment import assets_dir, from_portable, root
 from paperlib.errors import UserError
 from paperlib.evaluation.audit import authors_folder
 from paperlib.files import file_lock, read_json, remove_stale, sha256_file, write_json
-from paperlib.profiles import NOTEBOOKS, note
-from paperlib.reporting.claims import claims_table
+from paperlib.profiles import NOTEBOOKS
+from paperlib.reporting.ending import ending_text
 from paperlib.reporting.exported import export_notebooks
-from paperlib.reporting.printed import format_tables
-from paperlib.reporting.reference import reference_text
 from paperlib.reporting.report import write_report, write_summary
+from paperlib.reporting.results import Results
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
 from paperlib.running.notebooks import NotebookError, execute, find_notebooks, kernel_environment, notebook_hash
@@ -258,13 +257,13 @@ def _one(path: Path, run: Run, overrides: Mapping[str, Any], fingerprint: str) -
 def write_results(run: Run, state: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> None:
     """Tables, summary and report from whatever records there are.
 
-    Prints the tables, how the run compares with the committed one of its profile, and where everything lies.
+    Prints what came out, how it compares with the committed run, and where everything lies.
     """
     costs = {name: {key: value[key] for key in ("seconds", "peak_bytes")} for name, value in sorted(state.items())}
     run.record("00_reproduce", [], notebooks=costs, overrides=overrides or {})
-    write_tables(run)
-    summary = write_summary(run)
+    results = Results(run)
+    write_tables(results)
+    write_summary(results)
     export_notebooks(run)
-    page = write_report(run)
-    print(f"\n{format_tables(run.out)}\nThe paper's claims\n{claims_table(run).to_string(index=False)}\n\n"
-          f"{note(run.settings)}\n\n{reference_text(run)}\n\nSummary: {summary}\nReport:  {page}", flush=True)
+    write_report(results)
+    print(f"\n{ending_text(results)}", flush=True)

@@ -1,0 +1,318 @@
+"""Write the pages of the committed results anew: `python results/pages.py`.
+
+Every run's tables and results/README.md, from the records in results/reference; results/settings.md
+from the package. `questions.json` says what each run was made to answer.
+"""
+
+import json
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))
+from settings_page import settings_text
+
+from paperlib.errors import UserError
+from paperlib.files import reading, write_text
+from paperlib.profiles import load_settings
+from paperlib.reporting.costs import bench_table, read_bench
+from paperlib.reporting.results import TABLES, Results
+from paperlib.reporting.tables import effect_text, markdown, write_tables
+from paperlib.reporting.verdicts import MEANING, Verdict
+from paperlib.run import NOTEBOOKS, Run
+
+HEADING = """# Committed results
+
+Written by `python results/pages.py` from the files in `reference/`. A run of your own writes
+`results/<profile>/`, which git ignores, and ends with a comparison with the run of its profile here.
+What can be set, with the profiles' values: [settings.md](settings.md)."""
+CLAIMS = """## The paper's claims
+
+One line each, by the run below that says most. Differences are in dB of PSNR RGB; in brackets the
+95 % interval over seeds and images. *Inside* says whether it holds the paper's own value."""
+RUNS = """## The runs
+
+Commands are as they were given at the commit beside them. Where several commits stand, the
+experiment was trained in parts, and its record names them. Minutes are those of the notebooks that
+a table needs, on the machine of the record, with the trainings that they continued."""
+STRENGTH = (Verdict.REPRODUCED, Verdict.MISSED, Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED,
+            Verdict.ONE_SEED, Verdict.NOT_RUN)
+"""Of several runs the one whose verdict comes first; then the paper's method (where there are
+several seeds), more seeds, more images."""
+BESIDE = ("summary.md", "report.html", "tried.md", "seeds.json", "bench.json")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    with reading(path, "a file of this kit"):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def open_results(folder: Path) -> Results:
+    """A committed run, with the settings of its profile.
+
+    Raises:
+        UserError: it holds no record of a notebook.
+    """
+    records = [path for path in sorted((folder / "records").glob("0[1-7]*.json"))]
+    if not records:
+        raise UserError(f"{folder} holds no record of a notebook. Restore it, or remove the folder.")
+    settings = load_settings(read(records[-1])["profile"])
+    return Results(Run(settings, folder, every_record=True))
+
+
+def claims_text(runs: Mapping[str, Results]) -> str:
+    """Every claim with the strongest verdict of any run."""
+    lines = []
+    for index, claim in enumerate(next(iter(runs.values())).claims):
+        def rank(name: str, index: int = index) -> tuple[int, bool, int, int]:
+            found = runs[name].claims[index]
+            papers = found["verdict"] is Verdict.ONE_SEED or any(
+                record["settings"].get("method") == "paper"
+                for record in runs[name].records.values())
+            return (STRENGTH.index(found["verdict"]), not papers, -(found["seeds"] or 0),
+                    -(found["images"] or 0))
+
+        name = min(runs, key=rank)
+        found = runs[name].claims[index]
+        lines.append({
+            "claim": claim["claim"], "paper": f"{claim['reported']:+.3f}",
+            "here": effect_text(found), "verdict": found["verdict"].value,
+            "inside": found["reported_inside"],
+            "run": f"[{name}](reference/{name}/summary.md)" if found["seeds"] else "",
+            "to decide or strengthen it": found["needs"]})
+    words = [word for word in Verdict if word.value in {line["verdict"] for line in lines}]
+    return "\n\n".join([
+        CLAIMS, markdown(pd.DataFrame(lines)),
+        "\n".join(f"- *{word.value}*: {MEANING[word]}" for word in words),
+        "Table A: one formula gives all five published scores from PSNR and time (*recomputed*). "
+        "The challenge's images and phone are not public, so nothing else can be measured."])
+
+
+def div2k_text(path: Path) -> str:
+    """The authors' dynamic INT8 file on the photographs of DIV2K that were at hand."""
+    record = read(path)
+    images = pd.DataFrame(record["div2k"]["images"] if isinstance(record["div2k"], dict)
+                          else record["div2k"])
+    apart = (images["psnr"] - images["psnr_reported"]).abs().max()
+    return "\n\n".join([
+        "## DIV2K's own photographs",
+        f"The authors' dynamic INT8 file on {len(images)} of the 100 validation photographs, beside "
+        f"their own report, image by image ([{path.name}](reference/div2k/{path.name})): "
+        f"{images['psnr'].mean():.4f} dB here and {images['psnr_reported'].mean():.4f} dB in the "
+        f"report, at most {apart:.1g} dB apart on any. SSIM: the report has "
+        f"{images['ssim_reported'].mean():.4f}, by tf.image.ssim on whole pictures; the usual SSIM "
+        f"of the same pictures is {images['ssim'].mean():.4f}."])
+
+
+def overrides(results: Results) -> dict[str, Any]:
+    """The single settings that a run was started with, from its record or an executed notebook.
+
+    Raises:
+        UserError: neither says them; a command without them would be another run's.
+    """
+    if "overrides" in results.records.get("00_reproduce", {}):
+        return dict(results.records["00_reproduce"]["overrides"])
+    for path in sorted((results.run.out / "notebooks").glob("*.ipynb")):
+        parameters = read(path)["metadata"].get("papermill", {}).get("parameters", {})
+        if parameters.get("overrides"):
+            return dict(json.loads(parameters["overrides"]))
+    raise UserError(f"{results.run.out} does not say which single settings it was started with. "
+                    "Give its 00_reproduce.json the field overrides, {} where there were none.")
+
+
+def command(profile: str, first: str, last: str, single: Mapping[str, Any]) -> str:
+    """The command for the notebooks `first` to `last` (two digits) with single settings.
+
+    Folders of the machine it ran on are left out.
+    """
+    words = ["paperlib", "reproduce", "--profile", profile]
+    words += ["--from", first] if first != "01" else []
+    words += ["--until", last] if last != "07" else []
+    words += ["--set"] if single else []
+    for field, value in single.items():
+        text = re.sub(r"^/.*/", ".../", value) if isinstance(value, str) else json.dumps(value)
+        words.append(f"{field}={text}")
+    return " ".join(f'"{word}"' if "$PAPERLIB_" in word else shlex.quote(word) for word in words)
+
+
+def seconds(records: Mapping[str, dict[str, Any]], name: str) -> float:
+    """What a notebook took, and its training where an earlier run of the notebook had done that."""
+    costs = records.get("00_reproduce", {}).get("notebooks", {})
+    notebook = costs.get(name, records[name])["seconds"]
+    history = records[name].get("history") or []
+    training = max([0.0, *(point["seconds"] for point in history)])
+    return notebook + (training if training > notebook else 0.0)
+
+
+def table_line(results: Results, name: str, link: str) -> dict[str, str] | None:
+    """A table of a run: notebooks, records, minutes, verdicts; None where nothing was measured."""
+    table = results.tables[name]
+    table = table[table["reproduced"].notna()]
+    if table.empty or name == "A":
+        return None
+    counts = Counter(str(word) for word in table["verdict"])
+    used = sorted({found for evidence in table["evidence"]
+                   for found in re.findall(r"records/(\w+)\.json", evidence)})
+    shown = [notebook for notebook in NOTEBOOKS
+             if notebook in results.records and notebook <= used[-1]]
+    minutes = sum(seconds(results.records, notebook) for notebook in shown) / 60
+    return {
+        "paper's table": f"{name}: {TABLES[name]}",
+        "notebooks": " to ".join(dict.fromkeys((shown[0][:2], shown[-1][:2]))),
+        "records": ", ".join(f"[{record}]({link}/records/{record}.json)" for record in used),
+        "minutes": f"{minutes:.0f}",
+        "verdicts": ", ".join(f"{count} × {word}" for word, count in sorted(counts.items()))}
+
+
+def run_text(results: Results, name: str, question: str) -> str:
+    """A run: its question, command, commit and tables."""
+    link, records = f"reference/{name}", results.records
+    notebooks = [notebook for notebook in NOTEBOOKS if notebook in records]
+    last = records[notebooks[-1]]
+    parts = [part for notebook in notebooks
+             for part in records[notebook].get("parts") or [records[notebook]]]
+    commits = dict.fromkeys((part.get("commit") or "none")[:8] for part in parts)
+    lines = [table_line(results, table, link) for table in TABLES]
+    beside = [f"[{file}]({link}/{file})" for file in BESIDE if (results.run.out / file).is_file()]
+    asked = command(last["profile"], notebooks[0][:2], notebooks[-1][:2], overrides(results))
+    return "\n\n".join([
+        f"### {name}", question, f"```\n{asked}\n```",
+        f"Commit {', '.join(commits)}; threads: {last['threads']}, "
+        f"{'a' if last['cuda'] else 'no'} GPU, torch {last['versions']['torch']}. "
+        f"{', '.join(beside)}",
+        markdown(pd.DataFrame(list(filter(None, lines))))])
+
+
+def speed_text(path: Path, link: str) -> str:
+    """The benchmarks of a bench.json."""
+    bench = read_bench(path)
+    about = bench.get("provenance") or {}
+    cpu = about.get("cpu") or {}
+    return "\n\n".join([
+        "## How fast, and against what",
+        f"[bench.json]({link}), by `paperlib bench`: commit {str(about.get('commit'))[:8]}, "
+        f"{about.get('threads')} threads of an {cpu.get('model')} "
+        f"({', '.join(cpu.get('instructions', []))}). A ratio is of interleaved runs in one "
+        "process; above 1 the first is faster.", markdown(bench_table(bench))])
+
+
+def audit_text(path: Path) -> str:
+    """The authors' files on public sets, and where the learned grids lose."""
+    audit = read(path)
+    found = {(line["as"], line["dataset"]): line for line in audit["measured"]}
+    names, sets = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
+    table = pd.DataFrame([
+        {"authors' file": found[name, sets[0]]["authors' file"], "as": name.replace("_", " "),
+         **{image_set: f"{found[name, image_set]['psnr_rgb']:.3f}" for image_set in sets}}
+        for name in names])
+    loss, where, image_set = max(
+        (value - found["re_exported_int8", image_set]["images"][image], image, image_set)
+        for image_set in sets
+        for image, value in found["dynamic_int8", image_set]["images"].items())
+    return "\n\n".join([
+        "## The authors' files, measured again",
+        "What do the published checkpoints and TFLite files score on public sets, and what do the "
+        "learned grids give?", "```\npaperlib verify --json results/reference/audit.json\n```",
+        f"Commit {audit['provenance']['commit'][:8]}; hashes of their files and PSNR of every image "
+        "are in [audit.json](reference/audit.json). PSNR RGB in dB:", markdown(table),
+        f"The file with the learned grids (re exported int8) is ahead on average and {loss:.2f} dB "
+        f"behind their dynamic one on one photograph, {where} of {image_set}. Its input grid ends "
+        f"at {audit['input_grid'][1]:.0f}, where stage 3's observers left it, so it cannot tell "
+        "brighter pixels apart."])
+
+
+def hostile_text(path: Path) -> str:
+    """How many damaged files the command line was given, and what became of them."""
+    record = read(path)
+    table = pd.DataFrame([
+        {"kind": kind} | {name: counts[name] for name in ("commands", "files", "refused", "wrong")}
+        for kind, counts in record["kinds"].items()])
+    return "\n\n".join([
+        "## Damaged files",
+        f"[hostile.json](reference/{path.name}), at commit {record['commit'][:8]}, seed "
+        f"{record['seed']}. Wrong is a command that broke a promise: exit code 0, 1 or 2, one line "
+        "a failure, no traceback, inputs as they were, nothing outside of the output, the good "
+        "picture of a batch enlarged.", markdown(table)])
+
+
+def spread_text(path: Path) -> str:
+    """How far two machines may differ."""
+    spread = read(path)
+    table = pd.DataFrame([
+        {"rows": kind, "metric": metric, "median": f"{value['median']:.4f}",
+         "largest": f"{value['largest']:.4f}", "stated": f"{spread['stated'][kind][metric]:.4f}"}
+        for kind, metrics in spread["seen"].items() for metric, value in metrics.items()])
+    machines = ", ".join(f"{name} ({machine['seconds'] / 60:.0f} min)"
+                         for name, machine in spread["machines"].items())
+    return "\n\n".join([
+        "## How far two machines may differ",
+        f"[spread.json](reference/spread.json): {spread['what']}; {machines}. Stated is "
+        f"{spread['allowance']} times the largest difference between any two. PSNR in dB.",
+        markdown(table)])
+
+
+def page(folder: Path, runs: Mapping[str, Results], questions: Mapping[str, str]) -> str:
+    """results/README.md for the committed runs below `folder`, in the order of the questions."""
+    div2k = sorted((folder / "div2k").glob("*.json"))
+    parts = [HEADING, claims_text(runs), *(div2k_text(path) for path in div2k), RUNS]
+    parts += [run_text(runs[name], name, text) for name, text in questions.items()]
+    parts += [speed_text(path, f"reference/{path.relative_to(folder).as_posix()}")
+              for path in sorted(folder.rglob("bench.json"))]
+    for name, text in (("audit", audit_text), ("hostile", hostile_text), ("spread", spread_text)):
+        if (path := folder / f"{name}.json").is_file():
+            parts.append(text(path))
+    return "\n\n".join(parts) + "\n"
+
+
+def run_page(folder: Path, name: str, question: str) -> str:
+    """The page inside a run with executed notebooks, which link to it as to the README."""
+    up = "../" * (name.count("/") + 3)
+    notebooks = ", ".join(f"[{path.stem}](notebooks/{path.name})"
+                          for path in sorted((folder / name / "notebooks").glob("*.ipynb")))
+    return "\n\n".join([
+        f"# The committed run {name}", question,
+        f"Its notebooks as executed, with every picture: {notebooks}.",
+        "In short: [summary.md](summary.md); on one page, with dividers to drag: "
+        f"[report.html](report.html). Records, commands and minutes of all runs: "
+        f"[results]({up[3:]}README.md). To run the notebooks yourself, open those in "
+        f"[notebooks/]({up}notebooks); what the project is: [README]({up}README.md).\n"])
+
+
+def read_runs(folder: Path) -> tuple[dict[str, Results], dict[str, str]]:
+    """The committed runs below `folder`, and what each was made to answer.
+
+    Raises:
+        UserError: a file is missing or damaged, or runs and questions differ.
+    """
+    questions = read(folder / "questions.json")
+    found = {path.parent.relative_to(folder).as_posix()
+             for path in folder.rglob("records") if path.is_dir()}
+    if found != questions.keys():
+        raise UserError(f"{folder / 'questions.json'} and the runs beside it differ in "
+                        f"{', '.join(sorted(found ^ questions.keys()))}. Say what each answers.")
+    return {name: open_results(folder / name) for name in questions}, questions
+
+
+def write_pages(results: Path) -> Sequence[Path]:
+    """Write everything that is generated below the folder `results`."""
+    folder = results / "reference"
+    runs, questions = read_runs(folder)
+    pages = [write_text(results / "settings.md", settings_text()),
+             write_text(results / "README.md", page(folder, runs, questions))]
+    for name, found in runs.items():
+        write_tables(found)
+        if (folder / name / "notebooks").is_dir():
+            text = run_page(folder, name, questions[name])
+            pages.append(write_text(folder / name / "README.md", text))
+    return pages
+
+
+if __name__ == "__main__":
+    print(*write_pages(Path(__file__).parent), sep="\n")
