@@ -20,12 +20,13 @@ from settings_page import settings_text
 
 from paperlib.errors import UserError
 from paperlib.files import reading, write_text
-from paperlib.profiles import load_settings
+from paperlib.profiles import NOTEBOOKS, load_settings
 from paperlib.reporting.costs import bench_table, read_bench
+from paperlib.reporting.report import write_report, write_summary
 from paperlib.reporting.results import TABLES, Results
 from paperlib.reporting.tables import effect_text, markdown, write_tables
 from paperlib.reporting.verdicts import MEANING, Verdict
-from paperlib.run import NOTEBOOKS, Run
+from paperlib.run import Run
 
 HEADING = """# Committed results
 
@@ -308,6 +309,9 @@ def write_pages(results: Path) -> Sequence[Path]:
              write_text(results / "README.md", page(folder, runs, questions))]
     for name, found in runs.items():
         write_tables(found)
+        write_summary(found)
+        if (folder / name / "report.html").is_file():
+            write_report(found)
         if (folder / name / "notebooks").is_dir():
             text = run_page(folder, name, questions[name])
             pages.append(write_text(folder / name / "README.md", text))

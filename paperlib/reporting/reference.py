@@ -1,7 +1,8 @@
 """Compare a run with the committed run of its profile.
 
 Two machines sum in another order, and training carries the last bit on. How far apart one training
-then ends is measured (results/reference/spread.json); values further apart than that do not agree. Where settings or teacher differ there is nothing to compare.
+then ends is measured (results/reference/spread.json); values further apart than that do not agree.
+Where settings or teacher differ there is nothing to compare.
 """
 
 import json
@@ -30,10 +31,12 @@ class Comparison:
 
     values: `KEY`, `here`, `there`, `allowed`, `agrees`; one line a value that both have.
     different: by notebook, the settings that differ; its values are not compared.
+    missing: how many values of the reference have no counterpart in notebooks that are compared.
     """
 
     values: pd.DataFrame
     different: dict[str, list[str]]
+    missing: int
 
 
 def kind_of(table: str, row: str, precision: str) -> str:
@@ -95,11 +98,14 @@ def compare(here: Results, there: Results, spread: dict[str, dict[str, float]]) 
         columns={"value_here": "here", "value_there": "there"})
     alike = [name in both and not different[name] for name in values["record"]]
     values = values[alike].reset_index(drop=True)
+    compared = [name for name in both if not different[name]]
+    missing = int(rows[1]["record"].isin(compared).sum()) - len(values)
     values["allowed"] = [
         spread.get(kind_of(row.table, row.row, row.precision), {}).get(row.metric, PRINTED)
         for row in values.itertuples()]
     values["agrees"] = (values["here"] - values["there"]).abs() <= values["allowed"]
-    return Comparison(values, {name: found for name, found in different.items() if found})
+    different = {name: found for name, found in different.items() if found}
+    return Comparison(values, different, missing)
 
 
 def reference_text(source: Run | Results) -> str:
@@ -119,6 +125,8 @@ def reference_text(source: Run | Results) -> str:
     otherwise = [f"  {name} was not compared: {'; '.join(fields[:3])}"
                  + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
                  for name, fields in found.different.items()]
+    if found.missing:
+        otherwise.append(f"  {found.missing} values of that run were not measured here.")
     if values.empty:
         return "\n".join([f"Did it work? Nothing can be compared with the committed {profile}.",
                           *otherwise])

@@ -6,14 +6,8 @@ import pytest
 
 from paperlib.errors import UserError
 from paperlib.reporting import reference
-from paperlib.reporting.reference import (
-    compare,
-    disagreements,
-    kind_of,
-    overview,
-    reference_text,
-    stated_spread,
-)
+from paperlib.reporting.reference import compare, kind_of, reference_text, stated_spread
+from paperlib.reporting.results import Results
 from paperlib.run import measured_row, open_run
 
 LIMITS = {"trained": {"psnr": 0.05, "ssim": 0.001}, "untrained": {"psnr": 0.0}}
@@ -40,21 +34,22 @@ def test_values_within_the_spread_agree_and_the_others_are_listed(clone):
     run.record("01_data", [row("bicubic", 26.7603, table="B")])
     run.record("02_stage1", [row("stage1", 27.54), row("stage1", 0.8004, "ssim")])
     run.record("04_stage2", [row("student_stage2", 27.54, table="B")], teacher="small MambaIRv2 (45 parameters; other)")
-    found = compare(run, committed, stated_spread())
+    found = compare(Results(run), Results(committed), stated_spread())
     assert dict(zip(found.values["row"] + " " + found.values["metric"], found.values["agrees"], strict=True)) == {
         "bicubic psnr": False, "stage1 psnr": True, "stage1 ssim": True, "student_stage2 psnr": False}
-    assert found.different == {}
-    assert overview(found).to_dict("records") == [
-        {"notebook": "01_data", "agree": 0, "differ": 1, "largest, PSNR (dB)": "0.0003", "remark": ""},
-        {"notebook": "02_stage1", "agree": 2, "differ": 0, "largest, PSNR (dB)": "0.0400", "remark": ""},
-        {"notebook": "04_stage2", "agree": 0, "differ": 1, "largest, PSNR (dB)": "0.0600", "remark": ""}]
-    listed = disagreements(found).to_dict("records")
-    assert [line["row"] for line in listed] == ["B bicubic", "B student_stage2"]  # by how far beyond what is allowed
-    assert (listed[1]["difference"], listed[1]["allowed"]) == ("-0.0600", "±0.0500")
-    text = reference_text(run)
-    assert "2 of 4 values agree" in text
-    assert "PSNR ±0.050 dB, SSIM ±0.0010" in text
-    assert "27.5400" in text
+    assert (found.different, found.missing) == ({}, 0)
+    lines = reference_text(run).splitlines()
+    assert "2 of 4 values differ" in lines[0]
+    # by how far beyond what is allowed
+    assert [line.split()[1:3] for line in lines[1:]] == [["B", "bicubic"], ["B", "student_stage2"]]
+
+
+def test_all_that_agrees_is_one_line_and_what_is_missing_another(clone):
+    committed, run = clone
+    run.record("02_stage1", [row("stage1", 27.50)])
+    assert "Yes: 1 of 1 values agree" in reference_text(run)
+    assert compare(Results(run), Results(committed), LIMITS).missing == 1
+    assert "1 values of that run were not measured here" in reference_text(run)
 
 
 def test_other_settings_are_said_and_their_values_not_compared(clone, tmp_path):
@@ -62,26 +57,22 @@ def test_other_settings_are_said_and_their_values_not_compared(clone, tmp_path):
     run = open_run("demo", tmp_path / "other", {"stage2.steps": 7, "stage1.checkpoint_every": 10})
     run.record("02_stage1", [row("stage1", 27.50)])
     run.record("04_stage2", [row("student_stage2", 20.0, table="B")], teacher="small MambaIRv2 (45 parameters)")
-    found = compare(run, committed, LIMITS)
+    found = compare(Results(run), Results(committed), LIMITS)
     assert found.values["record"].tolist() == ["02_stage1"]  # stage 1 does not depend on stage 2
-    assert found.missing == {"02_stage1": 1}
     steps = committed.settings.stage2.steps
-    assert found.different == {"04_stage2": [f"stage2.steps: 7, there {steps}"]}
-    text = reference_text(run)
-    assert f"not compared: stage2.steps: 7, there {steps}" in text
-    assert "1 of 1 values agree" in text
-    assert "These do not agree" not in text
+    assert found.different == {"04_stage2": [f"stage2.steps 7, there {steps}"]}
+    assert f"stage2.steps 7, there {steps}" in reference_text(run)
 
 
 def test_another_teacher_or_seed_is_not_another_machine(clone, tmp_path):
     committed, run = clone
     run.record("02_stage1", [row("stage1", 27.50)])
     run.record("04_stage2", [row("student_stage2", 27.60, table="B")], teacher="MambaIRv2-light (1 parameters)")
-    found = compare(run, committed, LIMITS)
-    assert found.different == {"04_stage2": ["teacher: MambaIRv2-light, there small MambaIRv2"]}
+    found = compare(Results(run), Results(committed), LIMITS)
+    assert found.different == {"04_stage2": ["teacher MambaIRv2-light, there small MambaIRv2"]}
     seeded = open_run("demo", tmp_path / "seeded", {"seed": 5})
     seeded.record("02_stage1", [row("stage1", 27.50)])
-    assert compare(seeded, committed, LIMITS).different == {"02_stage1": ["seed: 5, there 1234"]}
+    assert compare(Results(seeded), Results(committed), LIMITS).different == {"02_stage1": ["seed 5, there 1234"]}
 
 
 def test_a_setting_that_an_older_reference_does_not_know_counts_as_the_profiles(clone):
@@ -92,31 +83,29 @@ def test_a_setting_that_an_older_reference_does_not_know_counts_as_the_profiles(
     record["settings"]["stage1"]["gone"] = 1
     path.write_text(json.dumps(record))
     run.record("02_stage1", [row("stage1", 27.50)])
-    assert compare(run, committed, LIMITS).different == {}
+    assert compare(Results(run), Results(committed), LIMITS).different == {}
 
 
 def test_a_run_of_other_notebooks_than_the_reference_is_said(clone):
     _, run = clone
     run.record("07_ablations", [row("kd_1", 27.1, table="D")])
     text = reference_text(run)
-    assert text.startswith("Not compared with the committed demo (")
-    assert text.endswith("): it has no record of a notebook that ran here.")
+    assert text.startswith("Did it work? Nothing can be compared with the committed demo")
 
 
 def test_no_reference_is_said(clone, tmp_path):
     committed, _ = clone
-    assert reference_text(open_run("smoke", tmp_path / "smoke")).startswith("No reference for profile smoke")
-    assert reference_text(committed) == (
-        "This run is the reference of its profile; there is nothing else to compare it with.")
+    assert "No run of profile smoke is committed" in reference_text(open_run("smoke", tmp_path / "smoke"))
+    assert reference_text(committed).startswith("This run is the committed one of its profile")
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"stated": 3}', '{"stated": {"trained": {"psnr": null}}}'])
-def test_a_missing_or_damaged_spread_says_how_to_get_it(clone, tmp_path, text):
+def test_a_missing_or_damaged_spread_is_said_and_costs_nothing(clone, tmp_path, text):
     path = tmp_path / "results" / "reference" / "spread.json"
     path.unlink()
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError, match="Restore it with git"):
+    with pytest.raises(UserError, match="spread"):
         stated_spread()
     run = open_run("demo", tmp_path / "results" / "demo")
     assert "Not compared" in reference_text(run)
@@ -135,6 +124,6 @@ def test_rounded_rows_have_their_own_limit(clone):
     committed, run = clone
     for each, value in ((committed, 27.0), (run, 27.15)):
         each.record("02_stage1", [row("stage1", value), row("fakequant", value, precision="fake-quant")])
-    found = compare(run, committed, LIMITS | {"rounded": {"psnr": 0.2}})
+    found = compare(Results(run), Results(committed), LIMITS | {"rounded": {"psnr": 0.2}})
     assert dict(zip(found.values["row"], found.values["agrees"], strict=True)) == {
         "stage1": False, "fakequant": True}

@@ -89,7 +89,7 @@ def test_summary_and_page_say_the_same_and_open_with_what_came_out(run):
     for line in summary.splitlines():
         if line.startswith(("- ", "# ", "## ")):
             assert re.sub(r"[#*-]+ ?", "", line).strip()[:40] in page.replace("-", ""), line
-    assert "| bicubic, a formula that has learnt nothing | 26.26 |  |" in summary
+    assert "| bicubic: a formula that has learned nothing | 26.26 |  |" in summary
     assert "| stage 2, with frequencies and a teacher | 28.28 | +2.02 |" in summary
 
 
