@@ -96,9 +96,8 @@ def compare(here: Results, there: Results, spread: dict[str, dict[str, float]]) 
             for results in (here, there)]
     values = rows[0].merge(rows[1], on=KEY, suffixes=("_here", "_there")).rename(
         columns={"value_here": "here", "value_there": "there"})
-    alike = [name in both and not different[name] for name in values["record"]]
-    values = values[alike].reset_index(drop=True)
     compared = [name for name in both if not different[name]]
+    values = values[values["record"].isin(compared)].reset_index(drop=True)
     missing = int(rows[1]["record"].isin(compared).sum()) - len(values)
     values["allowed"] = [
         spread.get(kind_of(row.table, row.row, row.precision), {}).get(row.metric, PRINTED)
