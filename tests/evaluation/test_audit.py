@@ -7,7 +7,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from paperlib.reporting.selection import selection_figure, selection_section
 
 from paperlib.errors import UserError
 from paperlib.evaluation import audit
@@ -22,6 +21,7 @@ from paperlib.evaluation.audit import (
     fetch_authors,
     selection_noise,
 )
+from paperlib.reporting.costs import selection_figure, selection_section
 from paperlib.run import open_run
 
 CONTENTS = {"a.pt": b"weights" * 99, "b.csv": b"1,2\n"}
