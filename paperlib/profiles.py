@@ -105,7 +105,7 @@ DEMO: dict[str, Any] = {
     "ablation": {"stage1_steps": 120, "stage2_steps": 40, "stage3_steps": 40},
 }
 BENCHMARK: dict[str, Any] = {
-    "method": "ours",  # it trains the student in the box
+    "method": "ours",  # it trains the shipped student
     "data": {"source": "folders", "train": ("bsds400", "t91", "cid22", "open"), "valid": ("clic_val",),
              "tests": ("benchmark/Set5", "benchmark/Set14", "benchmark/B100")},
     "teacher": {"kind": "published", "outputs": "cached"},

@@ -197,7 +197,7 @@ class QuantSettings(_Section):
     """The global skip. add: as published; exact (tflite only): by convolutions, unrounded (`quantisation.skip`)."""
     start: str = ""
     """A student checkpoint that stage 3 starts from: an absolute path, one under PAPERLIB_ASSETS (the authors' stage 2,
-    say), or pretrained-float, the float student in the box; empty: this run's own stage 2."""
+    say), or pretrained-float, the shipped float student; empty: this run's own stage 2."""
 
     @model_validator(mode="after")
     def _quantiser_can(self) -> Self:

@@ -94,6 +94,15 @@ def test_the_spread_over_seeds_is_the_recorded_one():
     assert record["stage2_shared_steps"] == 0
 
 
+@pytest.mark.parametrize(("label", "file"), [
+    ("the former student", "benchmark/before.json"), ("the candidate", "benchmark/restart.json")])
+def test_what_was_turned_down_is_said_as_recorded(label, file):
+    tried = (REFERENCE / "benchmark" / "tried.md").read_text(encoding="utf-8")
+    line = [" / ".join(f"{value(file, row, name, metric):.3f}" for row in ("float_before_qat", "tflite_dynamic"))
+            for metric, name in (*(("psnr", name) for name in SETS), ("psnr_y", "validation"))]
+    assert f"| {label} | {' | '.join(line)} |" in tried
+
+
 def test_the_authors_float_network_is_ahead_on_the_photographs_as_said():
     """CLIC's 14 pictures are 13 photographs and a screenshot, the hardest of them."""
     ours = value("benchmark/records/06_tflite_eval.json", "float_before_qat", "validation", field="images")

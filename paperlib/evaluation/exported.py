@@ -69,7 +69,7 @@ class Exported:
         """How often each operator occurs in each file, in the bundled one and, if at hand, the
         authors'."""
         counts = {path.name: self.inspect(kind)["counts"] for kind, path in self.paths.items()}
-        counts["in the box"] = inspect_tflite(pretrained())["counts"]
+        counts["shipped"] = inspect_tflite(pretrained())["counts"]
         for path in self.authors().values():
             counts[f"authors' {path.name}"] = inspect_tflite(path)["counts"]
         return pd.DataFrame(counts).fillna(0).astype(int)

@@ -54,7 +54,7 @@ def load_upscaler(spec: str | Path) -> Upscaler:
     """The upscaler that a user names.
 
     Args:
-        spec: `pretrained` (the INT8 student in the box), `pretrained-float`, `bicubic` (PyTorch's
+        spec: `pretrained` (the shipped INT8 student), `pretrained-float`, `bicubic` (PyTorch's
             kernel, as the authors' log), `bicubic-matlab`, `teacher` (the published weights), a
             .safetensors checkpoint of this kit, one of the authors' `*_deploy.pt`, or a .tflite
             file.

@@ -53,7 +53,7 @@ def input_files(run: Run) -> list[Path]:
 
 
 def package_files() -> list[Path]:
-    """The files of this package: sources, tables, templates and the weights in the box."""
+    """The files of this package: sources, tables, templates and the shipped weights."""
     folder = Path(__file__).parents[1]
     return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
