@@ -39,11 +39,14 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests
 	PAPERLIB_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
 
-# Before the first run of one's own, on the committed one, whose pictures are there at once.
-SEEN = $(if $(wildcard results/$(PROFILE)),,$(wildcard results/reference/$(PROFILE)/notebooks/01_data.ipynb))
+# Before the first run of one's own, a copy of the committed one, whose pictures are there at once.
+COMMITTED := results/reference/$(PROFILE)/notebooks
+SHOWN := results/$(PROFILE)-committed/notebooks
+SEEN = $(if $(wildcard results/$(PROFILE)),,$(wildcard $(COMMITTED)/01_data.ipynb))
 lab: $(STAMP)
-	@echo "$(if $(SEEN),These are the notebooks of the committed run; notebooks/ has them without results$(comma) to run them yourself.)"
-	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab $(firstword $(SEEN) notebooks/01_data.ipynb)
+	@echo "$(if $(SEEN),A copy of the committed run; notebooks/ has them without results$(comma) to run them yourself.)"
+	$(if $(SEEN),@test -d $(SHOWN) || { mkdir -p $(SHOWN) && cp $(COMMITTED)/*.ipynb $(SHOWN)/; })
+	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.news_url=None --LabApp.default_url=/lab/tree/$(if $(SEEN),$(SHOWN),notebooks)/01_data.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check paperlib tests notebooks

@@ -22,6 +22,8 @@ from paperlib.files import check_folder, shown, user_path, write_json
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, "
           "or a .safetensors, *_deploy.pt or .tflite file")
+PROTOCOL_LINE = ("PSNR in dB, SSIM at most 1. _rgb: no crop, output not rounded; "
+                 "_y: rounded to 8 bits, BT.601 luma, 3 pixels of border left out.")
 INTERVAL = 20.0
 """Seconds between two plain lines of progress."""
 LONGEST = 1500
@@ -102,7 +104,7 @@ def evaluate(args: argparse.Namespace) -> int:
         result = evaluate(upscaler, pairs, progress)
     if result["failed"] and len(pairs) == 1:
         raise UserError(result["failed"][0])
-    print(f"{result['model']} on {one_line(args.hr)}\n{score_lines(result)}")
+    print(f"{result['model']} on {one_line(args.hr)}\n{PROTOCOL_LINE}\n{score_lines(result)}")
     _write(args.json, result)
     _complain((*result["notes"], *result["failed"]))
     return 1 if result["failed"] else 0
@@ -253,6 +255,29 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See `{self.prog} --help`.")
 
 
+EXAMPLES = {
+    reproduce: ("reproduce --profile smoke",
+                "reproduce --from 05 -o results/mine --set stage3.steps=100"),
+    train: ("train stage1 --profile benchmark", "train stage2 --profile benchmark --set stage2.lr=1e-4"),
+    evaluate: ("evaluate --hr photographs", "evaluate bicubic --hr Set5/HR --json scores.json"),
+    upscale: ("upscale picture.jpg folder -o enlarged", "upscale -o enlarged -- -begins-with-a-dash.png"),
+    inspect: ("inspect student_dynamic_int8.tflite",
+              "inspect results/demo/checkpoints/stage3/qat.safetensors"),
+    export: ("export pretrained -o files",
+             "export results/demo/checkpoints/stage3/qat.safetensors -o files"),
+    page: ("page -o upscale.html", "page -o /srv/www/index.html"),
+    verify: ("verify", "verify --div2k DIV2K --json audit.json"),
+    bench: ("bench --only int8", "bench --json bench.json"),
+    data: ("data status --profile benchmark", "data fetch open --to photographs/open"),
+    table: ("table --profile demo", "table -o results/mine --format markdown"),
+}
+
+
+def _examples(*commands: Any) -> str:
+    lines = [line for command in commands for line in EXAMPLES[command]]
+    return "examples:\n" + "\n".join(f"  paperlib {line}" for line in lines)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
@@ -269,18 +294,23 @@ def _profile_name(text: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(prog="paperlib", description="Reproduce the paper, use and measure its models.")
+    parser = _Parser(prog="paperlib", description="Reproduce the paper, use and measure its models.",
+                     epilog=_examples(reproduce, upscale),
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(run=lambda _: parser.print_help())
     parser.add_argument("--version", action="version", version=f"paperlib {__version__}")
-    parsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    parsers = parser.add_subparsers(metavar="COMMAND")
 
     def add(run: Any, text: str, *options: str) -> argparse.ArgumentParser:
-        command = parsers.add_parser(run.__name__, help=text, description=text, allow_abbrev=False)
+        command = parsers.add_parser(
+            run.__name__, help=text, description=text, allow_abbrev=False, epilog=_examples(run),
+            formatter_class=argparse.RawDescriptionHelpFormatter)
         command.set_defaults(run=run)
         if "profile" in options:
             command.add_argument("--profile", type=_profile_name, metavar="{smoke,demo,benchmark,paper}",
                                  help="default: PAPERLIB_PROFILE, else demo")
         if "out" in options:
-            command.add_argument("--out", type=Path, metavar="DIR",
+            command.add_argument("-o", "--out", type=Path, metavar="DIR",
                                  help="results; default: results/<profile>")
         if "set" in options:
             command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[],
@@ -311,7 +341,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(upscale, "Enlarge pictures ×3.")
     command.add_argument("inputs", nargs="+", metavar="INPUT",
                          help="picture of up to 150 megapixels, folder, or glob")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR",
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="DIR",
                          help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
 
@@ -324,14 +354,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
                          help="pretrained (the bundled student), qat.safetensors of a run, "
                               "the authors' *_qat.pt")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     command.add_argument("--input", choices=("int8", "uint8"),
                          help="type of the pixels; default for pretrained: both")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
 
     command = add(page, "One HTML file that enlarges pictures in a browser, offline.")
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the page to write")
 
     command = add(verify, "Measure the authors' files again (downloads them): reported, their own report, ours.",
                   "json")
@@ -357,6 +387,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(argv)
+    except UserError as error:
+        for word in argv:
+            if word.startswith("-") and word != "--" and "--" not in argv and Path(word).exists():
+                raise UserError(f"{error} To name a file that begins with a dash: after all "
+                                f"options, -- {word}") from error
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Bad input gives a traceback only with PAPERLIB_DEBUG=1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line that matters
@@ -364,12 +405,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     escape_unprintable()
     warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"  # no source code
     try:
-        args = build_parser().parse_args(argv)
+        args = _parse(sys.argv[1:] if argv is None else argv)
         if getattr(args, "json", None):
             check_folder(args.json.parent, "--json")
         code = args.run(args)
         sys.stdout.flush()
-        return code
+        return code or 0
     except UserError as error:
         message: object = error
         if os.environ.get("PAPERLIB_DEBUG") == "1":

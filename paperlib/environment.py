@@ -183,11 +183,12 @@ def escape_unprintable() -> None:
 
 
 @contextmanager
-def silence_native_stderr(tell: bool = True) -> Iterator[None]:
-    """For the block, what C++ libraries write to stderr is kept back.
+def silence_native_stderr(tell: bool = True, log: Path | None = None) -> Iterator[None]:
+    """For the block, what C++ libraries and child processes write to stderr is kept back.
 
     Args:
         tell: where the block fails, it comes out; False where the exception says the same.
+        log: a file that it is added to instead.
     """
     try:
         sys.stderr.flush()
@@ -195,18 +196,18 @@ def silence_native_stderr(tell: bool = True) -> Iterator[None]:
     except (AttributeError, OSError, ValueError):  # there is no stderr
         yield
         return
-    with tempfile.TemporaryFile() as kept:
+    with os.fdopen(terminal, "wb"), log.open("ab") if log else tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
             yield
         except BaseException:
-            if tell:
+            if tell and not log:
                 kept.seek(0)
                 os.write(terminal, kept.read())
             raise
         finally:
+            sys.stderr.flush()
             os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 def _in_notebook() -> bool:

@@ -161,28 +161,35 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 @contextmanager
-def building_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target`, which takes its place when the block ends without error.
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """An empty folder in `parent` for the block; what killed processes left of such is removed.
 
-    It is locked while in use; what killed processes left of such folders there is removed first.
+    It is locked while in use.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f"{TEMPORARY}*"):
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{TEMPORARY}*"):
         if left.is_dir() and not left.is_symlink() and _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    building = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    old = building.with_name(f"{building.name}.old")
-    building.mkdir()
+    folder = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    folder.mkdir()
     try:
-        with (building / ".lock").open("wb") as lock:
+        with (folder / ".lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield building
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def building_folder(target: Path) -> Iterator[Path]:
+    """A `temporary_folder` beside `target`, which takes its place when the block ends well."""
+    with temporary_folder(target.parent) as building:
+        yield building
         (building / ".lock").unlink()
+        old = building.with_name(f"{building.name}.old")
         if target.exists():  # a damaged one, or another process was first
             target.rename(old)
         building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -8,6 +8,7 @@ import html
 import json
 import math
 import resource
+import shlex
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -175,6 +176,25 @@ class Run:
         """Folder of a stage's training state and weights."""
         return self.folder(f"checkpoints/{stage}")
 
+    def command(self, first: str, last: str = "") -> str:
+        """The command that runs notebooks of this run: its profile, folder and settings.
+
+        Args:
+            first, last: names or numbers of notebooks; "": to the end.
+        """
+        profile, method = self.settings.profile, self.settings.method
+        words = ["paperlib", "reproduce", "--profile", profile, "--from", first[:2]]
+        words += ["--until", last[:2]] if last else []
+        words += ["--out", str(self.out)] if self.out != run_folder(None, profile) else []
+        plain = flatten("", load_settings(profile).model_dump(mode="json"))
+        changed = [f"method={method}"] if method != plain["method"] else []
+        plain = flatten("", load_settings(profile, {"method": method}).model_dump(mode="json"))
+        changed += [
+            f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in flatten("", self.settings.model_dump(mode="json")).items()
+            if value != plain[name]]
+        return shlex.join([*words, *(["--set", *changed] if changed else [])])
+
     def settings_table(self, *sections: str) -> pd.DataFrame:
         """Columns setting, value and the paper's value: the named sections, or what a run is.
 
@@ -219,10 +239,8 @@ class Run:
                    if not path.with_suffix(".safetensors").is_file()]
         started = stage == "stage2" and self.settings.quant.start  # stage 3 starts from the user's file
         if TRAINED_BY[stage] in missing and not started:
-            raise UserError(
-                f"this notebook starts from weights that are not in {self.out} yet. Run first, with the "
-                f"same profile ({self.settings.profile}): {', '.join(missing)}. Or all at once: paperlib "
-                f"reproduce --profile {self.settings.profile}.")
+            raise UserError(f"this starts from weights that are not in {self.out} yet, those of "
+                            f"{', '.join(missing)}. Run: {self.command(missing[0], TRAINED_BY[stage])}")
 
     def show(self, figure: "Figure", alt: str = "") -> "Image":
         """A figure for display, at half its pixel size; nothing is saved."""
@@ -263,8 +281,7 @@ class Run:
         """A record of this run; one that is missing or damaged is told with its notebook."""
         path = self.out / "records" / f"{name}.json"
         if not path.is_file():
-            raise UserError(f"no record at {path}. "
-                            f"Run notebook {name} with profile {self.settings.profile} first.")
+            raise UserError(f"no record at {path}. Run: {self.command(name, name)}")
         record = read_json(path)
         try:
             tidy_rows((name, row) for row in record["rows"])

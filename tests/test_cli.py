@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -57,6 +58,13 @@ def test_every_command_explains_itself(capsys):
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])
         assert end.value.code == 0
+        examples = [line.strip() for line in capsys.readouterr().out.partition("examples:")[2].splitlines()]
+        assert len(examples) == 3
+        for example in examples[1:]:
+            args = build_parser().parse_args(shlex.split(example)[1:])
+            assert args.run.__name__ == name
+    assert main([]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_help_loads_nothing_heavy():
@@ -88,7 +96,7 @@ def test_reproduce_passes_on_what_it_was_given(monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ("", "COMMAND"), ("reprodce", "invalid choice: 'reprodce'"), ("reproduce --profil demo", "--profil"),
+    ("reprodce", "invalid choice: 'reprodce'"), ("reproduce --profil demo", "--profil"),
     ("reproduce --profile demmo", "invalid choice: 'demmo'"), ("upscale --out here", "INPUT"),
     ("evaluate bicubic --hr . --max-images 0", "whole number from 1 up"), ("data clean", "invalid choice: 'clean'"),
     ("reproduce --set stage1.stepz=5", "unknown setting 'stage1.stepz'.*Nearest: steps"),
@@ -139,6 +147,7 @@ def test_evaluate_prints_and_writes_scores(photographs, tmp_path, capsys):
     assert set(result) >= {"model", "images", "mean", "protocol", "provenance"}
     shown = capsys.readouterr()
     assert f"{result['mean']['psnr_rgb']:.3f}" in shown.out
+    assert "PSNR in dB" in shown.out.splitlines()[1]
     assert shown.err == ""
 
 
@@ -147,7 +156,7 @@ def test_evaluate_scores_the_good_and_lists_the_bad(photographs, capsys):
     assert main(["evaluate", "bicubic", "--hr", str(photographs)]) == 1
     shown = capsys.readouterr()
     assert "b.png" in shown.err
-    assert {line.split()[0] for line in shown.out.splitlines()[2:]} == {"a", "c", "mean"}
+    assert {line.split()[0] for line in shown.out.splitlines()[3:]} == {"a", "c", "mean"}
     for name in ("a", "c"):
         (photographs / f"{name}.png").unlink()
     assert main(["evaluate", "bicubic", "--hr", str(photographs)]) == 2
@@ -270,6 +279,15 @@ def test_a_command_tells_its_progress_in_lines_where_stderr_is_no_terminal(photo
     told = capsys.readouterr().err
     assert re.search(r"^image 1 of \d+$", told, re.MULTILINE)
     assert "\r" not in told
+
+
+def test_a_file_name_may_begin_with_a_dash(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(coffee()[:8, :9]).save("-a.png")
+    assert main(["upscale", "-a.png", "-o", "out", "--model", "bicubic"]) == 2
+    assert one_line(capsys).endswith("-- -a.png")
+    assert main(["upscale", "-o", "out", "--model", "bicubic", "--", "-a.png"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["-a_x3.png"]
 
 
 def test_help_names_every_profile(capsys):

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +77,14 @@ def test_every_name_of_a_face_can_be_had(face):
     code = f"import paperlib.{face} as face; [getattr(face, name) for name in face.__all__]; print(len(face.__all__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 0
+
+
+def test_dotted_names_in_docstrings_exist():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "paperlib").rglob("*.py"))
+    missing = []
+    for dotted in sorted(set(re.findall(r"`(paperlib(?:\.\w+)+)", text))):
+        try:
+            pkgutil.resolve_name(dotted)
+        except (ImportError, AttributeError):
+            missing.append(dotted)
+    assert not missing

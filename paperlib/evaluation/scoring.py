@@ -41,7 +41,7 @@ TILE = 512
 
 
 def score_pairs(upscaler: Callable[[np.ndarray], np.ndarray], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Mean of the four metrics (`paperlib.metrics.METRICS`) over pairs; an unreadable image is an
+    """Mean of the four metrics (`paperlib.evaluation.metrics.METRICS`) over pairs; an unreadable image is an
     error."""
     return mean_scores(scores(upscaler(pair.lr), pair.hr) for pair in pairs)
 

@@ -1,7 +1,7 @@
 """INT8 TFLite files that keep what was learnt (paper section 5).
 
 The published export went through post-training quantisation and threw the learnt ranges away; here they are handed to
-the converter (`paperlib.tf_graph`). Fixed and dynamic shape, a float file, and the authors' way as a second row.
+the converter (`paperlib.export.tf_graph`). Fixed and dynamic shape, a float file, and the authors' way as a second row.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,17 +1,14 @@
-"""Notebooks without a browser: what they may be given, and running one by papermill in this very Python.
+"""Notebooks without a browser: running one by papermill in this very Python, and as HTML.
 
-The kernel gets an environment of its own (allocator, quiet progress), its training lines are passed on to the terminal
-while it works, and its memory is watched. The notebooks follow the paper's sections 1 to 7.
+The kernel gets an environment of its own (allocator, quiet progress); its training lines are passed
+on to the terminal while it works. The notebooks follow the paper's sections 1 to 7.
 """
 
-import ast
 import errno
 import json
 import os
-import shutil
-import sys
+import re
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -20,16 +17,20 @@ from typing import Any
 
 import nbformat
 import papermill
-import psutil
 import zmq
 from ipykernel.kernelspec import write_kernel_spec
+from jinja2 import pass_context
+from latex2mathml.converter import convert
 from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from paperlib.environment import KERNEL_ENVIRONMENT, to_portable
+from paperlib.environment import KERNEL_ENVIRONMENT, silence_native_stderr, to_portable
 from paperlib.errors import UserError
-from paperlib.files import atomic_path
+from paperlib.files import atomic_path, reading, temporary_folder, write_text
+from paperlib.run import Run
 
 PARAMETERS = ("profile", "out", "overrides")
 """What every notebook takes."""
@@ -40,39 +41,35 @@ KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
 """What a dask worker started by a kernel prints reaches the terminal; captured as well, every line would come twice."""
 
-KERNEL_FOLDER = "paperlib-kernel-"
-"""Temporary folders of kernel specifications; the owner's process id and random letters follow."""
+
+SETTING = re.compile(r"\bsettings?\b|\b(data|student|teacher|stage\d|loss|quant|export|ablation)\.[a-z]")
+"""What the message of an error names that settings cause."""
 
 
 class NotebookError(Exception):
-    """A notebook that stopped; the message is its error's last line."""
+    """A notebook that stopped; the message is its error's last line.
 
+    `of_settings` says that to run it again with the same settings would change nothing.
+    """
 
-def parameter_names(path: Path) -> tuple[str, ...]:
-    """The names that a notebook's `parameters` cells set, in order; empty where it has no such cell."""
-    names: list[str] = []
-    for cell in nbformat.read(path, as_version=4).cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            statements = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)]
-            names += [ast.unparse(target) for node in statements for target in node.targets]
-    return tuple(names)
+    def __init__(self, message: str, of_settings: bool = False) -> None:
+        super().__init__(message)
+        self.of_settings = of_settings
 
 
 def find_notebooks(folder: Path) -> list[Path]:
-    """The numbered notebooks of a folder in order, each with exactly the three known parameters.
+    """The numbered notebooks of a folder in order, each with exactly the parameters `PARAMETERS`.
 
-    papermill only warns of a parameter that a notebook does not have; this refuses it.
-
-    Raises:
-        UserError: there are none, or one takes other parameters.
+    papermill only warns of a parameter that a notebook does not have; this refuses the notebook.
     """
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise UserError(f"no numbered notebooks in {folder}. Run from a clone of the repository.")
     for path in paths:
-        if (names := parameter_names(path)) != PARAMETERS:
-            raise UserError(f"{path} must have one cell tagged 'parameters' that sets {', '.join(PARAMETERS)}; it sets "
-                            f"{', '.join(names) or 'nothing'}. Restore the notebook.")
+        if (names := tuple(papermill.inspect_notebook(str(path)))) != PARAMETERS:
+            raise UserError(f"{path} must have one cell tagged 'parameters' that sets "
+                            f"{', '.join(PARAMETERS)}; it sets {', '.join(names) or 'nothing'}. "
+                            "Restore the notebook.")
     return paths
 
 
@@ -88,52 +85,16 @@ def kernel_environment() -> Iterator[None]:
 
     A kernel specification of the user or the machine may start another Python, with other packages or none.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{KERNEL_FOLDER}*"):
-        owner = left.name.removeprefix(KERNEL_FOLDER).split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
-    with tempfile.TemporaryDirectory(prefix=f"{KERNEL_FOLDER}{os.getpid()}-") as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=KERNEL_ARGUMENTS)
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        write_kernel_spec(folder / "kernels" / "python3", extra_arguments=KERNEL_ARGUMENTS)
         before = dict(os.environ)
-        places = [folder, *filter(None, [before.get("JUPYTER_PATH")])]
+        places = [str(folder), *filter(None, [before.get("JUPYTER_PATH")])]
         os.environ.update(KERNEL_ENVIRONMENT | {"JUPYTER_PATH": os.pathsep.join(places)})
         try:
             yield
         finally:
             os.environ.clear()
             os.environ.update(before)
-
-
-class _PeakMemory:
-    """Largest resident memory of this process's descendants in bytes, sampled during the block.
-
-    Twice a second, and whenever `sample` is called: a notebook may be done sooner than the first half second is over.
-    """
-
-    def __enter__(self) -> "_PeakMemory":
-        self.bytes, self._stop, self._lock = 0, threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.5):
-            self.sample()
-
-    def sample(self, **_: object) -> None:
-        """Look once; takes what nbclient tells its hooks, and needs none of it."""
-        total = 0
-        for child in psutil.Process().children(recursive=True):
-            try:
-                total += child.memory_info().rss
-            except psutil.Error:  # it ended between being listed and being asked
-                continue
-        with self._lock:
-            self.bytes = max(self.bytes, total)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 class _TrainingLines:
@@ -149,21 +110,6 @@ class _TrainingLines:
         """Nothing is held back."""
 
 
-@contextmanager
-def _library_messages(log: Path) -> Iterator[None]:
-    """For the block, what this process and its children write to stderr goes to the end of a file."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(terminal, 2)
-        os.close(terminal)
-
-
 def _name_folders(path: Path, out: Path | None) -> None:
     """Rewrite an executed notebook without the paths of this machine."""
     def named(value: Any) -> Any:
@@ -177,25 +123,20 @@ def _name_folders(path: Path, out: Path | None) -> None:
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> int:
+def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
     """Run a notebook; its executed copy goes to `target`, also when it fails or is interrupted.
 
-    The copy names this machine's folders by their variables (`to_portable`).
-
-    Call inside `kernel_environment`. The kernel is gone when this returns or raises.
+    Call inside `kernel_environment`. The copy names this machine's folders by their variables
+    (`to_portable`). The kernel is gone when this returns or raises.
 
     Args:
         log: file that libraries' own messages are added to; TensorFlow has many.
 
-    Returns:
-        Peak memory of the kernel and its children in bytes.
-
     Raises:
         NotebookError: a cell raised, or the kernel died.
-        UserError: `target` cannot be written.
     """
     out = Path(parameters["out"]) if parameters.get("out") else None
-    with _PeakMemory() as peak, atomic_path(target) as temporary, _library_messages(log):
+    with atomic_path(target) as temporary, silence_native_stderr(log=log):
         def keep() -> None:
             _name_folders(temporary, out)
             temporary.replace(target)
@@ -203,27 +144,69 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
         try:
             papermill.execute_notebook(
                 str(path), str(temporary), parameters, kernel_name="python3", language="python",
-                progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent), config=KERNEL_CONFIG,
-                on_cell_executed=peak.sample)
+                progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent),
+                config=KERNEL_CONFIG)
         except PapermillExecutionError as error:
             keep()
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
-            lines = str(error.evalue).strip().splitlines() or ["no message"]
+            last = (str(error.evalue).strip().splitlines() or ["no message"])[-1]
             if error.ename in ("MemoryError", "_ArrayMemoryError"):
-                raise NotebookError(f"not enough memory: its kernel had {peak.bytes / 1e9:.1f} GB ({lines[-1]}); close "
-                                    "other programs, or take a smaller profile") from error
-            raise NotebookError(kind + lines[-1]) from error
+                kind, last = "not enough memory", f" ({last}); close other programs, or take a smaller profile"
+            of_settings = error.ename == "UserError" and bool(SETTING.search(last))
+            raise NotebookError(kind + last, of_settings) from error
         except DeadKernelError as error:
             keep()
-            raise NotebookError(f"its kernel died at {peak.bytes / 1e9:.1f} GB: crashed, or killed (for lack of "
-                                f"memory, say); its last words are in {log}") from error
+            raise NotebookError("its kernel died: crashed, or killed (for lack of memory, say); "
+                                f"its last words are in {log}") from error
         except (RuntimeError, OSError, zmq.ZMQError) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise  # `target` cannot be written
-            raise NotebookError(f"its kernel cannot be started or reached ({' '.join(str(error).split())[:200]}); "
-                                "notebooks need 127.0.0.1, processes and a writable temporary folder") from error
+            reason = " ".join(str(error).split())[:200]
+            raise NotebookError(f"its kernel cannot be started or reached ({reason}); notebooks need "
+                                "127.0.0.1, processes and a writable temporary folder") from error
         except KeyboardInterrupt:
             keep()
             raise
         _name_folders(temporary, out)
-    return peak.bytes
+
+
+class _Renderer(IPythonRenderer):
+    """nbconvert's Markdown, with formulas as MathML instead of by a script from the network."""
+
+    def block_math(self, body: str) -> str:
+        return _typeset(body, "block") or super().block_math(body)
+
+    def inline_math(self, body: str) -> str:
+        return _typeset(body, "inline") or super().inline_math(body)
+
+
+def _typeset(body: str, display: str) -> str:
+    """A formula as MathML; "" where it is none, as between two dollars in a reader's own words."""
+    try:
+        return convert(body.strip(), display=display)
+    except Exception:  # latex2mathml raises many kinds for what it cannot read
+        return ""
+
+
+class _Exporter(HTMLExporter):
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        attachments = context.get("cell", {}).get("attachments", {})
+        renderer = _Renderer(escape=False, attachments=attachments)
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+
+_URLS = ("require_js", "mathjax", "mermaid_js", "mermaid_layout_elk_js", "jquery",
+         "jupyter_widgets_base")
+
+
+def to_html(run: Run) -> list[Path]:
+    """A run's executed notebooks as HTML beside them that loads nothing (widgets as plain text)."""
+    exporter = _Exporter(template_name="lab", **{f"{name}_url": "" for name in _URLS})
+    pages = []
+    for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
+        with reading(path, "a notebook"):
+            notebook = nbformat.read(path, as_version=4)
+        text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+        pages.append(write_text(path.with_suffix(".html"), to_portable(text, run.out)))
+    return pages

@@ -13,9 +13,9 @@ from paperlib.data.images import read_rgb
 from paperlib.data.sources import embedded_path
 from paperlib.evaluation.paper_numbers import reported
 from paperlib.reporting import figures, viewer
-from paperlib.reporting.exported import export_notebooks
 from paperlib.reporting.report import write_report, write_summary
 from paperlib.run import measured_row, open_run
+from paperlib.running.notebooks import to_html
 
 
 class _Page(HTMLParser):
@@ -65,7 +65,7 @@ def fill(run):
 
 def test_the_page_needs_nothing_from_anywhere(run):
     fill(run)
-    export_notebooks(run)
+    to_html(run)
     text = write_report(run).read_text()
     page = _Page(text)
     assert page.open == []
@@ -150,7 +150,7 @@ def test_quality_against_cost_is_drawn_where_set5_was_measured(run):
 
 def test_notebook_pages_load_nothing(run):
     fill(run)
-    (page,) = export_notebooks(run)
+    (page,) = to_html(run)
     text = page.read_text()
     assert "two" in text
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?https?:", text)
@@ -163,7 +163,7 @@ def test_formulas_of_notebook_pages_are_typeset_without_a_script(run):
     run.folder("notebooks")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
     nbformat.write(notebook, run.out / "notebooks" / "05_fuse_qat.ipynb")
-    page = export_notebooks(run)[0].read_text()
+    page = to_html(run)[0].read_text()
     body = page[page.index("<body"):]
     assert body.count("<math") == 2
     assert "<mfrac>" in body
@@ -178,7 +178,7 @@ def test_what_is_no_formula_stays_as_it_was_written(run):
     words = r"Open: $\left( x$ and $a_{$. Then $x^2$."
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(words)])
     nbformat.write(notebook, run.out / "notebooks" / "05_fuse_qat.ipynb")
-    page = export_notebooks(run)[0].read_text()
+    page = to_html(run)[0].read_text()
     assert r"$\left( x$ and $a_{$. Then <math" in page
     assert page.count("<math") == 1
 

@@ -152,7 +152,9 @@ def test_the_whole_sequence(small_disk, tmp_path, capfd):
     (tmp_path / "notebooks").mkdir()
     parameters = nbformat.v4.new_code_cell('profile = ""\nout = ""\noverrides = ""', metadata={"tags": ["parameters"]})
     work = nbformat.v4.new_code_cell("print('x' * 50_000)")
-    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work]), tmp_path / "notebooks" / "01_one.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work], metadata=kernel),
+                   tmp_path / "notebooks" / "01_one.ipynb")
     script = ("import sys; from pathlib import Path; from paperlib import cli; "
               "from paperlib.running.reproduce import reproduce\n"
               "cli.reproduce = lambda args: reproduce('smoke', args.out, '01', '01', "

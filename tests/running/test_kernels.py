@@ -3,26 +3,29 @@
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from paperlib.running import notebooks
-from paperlib.running.notebooks import KERNEL_FOLDER, execute, kernel_environment
+from paperlib.running.notebooks import execute, kernel_environment
 
 
-def test_kernel_folders_of_killed_processes_are_swept():
-    place = Path(tempfile.gettempdir())
-    gone, living = place / f"{KERNEL_FOLDER}4194303-abc", place / f"{KERNEL_FOLDER}{os.getppid()}-abc"
-    gone.mkdir(exist_ok=True), living.mkdir(exist_ok=True)
-    try:
+def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed():
+    script = ("import os, signal\nfrom paperlib.running.notebooks import kernel_environment\n"
+              "with kernel_environment():\n    print(os.environ['JUPYTER_PATH'].split(os.pathsep)[0], flush=True)\n"
+              "    os.kill(os.getpid(), signal.SIGKILL)\n")
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    left = Path(killed.stdout.strip())
+    assert left.is_dir()
+    with kernel_environment():
+        assert not left.exists()
+        mine = Path(os.environ["JUPYTER_PATH"].split(os.pathsep)[0])
+        before = os.environ["JUPYTER_PATH"]
         with kernel_environment():
-            assert not gone.exists()
-            assert living.exists()
-    finally:
-        living.rmdir()
+            assert os.environ["JUPYTER_PATH"] != before
+            assert (mine / "kernels" / "python3" / "kernel.json").is_file()
+    assert not mine.exists()
 
 
 def test_lines_of_a_kernel_and_of_its_workers_are_seen_once(tmp_path, capfd, monkeypatch):
@@ -36,15 +39,6 @@ def test_lines_of_a_kernel_and_of_its_workers_are_seen_once(tmp_path, capfd, mon
         execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path / "log")
     shown = capfd.readouterr().out
     assert [shown.count(f"{who}: step 1/1") for who in ("own", "worker")] == [1, 1]
-
-
-def test_memory_is_measured_however_soon_a_notebook_is_done(tmp_path, monkeypatch):
-    """The clock of the samples stands still here, as it did for a kernel that lived for less than half a second."""
-    monkeypatch.setattr(notebooks._PeakMemory, "_watch", lambda self: None)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("block = b'x' * 10**8")]),
-                   tmp_path / "a.ipynb")
-    with kernel_environment():
-        assert execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path / "log") > 1e8
 
 
 def test_without_loopback_the_reason_is_told(tmp_path):
