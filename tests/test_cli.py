@@ -212,7 +212,7 @@ def test_data_says_what_is_there_and_fills_the_cache(tmp_path, monkeypatch, caps
     assert not any(tmp_path.iterdir())
     assert main(["data", "prepare", "--profile", "smoke", "--set", "data.max_train=2"]) == 0
     assert "training pixels of 2 photographs" in capsys.readouterr().out
-    assert len(list(tmp_path.glob("pixels/*/index.json"))) == 1
+    assert len(list(tmp_path.glob("photographs/*.hr.npy"))) == 2
     assert main(["data", "status", "--profile", "paper"]) == 1
     assert "train: missing: DIV2K" in capsys.readouterr().out
 
