@@ -62,6 +62,10 @@ def test_every_room_has_a_floor_and_there_are_few():
         assert len({line.split("/")[1] for line in tracked.stdout.splitlines()} - {"README.md"}) <= 22
 
 
+def test_there_are_few_modules():
+    assert len([path for path in (ROOT / "paperlib").rglob("*.py") if path.stem != "__init__"]) <= 80
+
+
 def test_notebooks_import_faces_only():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
