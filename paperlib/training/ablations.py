@@ -26,7 +26,7 @@ from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
-from paperlib.profiles import METHODS, STAGE3_LOSS
+from paperlib.profiles import EXCEPTIONS, METHODS, STAGE3_LOSS
 from paperlib.quantisation.diagnostics import layer_sqnr
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
@@ -151,12 +151,13 @@ def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
 
 def _settings(run: Run, name: str, seed: int) -> Settings:
     """How a training of 07 is set: a network of B and C, a condition of D, a claim, or switches joined by "+"."""
+    papers = METHODS["paper"] | EXCEPTIONS.get(run.settings.profile, {})
     if name.startswith("claim_"):
-        changes = METHODS["paper"] | {"student.arch": "mobileone"} | CLAIMS[name.removeprefix("claim_")]
+        changes = papers | {"student.arch": "mobileone"} | CLAIMS[name.removeprefix("claim_")]
     elif name in ROWS and ROWS[name][0] == "B":
         changes = NO_TEACHER | {"student.arch": name, "student.init": "bilinear", "quant.skip": "add"}
     elif name in ROWS:
-        changes = METHODS["paper"] | {"student.arch": name}
+        changes = papers | {"student.arch": name}
     elif name in CONDITIONS:
         changes = PUBLISHED | CONDITIONS[name]
     else:
