@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paperlib.errors import UserError
 from paperlib.settings import StudentSettings
 from paperlib.student.baselines import ABPN, FSRCNN, subpixel_weight, transposed_weight
-from paperlib.student.models import build_model, fuse_model, load_model, save_student
+from paperlib.student.models import build_model, fuse_model
 from paperlib.student.network import count_parameters
 
 
@@ -49,24 +48,6 @@ def test_clamp_is_a_choice_of_fusing():
     assert model(x).max() > 255
     assert fuse_model(model, clamp=True)(x).max() == 255
     assert not model.clamp
-
-
-@pytest.mark.parametrize("arch", ["fsrcnn", "abpn"])
-def test_checkpoint_round_trip(tmp_path, arch):
-    model = build_model(StudentSettings(arch=arch))
-    x = torch.rand(1, 3, 5, 5) * 255
-    loaded = load_model(save_student(model, tmp_path / "m.safetensors"))
-    assert torch.equal(loaded(x), model(x))
-    fused = load_model(save_student(fuse_model(model), tmp_path / "f.safetensors"))
-    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-3)
-
-
-def test_quantised_checkpoint_is_refused_in_words(tmp_path):
-    model = build_model(StudentSettings(arch="abpn"))
-    model.form = "qat"
-    path = save_student(model, tmp_path / "q.safetensors")
-    with pytest.raises(UserError, match="is quantised"):
-        load_model(path)
 
 
 @pytest.mark.parametrize("arch", ["fsrcnn", "abpn"])

@@ -112,14 +112,6 @@ def test_equal_seeds_give_equal_kernels(student):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_nothing_silent_nothing_changed():
-    torch.manual_seed(3)
-    student = with_form(build_model(StudentSettings(channels=8, blocks=2, branches=2)).eval(), "collapsed")
-    twin, counts = reinitialise(student, patches(), seed=1)
-    assert counts == [0, 0]
-    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in student.state_dict().items())
-
-
 @pytest.mark.parametrize("arch", ["repconv", "repdw"])
 def test_other_blocks_are_refused(arch):
     model = build_model(StudentSettings(channels=8, blocks=2, arch=arch))
@@ -138,9 +130,3 @@ def test_no_channel_of_the_authors_student_is_silent(assets, data_root):
         hr = np.asarray(Image.open(path).convert("RGB"))
         lr = torch.tensor(hr[::3, ::3].copy()).permute(2, 0, 1)[None].float()
         assert find_dead_channels(student, lr) == [[]] * 8
-
-
-def test_a_fused_student_is_refused(student):
-    assert not can_reinitialise(fuse_model(student))
-    with pytest.raises(ValueError, match="MobileOne"):
-        reinitialise(fuse_model(student), patches(), seed=1)

@@ -157,17 +157,6 @@ def test_published_teacher_is_found(assets):
     assert "780,587" in found.describe()
 
 
-def test_hash_is_of_the_weights_not_of_the_file(tmp_path):
-    model = small_teacher()
-    torch.save(model.state_dict(), tmp_path / "one.pth")
-    torch.save(model.state_dict(), tmp_path / "other.pth")
-    assert (tmp_path / "one.pth").read_bytes() != (tmp_path / "other.pth").read_bytes()
-    again = small_teacher(1)
-    assert weights_hash(again) != weights_hash(model)
-    again.load_state_dict(torch.load(tmp_path / "other.pth", weights_only=True))
-    assert weights_hash(again) == weights_hash(model)
-
-
 def test_cached_targets_are_the_outputs_at_the_patches(store, source):
     """A batch's targets equal the upscaled photograph, cropped and turned exactly as its HR patches are."""
     teacher_outputs(store, source)

@@ -1,7 +1,6 @@
 """Tables C and D as a grid of trainings: every switch runs, nothing is trained twice, a failure costs only itself."""
 
 import json
-import pickle
 import shutil
 from functools import partial
 
@@ -74,15 +73,6 @@ def test_every_new_switch_gives_an_int8_file_and_its_own_row(tmp_path):
         inside = inspect_tflite(path, 8, 8)
         assert inside["float_tensors"] == [], name
     assert len({row["value"] for row in psnr.values()}) > 3
-
-
-def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
-    run, data = open_after_stage2(tmp_path, ["dct_off"], **{"stage2.recalibrate_batches": 0})
-    first = stage3_variants(run, data)
-    drawn = []
-    monkeypatch.setattr("paperlib.data.dataset.TrainSet.batch", lambda *_, **__: drawn.append(1))
-    assert stage3_variants(run, data) == first
-    assert drawn == []
 
 
 def test_the_seed_draws_the_photographs_of_post_training_quantisation(tmp_path):
@@ -322,15 +312,6 @@ def test_switches_are_settings_that_exist(tmp_path):
     run = open_run("smoke", tmp_path)
     for changes in SWITCHES.values():
         ablations.override(run.settings, changes)
-
-
-def test_data_travels_as_its_settings(tmp_path):
-    data = open_data(open_run("smoke", tmp_path, TINY).settings.data)
-    sent = pickle.dumps(data)
-    again = pickle.loads(sent)
-    assert len(sent) < 2000
-    assert again.store.key == data.store.key
-    assert np.array_equal(again.valid[0].hr, data.valid[0].hr)
 
 
 def test_two_trainings_on_a_cluster_are_those_of_this_process(tmp_path, monkeypatch, scheduler):

@@ -95,15 +95,6 @@ def test_a_stopped_distributed_training_continues(tmp_path):
     assert one["weights"] == two["weights"]
 
 
-def test_branches_with_batch_statistics_train_on_two_processes(tmp_path):
-    done = both(tmp_path / "two", "expanded")
-    assert done.returncode == 0, done.stderr
-    together = json.loads((tmp_path / "two" / "rank0.json").read_text())
-    alone = [row["loss"] for row in train(tmp_path / "one", "expanded").history]
-    # each process normalises by the statistics of its own half
-    assert together["losses"] == pytest.approx(alone, rel=0.1)
-
-
 def test_stage_2_and_its_small_teacher_train_on_two_processes(tmp_path):
     """`paperlib train stage2` as a user starts it: nothing waits for ever, and both processes end with the same."""
     changes = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 60,

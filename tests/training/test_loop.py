@@ -18,7 +18,7 @@ from paperlib.files import file_lock
 from paperlib.reporting.figures import curves
 from paperlib.settings import LossSettings, StageSettings, StudentSettings
 from paperlib.student.network import Student, fuse, with_form
-from paperlib.training.loop import clip_weights, fit, learning_rate, recalibrate_bn
+from paperlib.training.loop import clip_weights, fit, learning_rate
 from paperlib.training.losses import stage_loss
 from paperlib.training.state import make_optimiser
 
@@ -69,19 +69,6 @@ def test_weights_are_clipped_tighter_at_the_ends():
     assert student.stem.weight.max() == student.head.weight.max() == 2
     assert student.body[0].conv_kxk[0].conv.weight.max() == 3
     assert student.stem.bias.max() == 9
-
-
-def test_recalibration_gives_the_batches_statistics():
-    student, batches = Student(SMALL).train(), [torch.rand(3, 3, 8, 8) * 255 for _ in range(5)]
-    for _ in range(3):
-        student(torch.rand(2, 3, 8, 8))  # running statistics of something else
-    before = copy.deepcopy(student.state_dict())
-    twin = recalibrate_bn(student, batches)
-    with torch.no_grad():
-        features = [student.stem(batch) for batch in batches]
-    wanted = torch.stack([value.mean((0, 2, 3)) for value in features]).mean(0)
-    torch.testing.assert_close(twin.body[0].identity.running_mean, wanted, rtol=1e-4, atol=1e-3)
-    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
 @pytest.mark.parametrize(("form", "optimizer"), [("expanded", "adam"), ("collapsed", "adam"), ("collapsed", "soap")])
@@ -149,13 +136,6 @@ def test_events_reach_model_and_ema_once(tmp_path):
 def test_two_trainings_in_one_folder_are_refused(tmp_path):
     with file_lock(tmp_path / "lock"), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
-
-
-def test_a_finished_training_is_not_repeated(tmp_path):
-    first = fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
-    again = fit(Student(SMALL), stage(), lambda *_: pytest.fail("drew a batch"), tmp_path, name="t", score=score)
-    assert again.resumed_from == 6
-    assert all(torch.equal(again.model.state_dict()[key], value) for key, value in first.model.state_dict().items())
 
 
 RUN = """

@@ -10,7 +10,6 @@ from paperlib.data.dataset import lr_batches, open_data
 from paperlib.errors import UserError
 from paperlib.profiles import PROFILES, load_settings
 from paperlib.quantisation.fx_qat import FakeQuantize
-from paperlib.quantisation.qat import read_quantised
 from paperlib.run import open_run
 from paperlib.settings import StageSettings
 from paperlib.student.dead_channels import find_dead_channels
@@ -26,7 +25,6 @@ from paperlib.training.stages import (
     self_distillation_targets,
     stage1,
     stage2,
-    stage3,
     start_path,
 )
 from paperlib.weights import pretrained
@@ -60,14 +58,6 @@ def test_another_stage_1_is_another_start(tmp_path):
     save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
     with pytest.raises(UserError, match="start: "):
         stage2(run, data, Targets("none"))
-
-
-def test_weights_are_not_chosen_on_two_sets_of_photographs(tmp_path):
-    run, data = run_of(tmp_path)
-    stage1(run, data)
-    other, more = run_of(tmp_path, **{"data.max_valid": 2})
-    with pytest.raises(UserError, match="with other settings: valid: "):
-        stage1(other, more)
 
 
 def test_a_state_from_other_photographs_is_not_continued(tmp_path):
@@ -244,23 +234,3 @@ def test_other_blocks_go_on_as_they_are_and_say_so(tmp_path, capsys):
     stage1(run, data)
     stage2(run, data, Targets("none"))
     assert "revive is for MobileOne blocks" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("stage", ["stage1", "stage3"])
-def test_only_stage_2_revives(stage):
-    with pytest.raises(UserError, match=r"stage2\.revive"):
-        load_settings("smoke", {f"{stage}.revive": True})
-
-
-def test_a_student_trained_by_soap_goes_through_all_stages(tmp_path):
-    soap = {f"{stage}.{field}": value for stage in ("stage1", "stage2")
-            for field, value in (("form", "collapsed"), ("optimizer", "soap"))}
-    run, data = run_of(tmp_path, **soap, **{"stage3.optimizer": "soap"})
-    stage1(run, data)
-    second = stage2(run, data, Targets("none"))
-    model = stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), distillation_targets(run, data, 3)).model
-    assert read_quantised(run.stage_folder("stage3") / "qat.safetensors").quantiser == model.quantiser
-    run, data = run_of(tmp_path / "adam", **(soap | {"stage1.optimizer": "adam", "stage2.optimizer": "adam"}))
-    stage1(run, data)
-    other = stage2(run, data, Targets("none"))
-    assert not torch.equal(second.model.head.weight, other.model.head.weight)
