@@ -70,14 +70,13 @@ def download_weights(path: Path, urls: tuple[str, ...], expected: str = PUBLISHE
     return "; ".join(dict.fromkeys(failures))
 
 
-def published_weights(allow_download: bool = True) -> tuple[Path | None, str]:
-    """The published weights' file, from PAPERLIB_ASSETS, the cache, or downloaded into it; or None
-    and the reason."""
+def published_weights() -> tuple[Path | None, str]:
+    """The published file, from PAPERLIB_ASSETS, the cache, or downloaded; or None and the reason."""
     places = [folder / FILE for folder in (assets_dir(), cache_dir() / "weights") if folder]
     for path in places:
         if path.is_file():
             return path, f"found at {path}"
-    if not allow_download or os.environ.get("PAPERLIB_OFFLINE"):
+    if os.environ.get("PAPERLIB_OFFLINE"):
         return None, f"not at {' or '.join(map(str, places))}, and downloads are off"
     problem = download_weights(places[-1], URLS)
     if problem:
@@ -85,19 +84,12 @@ def published_weights(allow_download: bool = True) -> tuple[Path | None, str]:
     return places[-1], "downloaded"
 
 
-def small_shape(settings: TeacherSettings) -> TeacherShape:
-    """The small network's size: the published architecture, narrower and shallower."""
-    return TeacherShape(dim=settings.small_dim, groups=1, layers=settings.small_layers, heads=4)
-
-
 def _read_pin(path: Path) -> dict[str, str]:
-    """Which teacher a run has: `kind`, `reason`, and `sha256` of its weights once they are
-    there."""
+    """Which teacher a run has: `kind`, `reason`, and its weights' `sha256` once they are there."""
     return read_json(path) if path.is_file() else {}
 
 
-def decide_teacher(settings: TeacherSettings, pin: Path,
-                   allow_download: bool = True) -> TeacherSettings:
+def decide_teacher(settings: TeacherSettings, pin: Path) -> TeacherSettings:
     """The settings with `kind` published or small: decided once a run, kept in the file `pin`.
 
     Published weights that turn up later, or are gone, give no later notebook another teacher.
@@ -110,7 +102,7 @@ def decide_teacher(settings: TeacherSettings, pin: Path,
     if kept:
         kind = kept["kind"]
     elif kind == "auto":
-        path, reason = published_weights(allow_download)
+        path, reason = published_weights()
         kind = "published" if path else "small"
         reason = f"teacher.kind=auto: published weights {reason}"
         write_json(pin, {"kind": kind, "reason": reason})
@@ -118,9 +110,7 @@ def decide_teacher(settings: TeacherSettings, pin: Path,
 
 
 def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
-    """Keep a run's teacher with its weights' hash in the file `pin`; `reason` is the one kept
-    there.
-    """
+    """Keep a run's teacher with its weights' hash in the file `pin`, which also gives `reason`."""
     kept = _read_pin(pin)
     if kind == "small":
         source = replace(source, reason=kept.get("reason", source.reason))
@@ -133,40 +123,41 @@ def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
     return source
 
 
-def find_teacher(
-    settings: TeacherSettings,
-    train_small: Callable[[nn.Module], tuple[nn.Module, Path]] | None = None,
-    allow_download: bool = True,
-) -> TeacherSource:
+def find_teacher(settings: TeacherSettings,
+                 train_small: Callable[[nn.Module], nn.Module]) -> TeacherSource:
     """The teacher of a decided kind (`decide_teacher`).
 
     Args:
         settings: `kind` published or small.
-        train_small: trains (or loads, when done) the small network; gives it and its file.
+        train_small: trains the small network (or loads it, when done).
 
     Raises:
-        UserError: the published weights cannot be had, or there is nothing to train a small teacher
-            with.
-        ValueError: `kind` is still auto.
+        UserError: the published weights cannot be had.
     """
-    if settings.kind == "auto":
-        raise ValueError("teacher.kind=auto is decided by decide_teacher, once a run")
     if settings.kind == "published":
-        path, reason = published_weights(allow_download)
-        if path:
-            return TeacherSource(load_teacher(path), "MambaIRv2-light (published weights)",
-                                 PUBLISHED_SHA256, reason)
+        return published_teacher()
+    with torch.random.fork_rng():  # the same start every time; nobody else's random numbers move
+        torch.manual_seed(0)
+        start = MambaIRv2Light(TeacherShape(dim=settings.small_dim, groups=1,
+                                            layers=settings.small_layers))
+    model = train_small(start)
+    return TeacherSource(model.eval(), "small MambaIRv2 trained here (not the paper's teacher)",
+                         weights_hash(model), "teacher.kind=small")
+
+
+def published_teacher() -> TeacherSource:
+    """The published teacher.
+
+    Raises:
+        UserError: its weights cannot be had.
+    """
+    path, reason = published_weights()
+    if path is None:
         raise UserError(f"the published teacher is needed: {reason}. Put {FILE} (SHA-256 "
                         f"{PUBLISHED_SHA256}) into {cache_dir() / 'weights'}, set PAPERLIB_ASSETS to "
                         "its folder, or begin a run with teacher.kind=small in another --out.")
-    if train_small is None:
-        raise UserError("no teacher here: notebook 03_teacher trains the small one. Run it first.")
-    with torch.random.fork_rng():  # the same start every time; nobody else's random numbers move
-        torch.manual_seed(0)
-        start = MambaIRv2Light(small_shape(settings))
-    model, _ = train_small(start)
-    return TeacherSource(model.eval(), "small MambaIRv2 trained here (not the paper's teacher)",
-                         weights_hash(model), "teacher.kind=small")
+    name = "MambaIRv2-light (published weights)"
+    return TeacherSource(load_teacher(path), name, PUBLISHED_SHA256, reason)
 
 
 def published_upscaler() -> TeacherUpscaler:
@@ -175,13 +166,12 @@ def published_upscaler() -> TeacherUpscaler:
     The process then keeps freed memory.
     """
     keep_freed_memory()
-    source = find_teacher(TeacherSettings(kind="published"))
+    source = published_teacher()
     return TeacherUpscaler(source.model, source.name, source.sha256)
 
 
 def outputs_key(source: TeacherSource) -> str:
-    """Key of a teacher's cached outputs: weights, routing, and up to which side images stay
-    whole."""
+    """Key of a teacher's cached outputs: weights, routing, and the longest side that stays whole."""
     return f"{source.sha256[:16]}-argmax-tile{TILE}"
 
 

@@ -1,9 +1,7 @@
-"""Building blocks of MambaIRv2-light: window attention, gated MLP, attentive state-space module
-(paper section 2).
+"""Building blocks of MambaIRv2-light: window attention, gated MLP, state-space module (section 2).
 
 After "MambaIRv2: Attentive State Space Restoration" (Guo et al., CVPR 2025). Attribute names are
-those of the published weights. Tokens are (B, L, C) with L = H·W in raster order; images (B, C, H,
-W).
+the published ones. Tokens are (B, L, C) with L = H·W in raster order; images (B, C, H, W).
 """
 
 import torch
@@ -65,8 +63,7 @@ class WindowAttention(nn.Module):
         return self.relative_position_bias_table.t()[:, index][None]
 
     def forward(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """qkv (windows, T, 3C), bias (1, heads, T, T), the same for all these windows → (windows,
-        T, C)."""
+        """qkv (windows, T, 3C), bias (1, heads, T, T) of all of them → (windows, T, C)."""
         q, k, v = rearrange(qkv, "w t (three h d) -> three w h t d", three=3, h=self.heads)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(rearrange(x, "w h t d -> w t (h d)"))
@@ -92,8 +89,7 @@ class SelectiveScan(nn.Module):
         nn.init.uniform_(self.dt_projs_weight, -(self.rank**-0.5), self.rank**-0.5)
 
     def forward(self, u: Tensor, prompt: Tensor) -> Tensor:
-        """u: sorted tokens (B, L, C); prompt (B, L, N) is added to C_t in raster order, as the
-        weights were trained."""
+        """u: sorted tokens (B, L, C); prompt (B, L, N), added to C_t in raster order as published."""
         projected = F.linear(u, self.x_proj_weight[0])
         step, b, c = projected.split([self.rank, self.states, self.states], dim=-1)
         delta, a = F.linear(step, self.dt_projs_weight[0]), -torch.exp(self.A_logs)
@@ -101,8 +97,7 @@ class SelectiveScan(nn.Module):
 
 
 def gumbel_one_hot(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`F.gumbel_softmax(logits, hard=True)`, same shape, with noise from a generator of the
-    caller's."""
+    """`F.gumbel_softmax(logits, hard=True)`, same shape, with noise from `generator`."""
     noise = -torch.empty_like(logits).exponential_(generator=generator).log()
     soft = (logits + noise).softmax(-1)
     hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
@@ -130,8 +125,7 @@ class ASSM(nn.Module):
         self.route = nn.Sequential(nn.Linear(dim, dim // 3), nn.GELU(), nn.Linear(dim // 3, tokens))
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Class of each token (B, L), and in training the one-hot (B, L, tokens) with
-        straight-through gradient."""
+        """Class of each token (B, L); in training its one-hot (B, L, tokens), straight-through."""
         logits = F.log_softmax(self.route(x), dim=-1)  # its rounding decides near ties, as in the published code
         if self.training or self.noise:
             hot = gumbel_one_hot(logits, self.generator)
@@ -156,8 +150,7 @@ class ASSM(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer: window attention and gated MLP, then state-space module and gated MLP, each with
-    scaled residual."""
+    """Window attention and MLP, then state-space module and MLP, each with scaled residual."""
 
     def __init__(self, dim: int, heads: int, window: int, states: int, tokens: int, rank: int, shift: int) -> None:
         super().__init__()

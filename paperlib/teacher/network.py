@@ -1,5 +1,4 @@
-"""The teacher MambaIRv2-light ×3 (paper section 2): the published weights, deterministic, on any
-machine.
+"""The teacher MambaIRv2-light ×3 (paper section 2): the published weights, deterministic.
 
 Images are (B, 3, H, W) in 0..1 inside, uint8 (h, w, 3) as an upscaler. In evaluation every token
 takes its most likely class, so the same input gives the same bits; in training the class is drawn
@@ -26,14 +25,12 @@ from paperlib.teacher.scan import scan_backend
 PUBLISHED_SHA256 = "01f418f30a7205eeee6e48ebf7151556c22f7cd615d8824cb2221ed285f011e9"
 MEAN = (0.4488, 0.4371, 0.4040)
 TILE, OVERLAP = 720, 32
-"""LR pixels: largest image that goes through the network whole, and what two tiles of a larger one
-share."""
+"""LR pixels: longest side that goes through the network whole, and what two tiles share."""
 
 
 @dataclass(frozen=True)
 class TeacherShape:
-    """Size of the network; the defaults are the published light ×3 configuration with 780,587
-    parameters."""
+    """Size of the network; by default that of the published weights (780,587 parameters)."""
 
     dim: int = 48
     groups: int = 4
@@ -46,19 +43,16 @@ class TeacherShape:
 
 
 def position_index(window: int) -> Tensor:
-    """Row of the relative-position table for each pair of tokens in a window, int64 (window²,
-    window²)."""
+    """Row of the position table for each pair of tokens in a window, int64 (window², window²)."""
     grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
     offset = grid[:, :, None] - grid[:, None, :] + window - 1
     return offset[0] * (2 * window - 1) + offset[1]
 
 
 def edge_masks(window: int) -> Tensor:
-    """−100 between tokens of a window that a shift by window/2 brought together from opposite ends,
-    else 0.
+    """−100 between tokens that a shift by window/2 brought together from opposite ends, else 0.
 
-    (2, 2, window², window²): by whether the window is in the last row, and in the last column; only
-        there do they mix.
+    (2, 2, window², window²): by whether the window is in the last row, and in the last column.
     """
     half = torch.arange(window) >= window // 2
     below, right = half.repeat_interleave(window), half.repeat(window)  # (window²,)
@@ -68,11 +62,9 @@ def edge_masks(window: int) -> Tensor:
 
 
 def pad_to_windows(x: Tensor, window: int) -> Tensor:
-    """Images (B, C, H, W) mirrored at the bottom and right (border row repeated) to multiples of
-    `window`.
+    """Images (B, C, H, W) mirrored at bottom and right (border row repeated) to multiples of `window`.
 
-    An image smaller than the padding it needs is mirrored as far as it reaches, then its last row
-    is repeated.
+    Where the mirror image ends, its last row is repeated.
     """
     height, width = x.shape[-2:]
     high, wide = height + -height % window, width + -width % window
@@ -101,8 +93,7 @@ class _Group(nn.Module):
 
 
 class MambaIRv2Light(nn.Module):
-    """The network; (B, 3, H, W) in 0..1 → (B, 3, 3H, 3W), around 0..1. State-dict keys are the
-    published ones."""
+    """The network; (B, 3, H, W) in 0..1 → (B, 3, 3H, 3W), around 0..1; the published keys."""
 
     def __init__(self, shape: TeacherShape | None = None) -> None:
         super().__init__()
@@ -135,8 +126,7 @@ class MambaIRv2Light(nn.Module):
         return sr[:, :, : SCALE * height, : SCALE * width]
 
     def set_noise(self, seed: int) -> None:
-        """Let all routing noise from here on follow from `seed` alone, whatever was drawn
-        before."""
+        """Let all routing noise from here on follow from `seed` alone."""
         generator = torch.Generator(self.conv_first.weight.device).manual_seed(seed)
         for module in self.modules():
             if isinstance(module, ASSM):
@@ -145,8 +135,7 @@ class MambaIRv2Light(nn.Module):
 
 @torch.no_grad()
 def start_bilinear(model: MambaIRv2Light) -> None:
-    """Let a fresh network start as bilinear upscaling, in place, so that minutes of training take
-    it further.
+    """Let a fresh network start as bilinear upscaling, in place.
 
     The first three features carry RGB around the body, whose last convolution starts at zero.
     """
@@ -166,16 +155,14 @@ def load_teacher(path: str | Path, expected_sha256: str | None = PUBLISHED_SHA25
         path: mambairv2_lightSR_x3.pth.
         expected_sha256: refuse any other file; None accepts any weights of this layout.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no teacher weights at {path}. Put mambairv2_lightSR_x3.pth there, or set PAPERLIB_ASSETS.")
-    if expected_sha256 and (digest := sha256_file(path)) != expected_sha256:
-        raise UserError(f"{path} is not the published teacher: SHA-256 {digest}, expected {expected_sha256}. "
-                        "Download it again.")
     what = "a MambaIRv2 checkpoint"
-    published = load_pickle(path, what)
     with reading(path, what):
-        tensors = published["params"]
+        digest = sha256_file(path)
+    if expected_sha256 not in (None, digest):
+        raise UserError(f"{path} is not the published teacher: SHA-256 {digest}, "
+                        f"expected {expected_sha256}. Download it again.")
+    with reading(path, what):
+        tensors = load_pickle(path, what)["params"]
     return load_weights(MambaIRv2Light(), tensors, path)
 
 
@@ -183,21 +170,19 @@ class TeacherUpscaler:
     """A teacher network as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) clipped to 0..255.
 
     Args:
-        tile: LR pixels; images with a longer side are cut into tiles of at most this side. A tile
-            is scanned by itself, which moves its routing slightly; smaller tiles need less memory
-            and more time.
+        tile: LR pixels; images with a longer side are cut into tiles of at most this side, each
+            scanned by itself, which moves its routing slightly.
         overlap: LR pixels that neighbouring tiles share.
 
-    On a CPU it takes half the time in a process that keeps freed memory: call
-    `paperlib.environment.keep_freed_memory` first, as `open_teacher`, `published_upscaler` and
-    `teacher_outputs` do.
+    On a CPU it takes half the time after `paperlib.environment.keep_freed_memory`.
     """
 
     radius = None  # routing sorts all tokens: every pixel depends on every other
 
-    def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "", tile: int = TILE,
-                 overlap: int = OVERLAP) -> None:
-        self.model, self.name, self.sha256, self.tile, self.overlap = model.eval(), name, sha256, tile, overlap
+    def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "",
+                 tile: int = TILE, overlap: int = OVERLAP) -> None:
+        self.model, self.name, self.sha256 = model.eval(), name, sha256
+        self.tile, self.overlap = tile, overlap
 
     @property
     def about(self) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""The selective scan of the teacher's state-space layers, linear in time and memory, with or
-without a GPU (section 2).
+"""The selective scan of the teacher's layers, linear in time and memory (section 2).
 
 h_t = exp(Δ_t A)·h_{t−1} + Δ_t B_t u_t and y_t = C_t·h_t + D u_t, per channel, over the sequence,
 always in float32. Three backends behind one function, chosen by where the tensors are and never
@@ -24,8 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def _for_each_row(work: Callable[[int], None], rows: int) -> None:
-    """Run `work(row)` for the rows of a batch, in as many threads as PyTorch may use; the kernels
-    release the GIL."""
+    """`work(row)` for a batch's rows, in PyTorch's number of threads; kernels release the GIL."""
     threads = min(rows, torch.get_num_threads())
     if threads <= 1:
         for row in range(rows):
@@ -36,8 +34,7 @@ def _for_each_row(work: Callable[[int], None], rows: int) -> None:
 
 
 class _CpuScan(torch.autograd.Function):
-    """Scan of a batch with float32 tensors: u, delta (B, L, D); a (D, N); b, c (B, L, N); skip,
-    bias (D,)."""
+    """Scan in float32: u, delta (B, L, D); a (D, N); b, c (B, L, N); skip, bias (D,)."""
 
     @staticmethod
     def forward(ctx, u, delta, a, b, c, skip, bias, softplus):
@@ -89,8 +86,7 @@ def scan_backend(device: torch.device | str) -> str:
     """The backend that `selective_scan` uses on a device: "numba" on the CPU, "mamba_ssm" on CUDA.
 
     Raises:
-        UserError: CUDA without mamba-ssm, or another device; nothing is copied to the CPU behind
-            the user's back.
+        UserError: CUDA without mamba-ssm, or another device.
     """
     kind = torch.device(device).type
     if kind == "cpu":
@@ -110,8 +106,7 @@ def selective_scan(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, delta_bias: Tensor | None = None,
     delta_softplus: bool = False, backend: str = "auto",
 ) -> Tensor:
-    """The selective scan, differentiable in all inputs. Tokens come before channels, as the network
-    holds them.
+    """The selective scan, differentiable in all inputs. Tokens come before channels.
 
     Half precision is raised to float32 and the result lowered again; "loop" keeps float64, for
     references.

@@ -1,5 +1,4 @@
-"""The selective scan on a CPU, compiled by numba: forward, and a gradient that recomputes the
-states (section 2).
+"""The selective scan on a CPU, compiled by numba, with its gradient (section 2).
 
 Both go through one sequence once, a token at a time, with all channels ("lanes") side by side. Only
 the state at the start of every chunk is kept for the gradient, which recomputes the others chunk by
@@ -19,16 +18,14 @@ from numba import float32
 
 log = logging.getLogger(__name__)
 CHUNK = 128
-"""Tokens between two kept states; a chunk's states and decays (400 kB at 48 lanes × 8) stay in the
-second cache."""
+"""Tokens between two kept states; a chunk's states and decays stay in the second cache."""
 FAST_MATH = {"contract", "reassoc", "nsz", "arcp"}
 """Sums may be reordered and fused; NaN and infinity keep their meaning."""
 
 
 @numba.njit(inline="always")
 def _exp(x):
-    """exp(x) for x ≤ 0, relative error below 1e-7: 2^k·e^r with |r| ≤ ln 2 / 2; the exponent bits
-    hold k."""
+    """exp(x) for x ≤ 0, relative error below 1e-7: 2^k·e^r, |r| ≤ ln 2 / 2, k in the exponent bits."""
     x = max(x, float32(-87.0))
     k = np.floor(x * float32(1.44269504) + float32(0.5))
     r = x - k * float32(0.693359375) + k * float32(2.12194440e-4)  # ln 2 in two pieces
@@ -43,8 +40,7 @@ def _exp(x):
 
 @numba.njit(inline="always")
 def _softplus(x, e):
-    """log(1 + exp(x)) given e = exp(−|x|), relative error below 3e-7: log(1 + e) = 2 artanh(e / (2
-    + e))."""
+    """log(1 + exp(x)) given e = exp(−|x|), error below 3e-7: log(1 + e) = 2 artanh(e / (2 + e))."""
     s = e / (float32(2) + e)
     q = s * s
     p = float32(1 / 15)
@@ -59,8 +55,7 @@ def _softplus(x, e):
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled; kept on disk beside this file, in the user's cache, or in
-    NUMBA_CACHE_DIR."""
+    """`function` compiled; kept beside this file, in the user's cache, or in NUMBA_CACHE_DIR."""
     options = {"nogil": True, "fastmath": FAST_MATH, "error_model": "numpy"}
     try:
         return numba.njit(**options, cache=True)(function)
@@ -71,8 +66,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _forward_kernel(lanes: int) -> Callable[..., None]:
     def forward(u, delta, b, c, y, starts, a, skip, bias, softplus):
-        """u, delta, y (L, lanes); b, c (L, N); starts (chunks, N, lanes); a (N, lanes); skip, bias
-        (lanes)."""
+        """u, delta, y (L, lanes); b, c (L, N); starts (chunks, N, lanes); a (N, lanes)."""
         length, states = b.shape
         state = np.zeros((states, lanes), np.float32)
         step, drive, out = (np.empty(lanes, np.float32), np.empty(lanes, np.float32), np.empty(lanes, np.float32))
@@ -102,8 +96,7 @@ def _forward_kernel(lanes: int) -> Callable[..., None]:
 def _backward_kernel(lanes: int) -> Callable[..., None]:
     def backward(u, delta, b, c, starts, grad_y, grad_u, grad_delta, grad_b, grad_c, grad_a, grad_skip,
                  a, skip, bias, softplus):
-        """Shapes as in `forward`; grad_a (N, lanes) and grad_skip (lanes) are summed in float64
-        over chunks."""
+        """Shapes as in `forward`; grad_a and grad_skip are summed in float64 over chunks."""
         length, states = b.shape
         shape = (states, lanes)
         carry = np.zeros(shape, np.float32)  # what the later tokens pass back to the state of this one
@@ -163,6 +156,5 @@ def _backward_kernel(lanes: int) -> Callable[..., None]:
 
 @lru_cache
 def kernels(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Forward and backward kernel for a number of channels; compiled on first use, then read from
-    disk."""
+    """Forward and backward kernel for a number of channels, compiled on first use."""
     return _forward_kernel(lanes), _backward_kernel(lanes)

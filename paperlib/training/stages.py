@@ -203,8 +203,8 @@ class _TeacherIn255(nn.Module):
         return self.inner(x_255 / 255) * 255
 
 
-def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> tuple[nn.Module, Path]:
-    """The small teacher, trained from scratch with L1 on the run's photographs (or loaded, when that is done)."""
+def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> nn.Module:
+    """The small teacher, trained with L1 on the run's photographs (or loaded, when done)."""
     small: TeacherSettings = run.settings.teacher
     stage = StageSettings(
         steps=small.small_steps, batch=small.small_batch, patch=small.small_patch, lr=1e-3, warmup=0.05,
@@ -218,7 +218,7 @@ def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> tuple[nn.Module
     torch.save({"params": result.model.inner.state_dict()}, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    return result.model.inner, path
+    return result.model.inner
 
 
 def open_teacher(run: Run, data: Data) -> TeacherSource:

@@ -21,6 +21,7 @@ from paperlib.teacher.distillation import (
     find_teacher,
     outputs_key,
     pin_teacher,
+    published_teacher,
     published_weights,
     teacher_outputs,
 )
@@ -99,16 +100,13 @@ def test_offline_is_respected(empty, monkeypatch):
     assert "downloads are off" in published_weights()[1]
 
 
-def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty):
+def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_OFFLINE", "1")
     with pytest.raises(UserError, match=f"Put {FILE}"):
-        find_teacher(TeacherSettings(kind="published"), allow_download=False)
-    with pytest.raises(UserError, match="03_teacher"):
-        find_teacher(TeacherSettings(kind="small"), allow_download=False)
-    with pytest.raises(ValueError, match="decide_teacher"):
-        find_teacher(TeacherSettings(kind="auto"), allow_download=False)
+        published_teacher()
     pin = empty / "teacher.json"
-    decided = decide_teacher(TeacherSettings(kind="auto", small_dim=8), pin, allow_download=False)
-    found = pin_teacher(find_teacher(decided, lambda model: (model, empty)), decided.kind, pin)
+    decided = decide_teacher(TeacherSettings(kind="auto", small_dim=8), pin)
+    found = pin_teacher(find_teacher(decided, lambda model: model), decided.kind, pin)
     assert "not the paper's teacher" in found.describe()
     assert "downloads are off" in found.describe()
     assert found.sha256 == weights_hash(found.model)
@@ -117,7 +115,7 @@ def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty):
 def test_auto_is_decided_once(empty, monkeypatch):
     """Weights that turn up, or go, between two notebooks change nothing; asking for another kind is refused."""
     auto, pin, other = TeacherSettings(kind="auto"), empty / "small" / "teacher.json", empty / "published.json"
-    assert decide_teacher(auto, pin, allow_download=False).kind == "small"
+    assert decide_teacher(auto, pin).kind == "small"
     (empty / FILE).write_bytes(b"weights")
     monkeypatch.setenv("PAPERLIB_ASSETS", str(empty))
     assert decide_teacher(auto, pin).kind == "small"
@@ -125,9 +123,8 @@ def test_auto_is_decided_once(empty, monkeypatch):
     with pytest.raises(UserError, match=r"learns from the small teacher .* but teacher\.kind=published"):
         decide_teacher(TeacherSettings(kind="published"), pin)
     (empty / FILE).unlink()
-    decided = decide_teacher(auto, other, allow_download=False)
     with pytest.raises(UserError, match="the published teacher is needed"):
-        find_teacher(decided, allow_download=False)
+        find_teacher(decide_teacher(auto, other), lambda model: model)
     pin.write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         decide_teacher(auto, pin)
@@ -147,13 +144,13 @@ def test_a_runs_teacher_keeps_its_weights(source, tmp_path):
 
 def test_small_teacher_on_request_has_the_asked_size_and_the_same_start(empty):
     settings = TeacherSettings(kind="small", small_dim=12, small_layers=3)
-    one, other = (find_teacher(settings, lambda model: (model, empty)).model for _ in range(2))
+    one, other = (find_teacher(settings, lambda model: model).model for _ in range(2))
     assert (one.shape.dim, one.shape.groups, one.shape.layers) == (12, 1, 3)
     assert weights_hash(one) == weights_hash(other)
 
 
 def test_published_teacher_is_found(assets):
-    found = find_teacher(TeacherSettings(kind="published"), allow_download=False)
+    found = published_teacher()
     assert "780,587" in found.describe()
 
 
