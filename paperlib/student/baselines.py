@@ -1,7 +1,7 @@
 """Table B's baselines FSRCNN and ABPN, and the one place that turns settings into a network (paper section 7).
 
-Both are built from their papers' descriptions (Dong et al., ECCV 2016; Du et al., CVPR workshops 2021) for ×3 RGB in
-0..255, with the student's interface.
+Both are built from their papers' descriptions (Dong et al., ECCV 2016; Du et al., CVPR workshops
+2021) for ×3 RGB in 0..255, with the student's interface.
 """
 
 import copy
@@ -25,14 +25,16 @@ def subpixel_weight(weight: Tensor, scale: int = SCALE) -> Tensor:
     """
     inputs, outputs, size, _ = weight.shape
     k = size // scale
-    taps = weight.reshape(inputs, outputs, k, scale, k, scale).flip(2, 4)  # taps run against the offset
+    # taps run against the offset
+    taps = weight.reshape(inputs, outputs, k, scale, k, scale).flip(2, 4)
     return taps.permute(1, 3, 5, 0, 2, 4).reshape(outputs * scale**2, inputs, k, k).contiguous()
 
 
 def transposed_weight(kernel: Tensor, scale: int = SCALE) -> Tensor:
     """The inverse of `subpixel_weight`: (O·scale², I, k, k) → (I, O, scale·k, scale·k)."""
     outputs, inputs, k, _ = kernel.shape
-    taps = kernel.reshape(outputs // scale**2, scale, scale, inputs, k, k).permute(3, 0, 4, 1, 5, 2).flip(2, 4)
+    taps = kernel.reshape(outputs // scale**2, scale, scale, inputs, k, k).permute(3, 0, 4,
+            1, 5, 2).flip(2, 4)
     return taps.reshape(inputs, outputs // scale**2, scale * k, scale * k).contiguous()
 
 
@@ -49,16 +51,20 @@ def _pass_rgb_on(body: nn.ModuleList) -> None:
 class FSRCNN(nn.Module):
     """FSRCNN(56, 12, 4): 5×5, shrink 1×1, four 3×3, expand 1×1, PReLU between, transposed 9×9 with stride 3.
 
-    24,683 parameters; (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W). Padding 3 centres the 9×9 kernel on the middle one of
-    the nine sub-pixels. The fused form computes the transposed convolution as 3×3 convolution and PixelShuffle, which
-    is the same function at the same cost and the form INT8 devices run best (its three biases then stand nine times).
+    24,683 parameters; (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W). Padding 3 centres the 9×9 kernel on
+    the middle one of the nine sub-pixels. The fused form computes the transposed convolution as 3×3
+    convolution and PixelShuffle, which is the same function at the same cost and the form INT8
+    devices run best (its three biases then stand nine times).
     """
 
-    def __init__(self, settings: StudentSettings, form: str = "expanded", clamp: bool = False) -> None:
+    def __init__(self, settings: StudentSettings, form: str = "expanded",
+                 clamp: bool = False) -> None:
         super().__init__()
         self.settings, self.form, self.clamp = settings, form, clamp
-        widths = [(3, 56, 5), (56, 12, 1), (12, 12, 3), (12, 12, 3), (12, 12, 3), (12, 12, 3), (12, 56, 1)]
-        self.body = nn.ModuleList(nn.Conv2d(i, o, kernel, padding=kernel // 2) for i, o, kernel in widths)
+        widths = [(3, 56, 5), (56, 12, 1), (12, 12, 3), (12, 12, 3), (12, 12, 3),
+                  (12, 12, 3), (12, 56, 1)]
+        self.body = nn.ModuleList(nn.Conv2d(i, o, kernel, padding=kernel // 2)
+                                  for i, o, kernel in widths)
         self.act = nn.ModuleList(nn.PReLU(o) for _, o, _ in widths)
         for conv, act in zip(self.body, self.act, strict=True):
             nn.init.kaiming_normal_(conv.weight, a=act.init)
@@ -122,7 +128,8 @@ class ABPN(nn.Module):
         features = x
         for conv in self.body:
             features = self.act(conv(features))
-        anchor = x.repeat_interleave(SCALE**2, dim=1)  # (B, 27, H, W), in PixelShuffle's channel order
+        # (B, 27, H, W), in PixelShuffle's channel order
+        anchor = x.repeat_interleave(SCALE**2, dim=1)
         sr = self.shuffle(self.head(features) + anchor)
         return torch.clamp(sr, 0.0, 255.0) if self.clamp else sr
 

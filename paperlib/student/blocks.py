@@ -1,8 +1,8 @@
 """The student's re-parameterisable blocks and how each folds into one deployable form (paper section 1, Table C).
 
-A block has an expanded form (branches with BatchNorm) and a fused form: one convolution that computes the same
-(RepDW: two). Folding a branch: W' = γ/√(σ²+ε)·W and b' = β + γ/√(σ²+ε)·(b − μ); a 1×1
-kernel is padded to the centre of a 3×3, an identity is a Dirac 3×3, and branches add up.
+A block has an expanded form (branches with BatchNorm) and a fused form: one convolution that
+computes the same (RepDW: two). Folding a branch: W' = γ/√(σ²+ε)·W and b' = β + γ/√(σ²+ε)·(b − μ); a
+1×1 kernel is padded to the centre of a 3×3, an identity is a Dirac 3×3, and branches add up.
 """
 
 import torch
@@ -86,7 +86,8 @@ class RepConv(nn.Module):
     def kernel_and_bias(self) -> KernelBias:
         """Kernel (C, C, 3, 3) and bias (C,) of the equal convolution, differentiable in all branches."""
         squeeze, expand = self.squeeze.weight[:, :, 0, 0], self.expand.weight[:, :, 0, 0]
-        kernel = torch.einsum("om,mnyx,ni->oiyx", expand, self.conv.weight, squeeze) + _pad_1x1(self.shortcut.weight)
+        kernel = torch.einsum("om,mnyx,ni->oiyx", expand, self.conv.weight,
+                              squeeze) + _pad_1x1(self.shortcut.weight)
         bias = expand @ self.conv.bias + self.expand.bias + self.shortcut.bias
         return fold_bn(kernel, bias, self.bn)
 

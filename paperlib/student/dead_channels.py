@@ -55,7 +55,8 @@ def find_dead_channels(student: Student, lr_255: Tensor) -> list[list[int]]:
 
 def can_reinitialise(model: nn.Module) -> bool:
     """Whether `reinitialise` knows a network: a student of MobileOne blocks that still has its branches."""
-    return isinstance(model, Student) and all(isinstance(block, MobileOneBlock) for block in model.body)
+    return isinstance(model, Student) and all(isinstance(block, MobileOneBlock)
+                                              for block in model.body)
 
 
 @torch.no_grad()
@@ -79,7 +80,8 @@ def reinitialise(student: Student, lr_255: Tensor, seed: int) -> tuple[Student, 
     """
     if not can_reinitialise(student):
         raise ValueError("only a student of MobileOne blocks that is not fused has branches to start anew")
-    twin, generator, counts = with_form(student, "collapsed"), torch.Generator().manual_seed(seed), []
+    twin, generator, counts = with_form(student,
+                                        "collapsed"), torch.Generator().manual_seed(seed), []
     # one look before anything changes: a new neighbour would raise the median that the others are held against
     maps = list(_block_maps(twin, lr_255))
     found = [(_dead(features), _spread(features)) for features in maps[1:]]
@@ -104,7 +106,8 @@ def _set_statistics(bn: nn.BatchNorm2d, chosen: Tensor, out: Tensor) -> None:
     bn.running_var[chosen] = torch.where(var > 1e-6, var, torch.ones_like(var))[chosen]
 
 
-def _restart(block: MobileOneBlock, chosen: Tensor, before: Tensor, size: float, generator: torch.Generator) -> None:
+def _restart(block: MobileOneBlock, chosen: Tensor, before: Tensor, size: float,
+             generator: torch.Generator) -> None:
     """Fresh kernels for the chosen outputs of a block; their sum has mean 0 and standard deviation 2·`size`.
 
     A ReLU leaves a bit more than half of that.

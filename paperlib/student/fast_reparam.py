@@ -1,12 +1,14 @@
 """A MobileOne block in training mode without computing its branches one by one (ours; the numbers are the paper's).
 
-BatchNorm needs mean and variance of what a convolution gives, not its pixels. A branch k (C·9 values an output channel)
-applied to the 3×3 patches p of the input gives k·p, so with the patches' mean m and second moments S = E[p pᵀ]
+BatchNorm needs mean and variance of what a convolution gives, not its pixels. A branch k (C·9
+values an output channel) applied to the 3×3 patches p of the input gives k·p, so with the patches'
+mean m and second moments S = E[p pᵀ]
 
     mean = k·m,    variance = kᵀ (S − m mᵀ) k
 
-for all branches at once. With them every branch is a scaled kernel and they add up to one convolution, forwards and
-backwards. S follows from the input's autocorrelation over shifts of up to two pixels; patches at the border see zeros.
+for all branches at once. With them every branch is a scaled kernel and they add up to one
+convolution, forwards and backwards. S follows from the input's autocorrelation over shifts of up to
+two pixels; patches at the border see zeros.
 """
 
 import torch
@@ -24,12 +26,14 @@ class _Autocorrelation(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         channels = x.shape[1]
-        half = torch.nn.grad.conv2d_weight(F.pad(x, (2, 2, 0, 2)), (channels, channels, 3, 5), x)  # dy = 0, 1, 2
+        # dy = 0, 1, 2
+        half = torch.nn.grad.conv2d_weight(F.pad(x, (2, 2, 0, 2)), (channels, channels, 3, 5), x)
         return torch.cat([half[:, :, 1:].flip(2, 3).transpose(0, 1), half], 2)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return F.conv2d(ctx.saved_tensors[0], gradient + gradient.transpose(0, 1).flip(2, 3), padding=2)
+        return F.conv2d(ctx.saved_tensors[0],
+                        gradient + gradient.transpose(0, 1).flip(2, 3), padding=2)
 
 
 class _Borders(torch.autograd.Function):
@@ -43,8 +47,8 @@ class _Borders(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *lines: Tensor) -> Tensor:
         gradient = torch.zeros_like(ctx.saved_tensors[0])
-        for line, border in zip(lines, (gradient[:, :, -1], gradient[:, :, 0], gradient[..., -1], gradient[..., 0]),
-                                strict=True):
+        borders = gradient[:, :, -1], gradient[:, :, 0], gradient[..., -1], gradient[..., 0]
+        for line, border in zip(lines, borders, strict=True):
             border += line
         return gradient
 
@@ -62,7 +66,8 @@ def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         x: (N, C, H, W).
 
     Returns:
-        E[p], (9C,), and E[p pᵀ], (9C, 9C); p in the order of a kernel's values, as `torch.nn.functional.unfold` has it.
+        E[p], (9C,), and E[p pᵀ], (9C, 9C); p in the order of a kernel's values, as
+        `torch.nn.functional.unfold` has it.
     """
     channels = x.shape[1]
     near = _Autocorrelation.apply(x)
@@ -82,7 +87,8 @@ def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
             second[:, :, dy, dx, dy, dx] += corner.T @ corner
             mean[:, dy, dx] += corner.sum(0)
     count = x.numel() // channels
-    return mean.flatten() / count, second.permute(0, 2, 3, 1, 4, 5).reshape(9 * channels, 9 * channels) / count
+    second = second.permute(0, 2, 3, 1, 4, 5).reshape(9 * channels, 9 * channels)
+    return mean.flatten() / count, second / count
 
 
 def can_merge(block: nn.Module, x: Tensor) -> bool:
@@ -101,7 +107,8 @@ def merged_forward(block: MobileOneBlock, x: Tensor) -> Tensor:
     """
     norms = [*(branch.bn for branch in block.conv_kxk), block.conv_scale.bn, block.identity]
     kernels = torch.stack([*(branch.conv.weight for branch in block.conv_kxk),
-                           F.pad(block.conv_scale.conv.weight, [1, 1, 1, 1]), dirac(block.conv_kxk[0].conv.weight)])
+                           F.pad(block.conv_scale.conv.weight, [1, 1, 1, 1]),
+                           dirac(block.conv_kxk[0].conv.weight)])
     branches, channels = kernels.shape[:2]
     flat = kernels.reshape(branches * channels, -1)
     mean_patch, second = patch_moments(x)
@@ -110,7 +117,8 @@ def merged_forward(block: MobileOneBlock, x: Tensor) -> Tensor:
     gain = torch.cat([norm.weight for norm in norms]) / torch.sqrt(variance + norms[0].eps)
     kernel = (gain.reshape(branches, channels, 1, 1, 1) * kernels).sum(0)
     bias = (torch.cat([norm.bias for norm in norms]) - gain * mean).reshape(branches, channels).sum(0)
-    _track(norms, mean.detach().reshape(branches, channels), variance.detach().reshape(branches, channels),
+    _track(norms, mean.detach().reshape(branches, channels),
+           variance.detach().reshape(branches, channels),
            x.numel() // channels)
     return F.relu(F.conv2d(x, kernel, bias, padding=1))
 

@@ -24,7 +24,8 @@ SHARES_GRID = ("concat", "repeat", "depth_to_space", "clamp")
 class Node:
     """One operator; its output tensor bears its name.
 
-    conv: weight (O, I/groups, k, k), bias (O,), stride 1, zero padding k//2. prelu: weight (C,). repeat: each channel
+    conv: weight (O, I/groups, k, k), bias (O,), stride 1, zero padding k//2. prelu: weight (C,).
+        repeat: each channel
     `SCALE`² times in a row. clamp: to 0..255.
     """
 
@@ -79,10 +80,12 @@ def conv_node(name: str, conv: nn.Conv2d, source: str, relu: bool = False) -> No
     return Node(name, "conv", (source,), weight, bias, conv.groups, relu)
 
 
-def _compute(node: Node, inputs: list[Tensor], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _compute(node: Node, inputs: list[Tensor], weight: Tensor | None,
+             bias: Tensor | None) -> Tensor:
     match node.op:
         case "conv":
-            out = F.conv2d(inputs[0], weight, bias, padding=weight.shape[-1] // 2, groups=node.groups)
+            out = F.conv2d(inputs[0], weight, bias, padding=weight.shape[-1] // 2,
+                           groups=node.groups)
         case "prelu":
             out = F.prelu(inputs[0], weight)
         case "add":
@@ -108,8 +111,8 @@ def run_graph(
 
     Args:
         weights: gives the (weight, bias) a node is computed with; default: its own.
-        after: called with every node and its output, returns what the next nodes see; default: the output itself.
-            Fake-quantisation and measurements enter here.
+        after: called with every node and its output, returns what the next nodes see; default: the
+            output itself. Fake-quantisation and measurements enter here.
         prelu: computes a PReLU node from (node, input, slopes) where a device's arithmetic is wanted.
     """
     tensors: dict[str, Tensor] = {}
@@ -121,7 +124,8 @@ def run_graph(
             weight, bias = weights(node) if weights else (node.weight, node.bias)
             inputs = [tensors[source] for source in node.inputs]
             special = prelu and node.op == "prelu"
-            out = prelu(node, inputs[0], weight) if special else _compute(node, inputs, weight, bias)
+            out = prelu(node, inputs[0], weight) if special else _compute(node,
+                    inputs, weight, bias)
         tensors[node.name] = after(node, out) if after else out
         for source in set(node.inputs):
             if last_use[source] == index:
@@ -131,7 +135,8 @@ def run_graph(
 
 def parameters(graph: Graph) -> int:
     """Number of weights and biases the deployed file stores."""
-    return sum(value.numel() for node in graph.nodes for value in (node.weight, node.bias) if value is not None)
+    return sum(value.numel() for node in graph.nodes for value in (node.weight, node.bias)
+               if value is not None)
 
 
 def receptive_radius(graph: Graph) -> int:

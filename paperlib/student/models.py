@@ -34,7 +34,8 @@ def deployment_graph(model: nn.Module) -> Graph:
     return Graph((Node("input", "input"), *nodes, shuffle, Node("output", "clamp", ("shuffle",))))
 
 
-def build_model(settings: StudentSettings, form: str = "expanded", clamp: bool = False) -> nn.Module:
+def build_model(settings: StudentSettings, form: str = "expanded",
+                clamp: bool = False) -> nn.Module:
     """The network that the settings name, with fresh weights; ABPN's only form is "fused"."""
     if settings.arch in STUDENTS:
         return Student(settings, form, clamp)
@@ -93,7 +94,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
-        unseen = name.endswith(("min_val", "max_val"))  # of observers that have seen nothing: infinite
+        # of observers that have seen nothing: infinite
+        unseen = name.endswith(("min_val", "max_val"))
         if value.is_floating_point() and not (~value.isnan() if unseen else value.isfinite()).all():
             raise ValueError(f"{name} is not finite")
 

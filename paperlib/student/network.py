@@ -1,7 +1,8 @@
 """The ×3 student: extract – refine – upsample, all in LR space (paper section 1).
 
-Input and output are RGB in 0..255. f0 = stem(x); f = body(f0) + f0; sr = PixelShuffle(head(f)). In the expanded form
-the body consists of re-parameterisable blocks; `fuse` gives the deployable form with 82,683 parameters.
+Input and output are RGB in 0..255. f0 = stem(x); f = body(f0) + f0; sr = PixelShuffle(head(f)). In
+the expanded form the body consists of re-parameterisable blocks; `fuse` gives the deployable form
+with 82,683 parameters.
 """
 
 import copy
@@ -32,7 +33,8 @@ def bilinear_kernel(scale: int = SCALE) -> Tensor:
     Sub-pixel i of a row lies (i − (scale−1)/2)/scale LR pixels from its LR pixel's centre.
     """
     offsets = (torch.arange(scale) - (scale - 1) / 2) / scale
-    taps = torch.stack([(-offsets).clamp(min=0), 1 - offsets.abs(), offsets.clamp(min=0)], dim=1)  # (scale, 3)
+    # (scale, 3)
+    taps = torch.stack([(-offsets).clamp(min=0), 1 - offsets.abs(), offsets.clamp(min=0)], dim=1)
     phases = torch.einsum("iy,jx->ijyx", taps, taps).reshape(scale * scale, 3, 3)
     kernel = torch.zeros(3, scale * scale, 3, 3, 3)
     for channel in range(3):
@@ -45,12 +47,13 @@ class Student(nn.Module):
 
     Args:
         settings: architecture (`mobileone`, `repconv` or `repdw`) and its size.
-        form: "expanded" (branches and BN), "collapsed" (the same weights, BN statistics frozen, each block computed as
-            one convolution) or "fused" (plain convolutions).
+        form: "expanded" (branches and BN), "collapsed" (the same weights, BN statistics frozen,
+            each block computed as one convolution) or "fused" (plain convolutions).
         clamp: end with min(ReLU(y), 255); the paper clamps from QAT on, not in FP32 training.
     """
 
-    def __init__(self, settings: StudentSettings, form: str = "expanded", clamp: bool = False) -> None:
+    def __init__(self, settings: StudentSettings, form: str = "expanded",
+                 clamp: bool = False) -> None:
         super().__init__()
         self.settings, self.form, self.clamp = settings, form, clamp
         make = _fused_block if form == "fused" else _training_block

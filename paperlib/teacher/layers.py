@@ -93,7 +93,8 @@ class SelectiveScan(nn.Module):
         projected = F.linear(u, self.x_proj_weight[0])
         step, b, c = projected.split([self.rank, self.states, self.states], dim=-1)
         delta, a = F.linear(step, self.dt_projs_weight[0]), -torch.exp(self.A_logs)
-        return selective_scan(u, delta, a, b, c + prompt, self.Ds, self.dt_projs_bias[0], True, self.backend)
+        return selective_scan(u, delta, a, b, c + prompt, self.Ds, self.dt_projs_bias[0],
+                              True, self.backend)
 
 
 def gumbel_one_hot(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -126,7 +127,8 @@ class ASSM(nn.Module):
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Class of each token (B, L); in training its one-hot (B, L, tokens), straight-through."""
-        logits = F.log_softmax(self.route(x), dim=-1)  # its rounding decides near ties, as in the published code
+        # its rounding decides near ties, as in the published code
+        logits = F.log_softmax(self.route(x), dim=-1)
         if self.training or self.noise:
             hot = gumbel_one_hot(logits, self.generator)
             return hot.argmax(-1), hot
@@ -139,20 +141,24 @@ class ASSM(nn.Module):
         prompt = prompts[chosen] if hot is None else hot @ prompts  # (B, L, N)
         order = torch.argsort(chosen, dim=-1, stable=True)
         first = torch.arange(0, order.numel(), order.shape[1], device=order.device)[:, None]
-        places = (order + first).flatten()  # rows of the tokens of all images, in the order of the scan
+        # rows of the tokens of all images, in the order of the scan
+        places = (order + first).flatten()
         inward = self.in_proj[0]
-        image = to_image(F.linear(x, inward.weight.flatten(1), inward.bias), size)  # a 1×1 convolution
+        # a 1×1 convolution
+        image = to_image(F.linear(x, inward.weight.flatten(1), inward.bias), size)
         tokens = to_tokens(image * torch.sigmoid(self.CPE(image)))
         y = self.selectiveScan(tokens.flatten(0, 1)[places].view_as(tokens), prompt)
         y = self.out_proj(self.out_norm(y))
-        back = torch.empty_like(places).scatter_(0, places, torch.arange(len(places), device=places.device))
+        back = torch.empty_like(places).scatter_(0, places,
+                                                 torch.arange(len(places), device=places.device))
         return y.flatten(0, 1)[back].view_as(y)
 
 
 class Layer(nn.Module):
     """Window attention and MLP, then state-space module and MLP, each with scaled residual."""
 
-    def __init__(self, dim: int, heads: int, window: int, states: int, tokens: int, rank: int, shift: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int, states: int, tokens: int, rank: int,
+                 shift: int) -> None:
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim) for _ in range(4))

@@ -148,7 +148,8 @@ def start_bilinear(model: MambaIRv2Light) -> None:
     model.conv_after_body.weight.zero_()
 
 
-def load_teacher(path: str | Path, expected_sha256: str | None = PUBLISHED_SHA256) -> MambaIRv2Light:
+def load_teacher(path: str | Path,
+                 expected_sha256: str | None = PUBLISHED_SHA256) -> MambaIRv2Light:
     """The published network with its weights, loaded strictly, evaluation mode.
 
     Args:
@@ -188,8 +189,10 @@ class TeacherUpscaler:
     def about(self) -> dict[str, Any]:
         device = next(self.model.parameters()).device
         noise = any(module.noise for module in self.model.modules() if isinstance(module, ASSM))
-        return {"model": self.name, "sha256": self.sha256, "scan": scan_backend(device), "tile": self.tile,
-                "routing": "Gumbel noise" if noise else "arg-max", "threads": torch.get_num_threads()}
+        return {"model": self.name, "sha256": self.sha256, "scan": scan_backend(device),
+                "tile": self.tile,
+                "routing": "Gumbel noise" if noise
+                else "arg-max", "threads": torch.get_num_threads()}
 
     @torch.inference_mode()
     def _whole(self, lr: np.ndarray) -> np.ndarray:

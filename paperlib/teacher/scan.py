@@ -57,7 +57,8 @@ class _CpuScan(torch.autograd.Function):
         grads = [torch.empty_like(x) for x in (u, delta, b, c)]
         sums = [torch.empty(rows, *a.shape), torch.empty(rows, lanes)]  # of A and D, one a row
         _, run = kernels(lanes)
-        arrays = [x.detach().numpy() for x in (u, delta, b, c, starts, grad_y.contiguous(), *grads, *sums)]
+        arrays = [x.detach().numpy()
+                  for x in (u, delta, b, c, starts, grad_y.contiguous(), *grads, *sums)]
         shared = [x.detach().numpy() for x in (a, skip, bias)]
         _for_each_row(lambda row: run(*(x[row] for x in arrays), *shared, ctx.softplus), rows)
         grad_u, grad_delta, grad_b, grad_c = grads
@@ -103,7 +104,8 @@ def _announce(backend: str) -> None:
 
 
 def selective_scan(
-    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, delta_bias: Tensor | None = None,
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor,
+    delta_bias: Tensor | None = None,
     delta_softplus: bool = False, backend: str = "auto",
 ) -> Tensor:
     """The selective scan, differentiable in all inputs. Tokens come before channels.

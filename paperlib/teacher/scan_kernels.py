@@ -69,7 +69,8 @@ def _forward_kernel(lanes: int) -> Callable[..., None]:
         """u, delta, y (L, lanes); b, c (L, N); starts (chunks, N, lanes); a (N, lanes)."""
         length, states = b.shape
         state = np.zeros((states, lanes), np.float32)
-        step, drive, out = (np.empty(lanes, np.float32), np.empty(lanes, np.float32), np.empty(lanes, np.float32))
+        step, drive, out = (np.empty(lanes, np.float32), np.empty(lanes, np.float32),
+                            np.empty(lanes, np.float32))
         for t in range(length):
             if t % CHUNK == 0:
                 starts[t // CHUNK] = state
@@ -94,16 +95,19 @@ def _forward_kernel(lanes: int) -> Callable[..., None]:
 
 
 def _backward_kernel(lanes: int) -> Callable[..., None]:
-    def backward(u, delta, b, c, starts, grad_y, grad_u, grad_delta, grad_b, grad_c, grad_a, grad_skip,
+    def backward(u, delta, b, c, starts, grad_y, grad_u, grad_delta, grad_b, grad_c,
+                 grad_a, grad_skip,
                  a, skip, bias, softplus):
         """Shapes as in `forward`; grad_a and grad_skip are summed in float64 over chunks."""
         length, states = b.shape
         shape = (states, lanes)
-        carry = np.zeros(shape, np.float32)  # what the later tokens pass back to the state of this one
+        # what the later tokens pass back to the state of this one
+        carry = np.zeros(shape, np.float32)
         total_a, total_skip = np.zeros(shape, np.float64), np.zeros(lanes, np.float64)
         h = np.empty((CHUNK + 1, states, lanes), np.float32)
         decay = np.empty((CHUNK, states, lanes), np.float32)
-        step, slope, drive = (np.empty((CHUNK, lanes), np.float32), np.ones((CHUNK, lanes), np.float32),
+        step, slope, drive = (np.empty((CHUNK, lanes), np.float32),
+                              np.ones((CHUNK, lanes), np.float32),
                               np.empty((CHUNK, lanes), np.float32))
         to_step, to_drive = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
         for chunk in range(starts.shape[0] - 1, -1, -1):
@@ -117,7 +121,8 @@ def _backward_kernel(lanes: int) -> Callable[..., None]:
                     for d in range(lanes):
                         x = step[i, d]
                         e = _exp(-abs(x))
-                        slope[i, d] = (float32(1) if x > 0 else e) / (float32(1) + e)  # softplus' = sigmoid
+                        # softplus' = sigmoid
+                        slope[i, d] = (float32(1) if x > 0 else e) / (float32(1) + e)
                         step[i, d] = _softplus(x, e)
                 for d in range(lanes):
                     drive[i, d] = step[i, d] * u[first + i, d]

@@ -1,12 +1,13 @@
 """Tables B, C and D as experiments: every row a short training of its own, all on one schedule (paper section 7).
 
-Tables C and D are the paper's experiments, so they follow its method whatever the run's own: C the whole pipeline with
-each block, D stage 3 with teachers of several weights. An INT8 number of theirs is measured twice: on the file of
-post-training quantisation, which the paper reports (`mobileone`), and on the one that keeps the learnt grids
-(`mobileone_learnt`). A training is idempotent and resumable: it lies in `checkpoints/ablation/`, has a
-record of its own, `records/07/<name>-<seed>.json`, and is not repeated when it is done. To join the
-trainings of two runs, copy the records of one into the other's folder. Every variant is a change of
-settings; nothing here trains in a way that a user could not ask for with `--set`.
+Tables C and D are the paper's experiments, so they follow its method whatever the run's own: C the
+whole pipeline with each block, D stage 3 with teachers of several weights. An INT8 number of theirs
+is measured twice: on the file of post-training quantisation, which the paper reports (`mobileone`),
+and on the one that keeps the learnt grids (`mobileone_learnt`). A training is idempotent and
+resumable: it lies in `checkpoints/ablation/`, has a record of its own,
+`records/07/<name>-<seed>.json`, and is not repeated when it is done. To join the trainings of two
+runs, copy the records of one into the other's folder. Every variant is a change of settings;
+nothing here trains in a way that a user could not ask for with `--set`.
 """
 
 import json
@@ -50,7 +51,8 @@ ROWS = {"mobileone": ("C", "mobileone"), "repconv": ("C", "repconv"), "repdw": (
         "fsrcnn": ("B", "fsrcnn"), "abpn": ("B", "abpn")}
 """Table and row of each network."""
 NO_TEACHER = {"stage3.loss.kd": 0.0, "stage3.loss.kd_mid": None, "stage3.loss.kd_low": 0.0}
-NO_CLIPPING = {f"{stage}.clip_{part}": 0.0 for stage in ("stage2", "stage3") for part in ("body", "ends")}
+NO_CLIPPING = {f"{stage}.clip_{part}": 0.0 for stage in ("stage2", "stage3")
+               for part in ("body", "ends")}
 NO_RECALIBRATION = {"stage2.recalibrate_batches": 0}
 ORTHO = {"stage3.loss.dct_norm": "ortho"}
 PUBLISHED = {field: value for field, value in METHODS["paper"].items()
@@ -60,7 +62,8 @@ PUBLISHED = {field: value for field, value in METHODS["paper"].items()
 
 def _teacher_times(factor: float) -> dict[str, Any]:
     """The published λ(t) as a whole so many times larger."""
-    return {f"stage3.loss.{name}": factor * STAGE3_LOSS[name] for name in ("kd", "kd_mid", "kd_low")}
+    return {f"stage3.loss.{name}": factor * STAGE3_LOSS[name]
+            for name in ("kd", "kd_mid", "kd_low")}
 
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -71,12 +74,14 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 orthonormal DCT, 0 and published. Paired by seed: the same patches, the same start."""
 REPORTED = {"kd_1": "qat_teacher", "kd_0": "qat_direct"}
 """The conditions that the paper's Table D compares, by its names."""
-PAPER_QUANTISER = {field: METHODS["paper"][field] for field in PUBLISHED if field.startswith("quant.")}
+PAPER_QUANTISER = {field: METHODS["paper"][field] for field in PUBLISHED
+                   if field.startswith("quant.")}
 SWITCHES: dict[str, dict[str, Any]] = {
     "teacher_none": NO_TEACHER,
     "teacher_student": {"teacher.stage3": "student"},
     "loss_published": {"teacher.stage3": "same"} | {
-        f"stage3.loss.{name}": value for name, value in LossSettings(**STAGE3_LOSS).model_dump().items()},
+        f"stage3.loss.{name}": value
+        for name, value in LossSettings(**STAGE3_LOSS).model_dump().items()},
     "dct_off": {"stage3.loss.dct": 0.0},
     "confidence_off": {"stage3.loss.confidence": False},
     "weight_clip_off": {"stage3.clip_body": 0.0, "stage3.clip_ends": 0.0},
@@ -139,12 +144,16 @@ def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
     if settings.stage1.warmup:
         short["stage1.warmup"] = max(settings.stage1.warmup, 0.1)
     for stage, steps in (
-            ("stage1", size.stage1_steps), ("stage2", size.stage2_steps), ("stage3", size.stage3_steps)):
-        if steps < getattr(settings, stage).steps:  # EMA 0.999 would still contain the initial weights
+            ("stage1", size.stage1_steps), ("stage2", size.stage2_steps),
+            ("stage3", size.stage3_steps)):
+        # EMA 0.999 would still contain the initial weights
+        if steps < getattr(settings, stage).steps:
             short[f"{stage}.ema_warmup"] = True
-        halving = max(1, round(getattr(settings, stage).halve_every * steps / getattr(settings, stage).steps))
+        halving = max(1,
+                      round(getattr(settings, stage).halve_every * steps / getattr(settings, stage).steps))
         every = steps if size.keep == "last" else getattr(settings, stage).validate_every
-        short |= {f"{stage}.steps": steps, f"{stage}.validate_every": every, f"{stage}.halve_every": halving,
+        short |= {f"{stage}.steps": steps, f"{stage}.validate_every": every,
+                  f"{stage}.halve_every": halving,
                   f"{stage}.keep": size.keep}
     return override(settings, short | changes)
 
@@ -155,7 +164,8 @@ def _settings(run: Run, name: str, seed: int) -> Settings:
     if name.startswith("claim_"):
         changes = papers | {"student.arch": "mobileone"} | CLAIMS[name.removeprefix("claim_")]
     elif name in ROWS and ROWS[name][0] == "B":
-        changes = NO_TEACHER | {"student.arch": name, "student.init": "bilinear", "quant.skip": "add"}
+        changes = NO_TEACHER | {"student.arch": name, "student.init": "bilinear",
+                                "quant.skip": "add"}
     elif name in ROWS:
         changes = papers | {"student.arch": name}
     elif name in CONDITIONS:
@@ -175,16 +185,17 @@ def _files(run: Run, data: Data, model: Any, name: str, table: str, row: str, st
            settings: Settings) -> Rows:
     """The files of a network under quantisation, measured.
 
-    By post-training quantisation, the paper's way, dynamic as `row` and fixed (the authors' padding and
-    tiles) as `row`_fixed; the seed draws their calibration photographs. With the learnt grids, dynamic,
-    as `row`_learnt.
+    By post-training quantisation, the paper's way, dynamic as `row` and fixed (the authors' padding
+    and tiles) as `row`_fixed; the seed draws their calibration photographs. With the learnt grids,
+    dynamic, as `row`_learnt.
     """
     qgraph, folder, size = quantised_graph(model), run.stage_folder(name), settings.export
     graph, images = post_training_graph(qgraph), drawn_calibration(data, settings)
     dynamic = export_ptq(graph, images, folder / "ptq_int8.tflite")
     fixed = export_ptq(graph, images, folder / "ptq_fixed_int8.tflite", size.height, size.width)
     learnt = export_tflite(qgraph, folder / "dynamic_int8.tflite")
-    files = ((row, TFLiteUpscaler(dynamic)), (f"{row}_fixed", TFLiteUpscaler(fixed, borders="reflected")),
+    files = ((row, TFLiteUpscaler(dynamic)),
+             (f"{row}_fixed", TFLiteUpscaler(fixed, borders="reflected")),
              (f"{row}_learnt", TFLiteUpscaler(learnt)))
     return [line for label, upscaler in files
             for line in measure(data, upscaler, table, label, "int8", steps=steps)]
@@ -203,15 +214,16 @@ def _baseline(run: Run, data: Data, arch: str, settings: Settings) -> Rows:
     rows = measure(data, TorchUpscaler(fused, arch), table, row, "fp32", steps=steps)
     model = stage3(run, data, fused, None, f"{folder}stage3", settings).model
     steps += settings.stage3.steps
-    rows += measure(data, TorchUpscaler(model, arch), table, f"{row}_fakequant", "fp32", steps=steps)
+    rows += measure(data, TorchUpscaler(model, arch), table, f"{row}_fakequant",
+                    "fp32", steps=steps)
     return rows + _files(run, data, model, f"{folder}stage3", table, row, steps, settings)
 
 
 def _backbone(run: Run, data: Data, arch: str, settings: Settings) -> Rows:
     """Table C: the paper's whole pipeline with a block, from PyTorch's random start.
 
-    The table's "FP32" column is the fake-quantised network's score in PyTorch; the float network's after
-    stage 2, before any rounding, stands beside it as `arch`_float.
+    The table's "FP32" column is the fake-quantised network's score in PyTorch; the float network's
+    after stage 2, before any rounding, stands beside it as `arch`_float.
     """
     table, row = ROWS[arch]
     folder = f"ablation/{arch}-{settings.seed}/" if settings.quant.start else _folder(run, settings, arch)
@@ -240,7 +252,8 @@ def _variant(run: Run, data: Data, name: str, settings: Settings) -> Rows:
         path = run.stage_folder(f"ablation/{name}-{settings.seed}") / "dynamic_int8.tflite"
         export_ptq(deployment_graph(fused), drawn_calibration(data, settings), path)
         return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
-    model = stage3(run, data, fused, distillation_targets(run, data, 3, settings), folder, settings).model
+    model = stage3(run, data, fused, distillation_targets(run, data, 3, settings),
+                   folder, settings).model
     steps += settings.stage3.steps
     if condition:
         return _files(run, data, model, folder, table, row, steps, settings)
@@ -276,15 +289,18 @@ def _claim(run: Run, data: Data, name: str, settings: Settings) -> tuple[Rows, d
     if claim == "post_training":
         model = prepare_qat(fused, settings.quant, calibration(data, settings)).eval()
     else:
-        model = stage3(run, data, fused, distillation_targets(run, data, 3, settings), folder, settings).model
+        model = stage3(run, data, fused, distillation_targets(run, data, 3, settings),
+                       folder, settings).model
         steps += settings.stage3.steps
     if claim == "published":
         extra["shares"] = stage_shares(data, base, 2, start, targets)
     qgraph = quantised_graph(model)
-    noise = {line["name"]: line["sqnr_db"] for line in layer_sqnr(qgraph, [pair.lr for pair in data.valid[:4]])}
+    noise = {line["name"]: line["sqnr_db"]
+             for line in layer_sqnr(qgraph, [pair.lr for pair in data.valid[:4]])}
     extra["layers"] = [{"name": node.name, "weight": float(node.weight.abs().max()), "sqnr_db": noise[node.name]}
                        for node in qgraph.graph.nodes if node.weight is not None]
-    rows += measure(data, TorchUpscaler(model, claim), "abstract_claims", claim, "fake-quant", steps=steps)
+    rows += measure(data, TorchUpscaler(model, claim), "abstract_claims", claim,
+                    "fake-quant", steps=steps)
     return rows + _files(run, data, model, folder, "abstract_claims", claim, steps, settings), extra
 
 
@@ -292,15 +308,16 @@ def shared_by_all(run: Run, data: Data, names: Sequence[str]) -> dict[str, Any]:
     """What the trainings of `names` have in common: hashes of the images, and the teacher's name if any needs one."""
     needs = False
     for settings in (_settings(run, name, 0) for name in names):
-        needs |= settings.stage2.loss.kd > 0 or (settings.stage3.loss.kd > 0 and settings.teacher.stage3 == "same")
+        needs |= settings.stage2.loss.kd > 0 or (settings.stage3.loss.kd > 0
+                                                 and settings.teacher.stage3 == "same")
     return {"data": data.keys(), "teacher": open_teacher(run, data).name if needs else "none"}
 
 
 def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int) -> None:
     """One training of 07, measured, with its record records/07/<name>-<seed>.json.
 
-    One whose record has the same identity (settings but for the seed, images, start, teacher) is not
-    repeated, wherever the record was made.
+    One whose record has the same identity (settings but for the seed, images, start, teacher) is
+    not repeated, wherever the record was made.
 
     Args:
         shared: of `shared_by_all`.
@@ -312,7 +329,8 @@ def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int
     tree = settings.model_dump(mode="json", exclude={"seed", "ablation"})
     identity = settings_hash(json.dumps([tree, inputs, shared["teacher"]], sort_keys=True))
     path = run.out / "records" / "07" / f"{name}-{seed}.json"
-    if path.is_file() and run.read_record(f"07/{path.stem}").get("training", {}).get("identity") == identity:
+    if path.is_file() and run.read_record(f"07/{path.stem}").get("training",
+            {}).get("identity") == identity:
         return
     run, extra = Run(run.settings, run.out), {}  # its clock is this training's
     if name.startswith("claim_"):
@@ -418,7 +436,8 @@ def backbones(run: Run, data: Data) -> Rows:
     known = run.rows()
     measured = ((known["record"] == "01_data") & (known["row"] == "bicubic")).any()
     bicubic = not measured and any(ROWS[arch][0] == "B" for arch in archs)
-    return (measure(data, Bicubic(), "B", "bicubic", "fp32") if bicubic else []) + _grid(run, data, archs)
+    return (measure(data, Bicubic(), "B", "bicubic", "fp32") if bicubic
+            else []) + _grid(run, data, archs)
 
 
 def stage3_variants(run: Run, data: Data) -> Rows:

@@ -1,8 +1,8 @@
 """One training loop for every stage (paper section 4): a stage is data, a model and a start.
 
-Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), so is what a network draws itself
-(`Drawing`), and the state of the optimiser and the EMA is saved. Engine: accelerate, so the same loop runs on a CPU,
-one GPU, or under torchrun.
+Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), so is what a network
+draws itself (`Drawing`), and the state of the optimiser and the EMA is saved. Engine: accelerate,
+so the same loop runs on a CPU, one GPU, or under torchrun.
 """
 
 import copy
@@ -55,7 +55,8 @@ def processes() -> PartialState:
     Without `cpu=True` accelerate does not join CPU processes, and each would train separately in the
     same folder.
     """
-    return PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=not torch.cuda.is_available()
+                        or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 @dataclass
@@ -128,7 +129,8 @@ class _Progress:
         self.name, self.start, self.total, self.quiet = name, start, total, quiet
         self.plain = plain_lines()
         self.began = self.spoke = time.monotonic()
-        self.bar = tqdm(total=total, initial=start, desc=name, disable=quiet or self.plain is not None)
+        self.bar = tqdm(total=total, initial=start, desc=name, disable=quiet
+                        or self.plain is not None)
         self.psnr = ""
 
     def advance(self, step: int, loss: float, psnr: float | None) -> None:
@@ -137,7 +139,8 @@ class _Progress:
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {loss:.4f}{self.psnr}", refresh=False)
         now = time.monotonic()
-        if self.plain is not None and not self.quiet and (now - self.spoke > 20 or step == self.total):
+        if self.plain is not None and not self.quiet and (now - self.spoke > 20
+                                                          or step == self.total):
             self.spoke = now
             left = (now - self.began) / (step - self.start) * (self.total - step)
             print(f"{self.name}: step {step}/{self.total} loss {loss:.4f}{self.psnr}, {left:.0f} s left",
@@ -145,7 +148,8 @@ class _Progress:
 
 
 def _flat(stage: StageSettings) -> dict[str, Any]:
-    return flatten("stage", stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"}))
+    return flatten("stage",
+                   stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"}))
 
 
 def fit(
@@ -204,7 +208,8 @@ def fit(
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(stage, step)
             batch = draw(step, accelerator.process_index, accelerator.num_processes)
-            terms = _step(trained, state.optimizer, stage, batch, teacher, step / stage.steps, accelerator)
+            terms = _step(trained, state.optimizer, stage, batch, teacher,
+                          step / stage.steps, accelerator)
             clip_weights(state.live, stage)
             state.ema.update(state.live, step=step + 1)
             if not math.isfinite(terms["loss"]):
@@ -216,9 +221,11 @@ def fit(
             if last or state.step % stage.validate_every == 0:
                 scores = score(state.ema.module)
                 psnr = scores["psnr_rgb"]
-                state.validated(scores, learning_rate(stage, step), spent + time.monotonic() - began)
+                state.validated(scores, learning_rate(stage, step),
+                                spent + time.monotonic() - began)
             if accelerator.is_main_process and (last or state.step % stage.checkpoint_every == 0):
-                save_state(folder, state.step, state.saved(identity, spent + time.monotonic() - began))
+                save_state(folder, state.step,
+                           state.saved(identity, spent + time.monotonic() - began))
                 write_text(folder / "history.csv", history_csv(state.history))
             progress.advance(state.step, terms["loss"], psnr)
 

@@ -1,7 +1,7 @@
 """Losses of the three stages (paper section 3), all on images scaled to 0..1.
 
-Stage 1 is L1; stage 2 is Charbonnier + 0.02 DCT + 0.03 KD; stage 3 is Charbonnier + 0.015 DCT + λ(t) KD. Tensors are
-(B, 3, H, W); every function returns a scalar mean unless it says otherwise.
+Stage 1 is L1; stage 2 is Charbonnier + 0.02 DCT + 0.03 KD; stage 3 is Charbonnier + 0.015 DCT +
+λ(t) KD. Tensors are (B, 3, H, W); every function returns a scalar mean unless it says otherwise.
 """
 
 import copy
@@ -36,7 +36,8 @@ def charbonnier(sr_01: Tensor, hr_01: Tensor, epsilon: float = 1e-3) -> Tensor:
 @lru_cache(maxsize=8)
 def _dct_matrix(length: int, norm: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     n = torch.arange(length, dtype=torch.float64)
-    matrix = 2 * torch.cos(torch.pi * (2 * n[None] + 1) * n[:, None] / (2 * length))  # row k: frequency k
+    # row k: frequency k
+    matrix = 2 * torch.cos(torch.pi * (2 * n[None] + 1) * n[:, None] / (2 * length))
     if norm == "ortho":
         matrix /= (2 * length) ** 0.5
         matrix[0] /= 2**0.5
@@ -47,10 +48,11 @@ def dct2(image: Tensor, norm: str = "none") -> Tensor:
     """Two-dimensional DCT-II over the last two axes, same shape.
 
     Args:
-        norm: "none", unnormalised (scipy.fft.dctn with norm=None), as published; "ortho", orthonormal: divided by
-            2·√(N·M), and by √2 more for each frequency 0.
+        norm: "none", unnormalised (scipy.fft.dctn with norm=None), as published; "ortho",
+            orthonormal: divided by 2·√(N·M), and by √2 more for each frequency 0.
     """
-    rows, columns = (_dct_matrix(length, norm, image.device, image.dtype) for length in image.shape[-2:])
+    rows, columns = (_dct_matrix(length, norm, image.device, image.dtype)
+                     for length in image.shape[-2:])
     return rows @ image @ columns.T
 
 
@@ -70,7 +72,8 @@ def confidence(teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Ten
     return torch.exp(-settings.gamma * error).clamp(settings.w_min, settings.w_max)
 
 
-def distillation(sr_01: Tensor, teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Tensor:
+def distillation(sr_01: Tensor, teacher_01: Tensor, hr_01: Tensor,
+                 settings: LossSettings) -> Tensor:
     """Mean w·|ŷ − t|, or w·(ŷ − t)² for `kd_error` l2; t the teacher's output in 0..1; no gradient to t or w."""
     target = teacher_01.detach().clamp(0, 1)
     difference = (sr_01 - target).square() if settings.kd_error == "l2" else (sr_01 - target).abs()
@@ -94,7 +97,8 @@ def kd_weight(settings: LossSettings, progress: float) -> float:
 
 
 def weighted_terms(
-    settings: LossSettings, sr_255: Tensor, hr_255: Tensor, teacher_01: Tensor | None, progress: float
+    settings: LossSettings, sr_255: Tensor, hr_255: Tensor,
+    teacher_01: Tensor | None, progress: float
 ) -> dict[str, tuple[float, Tensor]]:
     """The terms of a stage: name → weight now, value before weighting; without gradient while its weight is 0.
 
@@ -111,7 +115,8 @@ def weighted_terms(
     if settings.kd > 0:
         if teacher_01 is None:
             raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, or set loss.kd=0.")
-        terms["kd"] = (kd_weight(settings, progress), lambda: distillation(sr_01, teacher_01, hr_01, settings))
+        terms["kd"] = (kd_weight(settings, progress),
+                       lambda: distillation(sr_01, teacher_01, hr_01, settings))
     found = {}
     for name, (weight, term) in terms.items():
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
@@ -120,7 +125,8 @@ def weighted_terms(
 
 
 def stage_loss(
-    settings: LossSettings, sr_255: Tensor, hr_255: Tensor, teacher_01: Tensor | None, progress: float
+    settings: LossSettings, sr_255: Tensor, hr_255: Tensor,
+    teacher_01: Tensor | None, progress: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of a stage's terms.
 
@@ -136,7 +142,8 @@ def stage_loss(
         UserError: the settings ask for distillation and there is no teacher output.
     """
     total, parts = sr_255.new_zeros(()), {}
-    for name, (weight, value) in weighted_terms(settings, sr_255, hr_255, teacher_01, progress).items():
+    for name, (weight, value) in weighted_terms(settings, sr_255, hr_255, teacher_01,
+                                                progress).items():
         parts[name] = value.detach()
         if weight > 0:
             total = total + weight * value
@@ -178,7 +185,8 @@ def gradient_shares(
             settings, model(lr), batch.hr.float(), target, progress).items():
         norm = 0.0
         if weight > 0:
-            found = torch.autograd.grad(weight * value, weights, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(weight * value, weights, retain_graph=True,
+                                        allow_unused=True)
             norm = float(torch.stack([part.norm() for part in found if part is not None]).norm())
         lines.append({"term": name, "weight": weight, "value": float(value.detach()), "gradient norm": norm})
     table = pd.DataFrame(lines)
@@ -187,7 +195,8 @@ def gradient_shares(
     return table.assign(**{"gradient share": table["gradient norm"] / table["gradient norm"].sum()})
 
 
-def confidence_map(teacher_255: np.ndarray, hr_255: np.ndarray, settings: LossSettings) -> np.ndarray:
+def confidence_map(teacher_255: np.ndarray, hr_255: np.ndarray,
+                   settings: LossSettings) -> np.ndarray:
     """The distillation weights w(p) of one photograph, (H, W), from images (H, W, 3) in 0..255."""
     one, other = (torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None] / 255
                   for image in (teacher_255, hr_255))

@@ -65,7 +65,8 @@ def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]
 
 def train(
     run: Run, data: Data, name: str, model: nn.Module, stage: StageSettings, *, stream: str,
-    settings: Settings | None = None, targets: Targets | None = None, events: dict[int, Any] | None = None,
+    settings: Settings | None = None, targets: Targets | None = None,
+    events: dict[int, Any] | None = None,
     start: str = "",
 ) -> Fit:
     """Train `model` as `stage` says, in `checkpoints/<name>/`; continues a stopped training.
@@ -81,10 +82,12 @@ def train(
     distils = targets is not None and stage.loss.kd > 0
     key, compute = (targets.key, targets.compute) if distils else (None, None)
     draw = lambda step, rank, world: patches.batch(step, stage.batch, rank, world, teacher=key)
-    identity = {"seed": settings.seed, "data": data.store.key, "valid": data.valid_key, "start": start,
+    identity = {"seed": settings.seed, "data": data.store.key,
+                "valid": data.valid_key, "start": start,
                 "sampling": settings.data.sampling, "student": settings_hash(settings.student),
                 "teacher": targets.name if distils else "none"}
-    return fit(model, stage, draw, run.stage_folder(name), name=name, score=psnr_scorer(data.valid), teacher=compute,
+    return fit(model, stage, draw, run.stage_folder(name), name=name,
+               score=psnr_scorer(data.valid), teacher=compute,
                events=events, identity=identity)
 
 
@@ -100,18 +103,22 @@ def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None
     return _keep(run, name, result, settings)
 
 
-def stage2(run: Run, data: Data, targets: Targets | None, name: str = "stage2", settings: Settings | None = None,
+def stage2(run: Run, data: Data, targets: Targets | None, name: str = "stage2",
+           settings: Settings | None = None,
            start: str = "stage1") -> Trained:
     """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left (sections 3 and 4).
 
-    After a collapsed stage 1 it begins at that very function: the BN statistics belong to the weights (`recalibrated`).
+    After a collapsed stage 1 it begins at that very function: the BN statistics belong to the
+    weights (`recalibrated`).
     """
     settings = settings or run.settings
     path = run.stage_folder(start) / "student.safetensors"
     first, stays = load_model(path), settings.stage1.form == settings.stage2.form == "collapsed"
-    model = _in_form(_without_dead_channels(first, data, settings), data, settings, settings.stage2, "stage2",
+    model = _in_form(_without_dead_channels(first, data, settings), data, settings,
+                     settings.stage2, "stage2",
                      recalibrate=not stays)
-    result = train(run, data, name, model, settings.stage2, stream="stage2", settings=settings, targets=targets,
+    result = train(run, data, name, model, settings.stage2, stream="stage2",
+                   settings=settings, targets=targets,
                    start=weights_hash(first))
     return _keep(run, name, result, settings)
 
@@ -152,11 +159,12 @@ def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
     return Trained(model, path, result)
 
 
-def recalibrated(run: Run, data: Data, name: str = "stage2", settings: Settings | None = None) -> nn.Module:
+def recalibrated(run: Run, data: Data, name: str = "stage2",
+                 settings: Settings | None = None) -> nn.Module:
     """A stage's best weights with BN statistics re-estimated on training patches, ready to fuse (paper section 4).
 
-    A collapsed stage has frozen its statistics before training; they belong to its weights and are kept. Where
-    `quant.start` names a checkpoint, that takes the place of stage 2 as it is.
+    A collapsed stage has frozen its statistics before training; they belong to its weights and are
+    kept. Where `quant.start` names a checkpoint, that takes the place of stage 2 as it is.
     """
     settings = settings or run.settings
     if name == "stage2" and settings.quant.start:
@@ -182,9 +190,11 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     log_stderr(f"{name}: {len(images)} calibration images: {rounding}calibrating on them")
     model = prepare_qat(fused, settings.quant, images)
     events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
-    result = train(run, data, name, model, stage, stream="stage3", settings=settings, targets=targets, events=events,
+    result = train(run, data, name, model, stage, stream="stage3", settings=settings,
+                   targets=targets, events=events,
                    start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
-    path = save_qat(result.model, folder / "qat.safetensors", stage=name, settings=settings_hash(settings),
+    path = save_qat(result.model, folder / "qat.safetensors", stage=name,
+                    settings=settings_hash(settings),
                     step=result.kept_step)
     return Trained(result.model, path, result)
 
@@ -207,14 +217,18 @@ def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> nn.Module:
     """The small teacher, trained with L1 on the run's photographs (or loaded, when done)."""
     small: TeacherSettings = run.settings.teacher
     stage = StageSettings(
-        steps=small.small_steps, batch=small.small_batch, patch=small.small_patch, lr=1e-3, warmup=0.05,
-        clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps, checkpoint_every=50,
+        steps=small.small_steps, batch=small.small_batch, patch=small.small_patch,
+        lr=1e-3, warmup=0.05,
+        clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps,
+        checkpoint_every=50,
         loss={"l1": 1.0})
     start_bilinear(model)
-    result = train(run, data, "teacher", _TeacherIn255(model, run.settings.seed), stage, stream="teacher",
+    result = train(run, data, "teacher", _TeacherIn255(model, run.settings.seed),
+                   stage, stream="teacher",
                    start=settings_hash(small))
     path = run.stage_folder("teacher") / "teacher.pth"
-    buffer = io.BytesIO()  # saved to a file, the file's temporary name would get into the bytes and the hash
+    # saved to a file, the file's temporary name would get into the bytes and the hash
+    buffer = io.BytesIO()
     torch.save({"params": result.model.inner.state_dict()}, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
@@ -224,9 +238,9 @@ def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> nn.Module:
 def open_teacher(run: Run, data: Data) -> TeacherSource:
     """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/).
 
-    Which one is decided once a run and kept in checkpoints/teacher/teacher.json. Under torchrun all processes must call
-    this: they train the small one together. The process then keeps freed memory, without which upscaling takes twice as
-    long.
+    Which one is decided once a run and kept in checkpoints/teacher/teacher.json. Under torchrun all
+    processes must call this: they train the small one together. The process then keeps freed
+    memory, without which upscaling takes twice as long.
 
     Raises:
         UserError: the settings ask for another teacher than this run has, or its weights are gone or others.
@@ -272,7 +286,8 @@ def self_distillation_targets(run: Run) -> Targets:
     return Targets(f"the float student itself {weights_hash(model)[:16]}", compute=compute)
 
 
-def distillation_targets(run: Run, data: Data, stage: int, settings: Settings | None = None) -> Targets | None:
+def distillation_targets(run: Run, data: Data, stage: int,
+                         settings: Settings | None = None) -> Targets | None:
     """What stage 2 or 3 learns from as the settings say: the teacher, or (stage 3) the student that it starts from.
 
     Returns:
@@ -299,8 +314,8 @@ def stage_shares(data: Data, settings: Settings, stage: int, model: nn.Module,
 def train_stage(run: Run, name: str) -> Trained:
     """One stage of a run outside its notebook; under torchrun the first process prepares data and targets for all.
 
-    Only what one process does alone stands inside `main_process_first`: a training there would wait for ever for the
-    others, which wait for the first.
+    Only what one process does alone stands inside `main_process_first`: a training there would wait
+    for ever for the others, which wait for the first.
 
     Args:
         name: stage1, stage2 or stage3.

@@ -35,7 +35,8 @@ _PLAIN = ("step", "history", "window", "best", "best_step", "best_psnr", "second
 """Fields of a `TrainingState` that are saved as they are."""
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], stage: StageSettings) -> torch.optim.Optimizer:
+def make_optimiser(parameters: Iterable[nn.Parameter],
+                   stage: StageSettings) -> torch.optim.Optimizer:
     """The optimiser of a stage: Adam, as published (paper section 4), or SOAP (ours).
 
     SOAP (arXiv 2409.11321) is Adam in the eigenbasis of Shampoo's preconditioner: each kernel's
@@ -87,7 +88,8 @@ class TrainingState:
     def begin(cls, model: nn.Module, stage: StageSettings) -> Self:
         """A training that has not begun, from a copy of `model`; BN statistics are averaged where there are any."""
         keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-        ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup, exclude_buffers=keep_buffers)
+        ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup,
+                         exclude_buffers=keep_buffers)
         live = copy.deepcopy(model).train()
         return cls(live, ema, make_optimiser(live.parameters(), stage))
 
@@ -100,7 +102,8 @@ class TrainingState:
         with reading(path, "a state of this training"):
             self.live.load_state_dict(saved["live"], strict=True)
             self.ema.module.load_state_dict(saved["ema"], strict=True)
-            self.optimizer.load_state_dict(saved["optimizer"])  # compares the groups' lengths itself
+            # compares the groups' lengths itself
+            self.optimizer.load_state_dict(saved["optimizer"])
             for name in _PLAIN:
                 setattr(self, name, saved[name])
 
