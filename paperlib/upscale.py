@@ -40,6 +40,8 @@ TILE_INT8, TILE_FLOAT = 640, 384
 bounded memory."""
 MOST_AT_ONCE = 4_000_000
 """Most LR pixels for a model that must see a picture whole."""
+RIM = 12
+"""Invisible pixels, as far as the published student sees, that are coloured like the visible rim."""
 ENLARGED = 90
 """Bytes of memory for each LR pixel: 4 of the picture, 36 of the result, 45 while it is written."""
 
@@ -105,13 +107,33 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
     return run_tiled(run, lr, height, width, overlap)
 
 
+def _fill(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Spread the colour of the known pixels (h, w) by `RIM` pixels over the others."""
+    rgb = rgb.copy()
+    behind, before = slice(1, None), slice(-1)
+    ways = [(behind, before), (before, behind)]
+    ways += [((slice(None), to), (slice(None), of)) for to, of in ways]
+    for _ in range(RIM):
+        for to, of in ways:
+            new = known[of] & ~known[to]
+            rgb[to][new] = rgb[of][new]
+            known[to] |= new
+    return rgb
+
+
 def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
-    """Enlarge a picture, its colour by the model, its alpha by bicubic; all else is kept."""
-    alpha = picture.alpha
+    """Enlarge a picture, its colour by the model, its alpha by bicubic; all else is kept.
+
+    Where it is invisible it takes the colour of near visible pixels first: what lies there,
+    mostly black, would darken the visible rim.
+    """
+    rgb, alpha = picture.rgb, picture.alpha
     if alpha is not None:
+        if 0 == alpha.min() < alpha.max():
+            rgb = _fill(rgb, alpha > 0)
         large = [side * SCALE for side in reversed(alpha.shape)]
         alpha = np.asarray(Image.fromarray(alpha).resize(large, Image.Resampling.BICUBIC))
-    return replace(picture, rgb=upscale_pixels(upscaler, picture.rgb), alpha=alpha)
+    return replace(picture, rgb=upscale_pixels(upscaler, rgb), alpha=alpha)
 
 
 def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:

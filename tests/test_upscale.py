@@ -185,8 +185,9 @@ def test_alpha_is_enlarged_by_itself_and_grey_stays_grey():
     grey = np.repeat(coffee()[:20, :30, :1], 3, axis=2)
     alpha = np.full((20, 30), 200, np.uint8)
     alpha[:, 15:] = 0
+    visible = alpha > 0
     result = upscale_picture(Negative(), Picture(grey, alpha, grey=True, icc=b"profile"))
-    np.testing.assert_array_equal(result.rgb[::3, ::3], 255 - grey)
+    np.testing.assert_array_equal(result.rgb[::3, ::3][visible], 255 - grey[visible])
     assert (result.alpha[:, :39] == 200).all()
     assert (result.alpha[:, 51:] == 0).all()
     assert result.grey
@@ -246,3 +247,35 @@ def test_an_unwritable_folder_is_told_for_each_picture(tmp_path):
     done, failed = upscale_files([picture], tmp_path / "a.png" / "out", BICUBIC)
     assert done == []
     assert failed[0].startswith("cannot write")
+
+
+@pytest.mark.parametrize("name", ["pretrained", "bicubic"])
+def test_invisible_colour_leaves_no_rim(name):
+    rgb = np.full((40, 40, 3), (200, 90, 40), np.uint8)
+    alpha = np.where(np.hypot(*np.mgrid[-20:20, -20:20]) < 14, 255, 0).astype(np.uint8)
+    upscaler = load_upscaler(name)
+    opaque = upscale_pixels(upscaler, rgb)
+    result = upscale_picture(upscaler, Picture(rgb * (alpha > 0)[..., None], alpha))
+    for background in (0, 255):
+        share = result.alpha[..., None] / 255
+        got, wanted = (colour * share + background * (1 - share) for colour in (result.rgb, opaque))
+        assert np.abs(got - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"])
+def test_lossless_webp_stays_lossless(tmp_path, exif):
+    path = save(coffee()[:20, :31], tmp_path / "a.webp", lossless=True, exif=exif)
+    (done,), _ = upscale_files([path], tmp_path / "out", BICUBIC)
+    np.testing.assert_array_equal(np.asarray(Image.open(done)), np.rint(BICUBIC(coffee()[:20, :31])))
+    lossy = save(coffee()[:20, :31], tmp_path / "b.webp", exif=exif)
+    assert not images.read_picture(lossy).lossless
+
+
+def test_a_file_system_without_modes_is_written_to(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    done, failed = upscale_files([save(coffee()[:6, :6], tmp_path / "a.png")], tmp_path / "o", BICUBIC)
+    assert len(done) == 1
+    assert not failed

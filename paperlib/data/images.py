@@ -68,6 +68,7 @@ class Picture:
         alpha: uint8 (H, W), or None.
         grey: whether it is to be written with one channel.
         icc: embedded colour profile, valid for these pixels.
+        lossless: whether it was read from a lossless WebP file, and is to be written as one.
         notes: what reading it changed, for the user.
     """
 
@@ -76,6 +77,7 @@ class Picture:
     grey: bool = False
     icc: bytes | None = None
     notes: list[str] = field(default_factory=list)
+    lossless: bool = False
 
 
 def free_memory() -> int:
@@ -143,7 +145,10 @@ def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:
         bytes_each: memory for each of its pixels that must be free, with what comes after reading.
     """
     with _opened(path, bytes_each) as image:
-        return _decode(image)
+        lossless = image.format == "WEBP" and _is_lossless(Path(path))
+        picture = _decode(image)
+    picture.lossless = lossless
+    return picture
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
@@ -156,6 +161,18 @@ def read_rgb(path: str | Path) -> np.ndarray:
     if picture.alpha is not None and picture.alpha.min() < 255:
         raise UserError(f"{path} has transparent pixels. Flatten it onto a background, or leave it out.")
     return picture.rgb
+
+
+def _is_lossless(path: Path) -> bool:
+    """Whether the picture of a WebP file is in a chunk for lossless ones."""
+    with path.open("rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            if head[:4] in (b"VP8L", b"VP8 "):
+                return head[:4] == b"VP8L"
+            size = int.from_bytes(head[4:], "little")
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return False
 
 
 def _from_cmyk(image: Image.Image, picture_notes: list[str]) -> Image.Image:
@@ -212,6 +229,9 @@ def _decode(image: Image.Image) -> Picture:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = np.array(image.getchannel("A"))
+    if icc and icc[16:20] != (b"GRAY" if grey else b"RGB "):
+        notes.append("its colour profile does not fit the result's kind of colours and is left out")
+        icc = None
     return Picture(np.array(image.convert("RGB")), alpha, grey, icc, notes)
 
 
@@ -259,6 +279,8 @@ def write_picture(path: str | Path, picture: Picture) -> Path:
         image.putalpha(Image.fromarray(alpha))
     profile = {"icc_profile": picture.icc} if picture.icc else {}
     options = _options(path)
+    if picture.lossless and options["format"] == "WEBP":
+        options = options | {"lossless": True}
     with atomic_path(path) as temporary:
         try:
             with _quiet(options["format"]):

@@ -249,3 +249,12 @@ def test_drawings_are_saved_with_few_colours_and_photographs_with_all():
     assert kind == "png"  # flat areas: nothing to gain, so nothing is lost
     with Image.open(io.BytesIO(small)) as picture:
         np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), colours)
+
+
+def test_a_profile_stays_only_where_it_fits_the_colours(tmp_path):
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for pixels, icc, kept in ((RGB, SRGB, True), (RGB, lab, False), (GREY, SRGB, False)):
+        Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=icc)
+        picture = read_picture(tmp_path / "a.png")
+        assert picture.icc == (icc if kept else None)
+        assert any("colour profile" in note for note in picture.notes) != kept
