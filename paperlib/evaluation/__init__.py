@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "audit": ["authors_report"],
-        "metrics": ["psnr_rgb"],
+        "metrics": ["psnr_rgb", "tensorflow_mean"],
         "paper_numbers": ["reported", "score"],
         "torch_upscalers": ["TorchUpscaler"],
         "scoring": ["mean_psnr", "measure", "score_pairs"],

@@ -183,7 +183,12 @@ def _header(path: Path) -> tuple[dict[str, tuple[str, int]], dict[str, Any]]:
         header = json.loads(file.read(length))
         about = json.loads((header.pop("__metadata__", None) or {}).get("paperlib", "{}"))
         about |= {"form": str(about["form"])} if about else {}
-        return {name: (tensor["dtype"], math.prod(tensor["shape"])) for name, tensor in header.items()}, about
+        found = {name: (tensor["dtype"], math.prod(tensor["shape"])) for name, tensor in header.items()}
+        for name, (_, values) in found.items():
+            first, end = header[name]["data_offsets"]
+            if not values <= end - first <= path.stat().st_size:  # a value takes a byte at least
+                raise ValueError(f"{name} has {values:,} values in {end - first} bytes")
+        return found, about
 
 
 def _inspect_safetensors(path: Path) -> dict[str, Any]:

@@ -155,9 +155,9 @@ def test_the_whole_sequence(small_disk, tmp_path, capfd):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work], metadata=kernel),
                    tmp_path / "notebooks" / "01_one.ipynb")
-    script = ("import sys; from pathlib import Path; from paperlib import cli; "
-              "from paperlib.running.reproduce import reproduce\n"
-              "cli.reproduce = lambda args: reproduce('smoke', args.out, '01', '01', "
+    script = ("import sys; from pathlib import Path; from paperlib import cli; from paperlib.running import reproduce\n"
+              "run = reproduce.reproduce\n"
+              "reproduce.reproduce = lambda profile, out, *_: run('smoke', out, '01', '01', "
               "folder=Path(sys.argv[1]))\nsys.exit(cli.main(['reproduce', '--out', sys.argv[2]]))")
     for left in (0, 8192, 40_000):
         out = small_disk / f"out{left}"

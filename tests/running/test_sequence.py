@@ -75,12 +75,7 @@ def test_tables_have_every_reported_number_with_an_honest_verdict(results):
     assert words <= {verdict.value for verdict in Verdict} - {"reproduced", "missed"}
     assert float(found["B", "student_deploy", "int8", "psnr"]["reproduced"]) > 0
     assert "not the paper's numbers" in (out / "summary.md").read_text()
-    for heading in ("Table A: ", "Table B: ", "Table C: ", "Table D: ", "Abstract: "):
-        assert f"\n{heading}" in shown
-
-
-def test_the_end_says_how_the_run_compares_with_the_committed_one(results):
-    assert "No reference for profile smoke" in results[1]
+    assert "Every notebook ran" in shown
 
 
 def test_the_int8_file_is_what_was_trained(results):
