@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from paperlib.data.dataset import Data, calibration, patches_of
+from paperlib.data.dataset import Data, calibration, drawn_calibration, patches_of
 from paperlib.evaluation.networks import TorchUpscaler
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.upscalers import Bicubic
@@ -87,11 +87,21 @@ def _int8_rows(run: Run, data: Data, model: Any, name: str, table: str, row: str
 
 def _both_files(run: Run, data: Data, model: Any, name: str, table: str, row: str, steps: int,
                 settings: Settings) -> list[dict[str, Any]]:
-    """The paper's way, post-training quantisation, as `row`, and the file with the learnt grids as `row`_learnt."""
-    graph = post_training_graph(quantised_graph(model))
-    path = export_ptq(graph, calibration(data, settings), run.stage_folder(name) / "ptq_int8.tflite")
-    return (measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
+    """The paper's way, post-training quantisation, as `row` (dynamic) and `row`_fixed (the authors' padding and tiles),
+    and the dynamic file with the learnt grids as `row`_learnt. The seed draws the calibration photographs."""
+    graph, images = post_training_graph(quantised_graph(model)), drawn_calibration(data, settings)
+    return (_ptq_rows(run, data, graph, images, name, table, row, steps, settings)
             + _int8_rows(run, data, model, name, table, f"{row}_learnt", steps))
+
+
+def _ptq_rows(run: Run, data: Data, graph: Any, images: Any, name: str, table: str, row: str, steps: int,
+              settings: Settings) -> list[dict[str, Any]]:
+    """Both files of post-training quantisation, measured."""
+    folder, size = run.stage_folder(name), settings.export
+    path = export_ptq(graph, images, folder / "ptq_int8.tflite")
+    fixed = export_ptq(graph, images, folder / "ptq_fixed_int8.tflite", size.height, size.width)
+    return (measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
+            + measure(data, TFLiteUpscaler(fixed, borders="reflected"), table, f"{row}_fixed", "int8", steps=steps))
 
 
 def _baseline(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
@@ -108,7 +118,9 @@ def _baseline(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]
     steps = settings.stage1.steps
     rows = measure(data, TorchUpscaler(fused, arch), table, row, "fp32", steps=steps)
     trained = stage3(run, data, fused, None, f"{name}/stage3", settings)
-    return rows + _int8_rows(run, data, trained.model, f"{name}/stage3", table, row, steps + settings.stage3.steps)
+    steps += settings.stage3.steps
+    rows += measure(data, TorchUpscaler(trained.model, arch), table, f"{row}_fakequant", "fp32", steps=steps)
+    return rows + _both_files(run, data, trained.model, f"{name}/stage3", table, row, steps, settings)
 
 
 def _backbone(run: Run, data: Data, arch: str, seed: int) -> list[dict[str, Any]]:
