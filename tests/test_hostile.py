@@ -62,7 +62,7 @@ def test_names_of_any_bytes_on_any_terminal(tmp_path, locale):
     lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
     names = {image["name"] for image in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["images"]}
     assert "a\udcff\udcfe" in names
-    assert len(lines) == 8  # which model, metrics, three pictures, mean, one remark, one failure
+    assert len(lines) == 9  # which model, units, metrics, three pictures, mean, one remark, one failure
     assert not any(mark in line for line in lines for mark in "\x1b\x07")
 
 

@@ -167,20 +167,6 @@ def portability_table(bench: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns).fillna("")
 
 
-def portability_notes(bench: Mapping[str, Any]) -> str:
-    """What `portability_table` was measured on, and remarks on single lines."""
-    found = bench.get("portability") or {}
-    if not found:
-        return ""
-    cpu = found["cpu"]
-    notes = {line["note"]: line["runtime"] for line in found["runtimes"] if "note" in line}
-    sets = ", ".join(cpu["instructions"]) or "instruction sets unknown"
-    return " ".join([
-        f"{found['what'][0].upper()}{found['what'][1:]}. {cpu['model']}, {cpu['cores']} cores, "
-        f"{sets}; least of {found['rounds']} runs.",
-        *(f"{runtime}: {note}." for note, runtime in notes.items())])
-
-
 def selection_figure(noise: SelectionNoise) -> Figure:
     """The authors' stage 3 by epoch, the mean of its last ones, and the epoch that was reported."""
     figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")

@@ -1,6 +1,5 @@
 """A run's tables for the eye and as files (paper section 7)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -29,19 +28,6 @@ NAMES = {
     "kd_100": "teacher's weight × 100", "ortho_kd_1": "orthonormal DCT",
     "ortho_kd_0": "orthonormal DCT, no teacher", "as_set": "as the profile sets it"}
 """Row of a table → its name for people; what is not here is shown as it is called."""
-STEPS = {
-    ("B", "bicubic"): "bicubic", ("stages", "teacher"): "teacher",
-    ("stages", "stage1"): "stage 1", ("B", "student_stage2"): "stage 2",
-    ("stages", "fused_before_qat"): "fused, before QAT",
-    ("stages", "rounded_before_qat"): "rounded to INT8 without training",
-    ("export", "float_after_qat"): "stage 3, only the weights rounded",
-    ("export", "fakequant"): "stage 3, fake-quantised",
-    ("export", "tflite_dynamic"): "INT8 TFLite, dynamic",
-    ("abstract", "student_fixed_tflite_learnt"): "INT8 TFLite, fixed",
-    ("export", "tflite_post_training"):
-        "INT8 TFLite by post-training quantisation (the authors' way), dynamic",
-    ("abstract", "student_fixed_tflite"): "the same, fixed, with the authors' padding and tiles"}
-"""(table, row) of a measured row → what it is, in the order of the method."""
 PUBLISHED, LEARNT = ("D", "qat_teacher"), ("D", "qat_teacher_learnt")
 """Stage 3 as published: its file by post-training quantisation, and with its learned grids."""
 OWN = ("switches", "as_set")
@@ -155,33 +141,6 @@ def leaderboard() -> pd.DataFrame:
             "score": f"{value('int8', 'score'):.1f}",
             "score, recomputed": f"{score(psnr, ms):.2f}"})
     return pd.DataFrame(lines)
-
-
-def score_ladder(source: Run | Results) -> pd.DataFrame:
-    """PSNR (dB) and SSIM in RGB of every step that ran, on every image set, one line a step."""
-    rows, table = Results.of(source).rows, []
-    for (name, row), label in STEPS.items():
-        chosen = rows[(rows["table"] == name) & (rows["row"] == row)
-                      & rows["metric"].isin(["psnr", "ssim"])]
-        if chosen.empty:
-            continue
-        line = {"step": label, "precision": chosen["precision"].iloc[0]}
-        for metric, dataset, value in chosen[["metric", "dataset", "value"]].itertuples(index=False):
-            places = 3 if metric == "psnr" else 4
-            line[f"{dataset} {metric.upper()}"] = "" if math.isnan(value) else f"{value:.{places}f}"
-        table.append(line)
-    return pd.DataFrame(table).fillna("")
-
-
-def parity_line(source: Run | Results) -> str:
-    """How far the INT8 files are from the fake-quantised network, as 06 measured it."""
-    files = Results.of(source).records.get("06_tflite_eval", {}).get("parity")
-    if not files:
-        return "not measured (06_tflite_eval has not run)"
-    return "; ".join(
-        f"{file['file']}: {100 * file['equal']:.2f} % of {file['values']:,} values equal, "
-        f"{100 * file['within_1_lsb']:.3f} % within one step, "
-        f"largest difference {file['max_lsb']:.0f}" for file in files)
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,6 @@ class Graph:
                 return node
         raise KeyError(name)
 
-    def consumers(self, name: str) -> list[Node]:
-        """The nodes that read tensor `name`."""
-        return [node for node in self.nodes if name in node.inputs]
-
     def with_weights(self, weights: dict[str, tuple[Tensor, Tensor]]) -> "Graph":
         """A copy with other (weight, bias) for the named nodes, of the same shapes.
 

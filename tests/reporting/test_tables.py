@@ -185,11 +185,3 @@ def test_a_larger_weight_of_the_teacher_is_held_against_none(tmp_path):
     run.record("07_ablations", [stage3(name, [values[name]] * 2)
                                 for name in ("qat_teacher", "kd_100")])
     assert [line.against for line in tables.differences(run)] == ["qat_teacher"]
-
-
-def test_the_ladder_leaves_out_what_did_not_run(tmp_path):
-    run = open_with(tmp_path, BOTH)
-    shown = tables.score_ladder(run)
-    assert shown["step"].tolist() == ["bicubic", "stage 2"]
-    assert shown.loc[1, "validation PSNR"] == "27.000"
-    assert "06_tflite_eval has not run" in tables.parity_line(run)
