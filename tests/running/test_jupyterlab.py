@@ -236,7 +236,7 @@ def check(page: Browser, cells: list[dict]) -> None:
 def test_01_runs_and_shows_its_figures(page, lab):
     cells = run_all(page, lab, "01_data")
     check(page, cells)
-    assert page.run("panel.node.querySelectorAll('.jp-RenderedImage img').length") == 3  # the pipeline is a picture in the text
+    assert page.run("panel.node.querySelectorAll('.jp-RenderedImage img').length") == 3
     page.picture("01_top")
     page.picture("01_pair", ".jp-RenderedImage img")
     page.picture("01_table", ".jp-Notebook-cell:last-of-type")
