@@ -66,6 +66,12 @@ def _progress(unit: str) -> Iterator[Any]:
         yield update
 
 
+def _named(upscaler: Any) -> str:
+    """Its name and, of a TFLite file, the range of its values."""
+    values = getattr(upscaler, "values", None)
+    return f"{upscaler.name} with values {values}" if values else upscaler.name
+
+
 def _chosen(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The profile and the settings that `--profile` and `--set` choose."""
     from paperlib.settings import parse_assignments  # with pydantic, half of what --help would take
@@ -104,7 +110,7 @@ def evaluate(args: argparse.Namespace) -> int:
         result = evaluate(upscaler, pairs, progress)
     if result["failed"] and len(pairs) == 1:
         raise UserError(result["failed"][0])
-    print(f"{result['model']} on {one_line(args.hr)}\n{PROTOCOL_LINE}\n{score_lines(result)}")
+    print(f"{_named(upscaler)} on {one_line(args.hr)}\n{PROTOCOL_LINE}\n{score_lines(result)}")
     _write(args.json, result)
     _complain((*result["notes"], *result["failed"]))
     return 1 if result["failed"] else 0
@@ -122,7 +128,7 @@ def upscale(args: argparse.Namespace) -> int:
                                      progress)
     if not done and len(failed) == 1:
         raise UserError(failed[0])
-    print(f"{len(done)} enlarged with {upscaler.name}, {len(failed)} failed")
+    print(f"{len(done)} enlarged with {_named(upscaler)}, {len(failed)} failed")
     _complain(failed)
     return 1 if failed else 0
 

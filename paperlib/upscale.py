@@ -26,7 +26,7 @@ from paperlib.data.images import (
     read_picture,
     write_picture,
 )
-from paperlib.data.tiles import run_tiled
+from paperlib.data.tiles import run_tiled, to_multiple
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import Upscaler
 from paperlib.export.tflite import TFLiteUpscaler
@@ -88,12 +88,15 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
         UserError: the model must see the picture whole, and it is too large for that.
     """
     run, radius = byte_runner(upscaler), upscaler.radius
-    (height, width), overlap = lr.shape[:2], 2 * (radius or 0)
+    stride = getattr(upscaler, "stride", 1)
+    shape, lr = lr.shape[:2], to_multiple(lr, stride)
+    (height, width), overlap = lr.shape[:2], -(-2 * (radius or 0) // stride) * stride
     fixed = getattr(upscaler, "fixed", None)
     if radius is not None and fixed is None:
         int8 = isinstance(upscaler, TFLiteUpscaler) and upscaler.input["dtype"] != np.float32
         side = max(tile or (TILE_INT8 if int8 else TILE_FLOAT), overlap + 1)
-        height, width = (_even(size, side, overlap) if size > side else size
+        side = -(-side // stride) * stride
+        height, width = (-(-_even(size, side, overlap) // stride) * stride if size > side else size
                          for size in lr.shape[:2])
     elif radius is not None and min(fixed) > overlap:
         height, width = fixed
@@ -104,7 +107,8 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
         raise UserError(f"{upscaler.name} must see a picture whole, and {width}×{height} is more "
                         f"than {MOST_AT_ONCE // 10**6} megapixels. Cut it into parts, or choose "
                         "another --model.")
-    return run_tiled(run, lr, height, width, overlap)
+    large = run_tiled(run, lr, height, width, overlap)
+    return large[: SCALE * shape[0], : SCALE * shape[1]]
 
 
 def _fill(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -133,7 +137,9 @@ def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
             rgb = _fill(rgb, alpha > 0)
         large = [side * SCALE for side in reversed(alpha.shape)]
         alpha = np.asarray(Image.fromarray(alpha).resize(large, Image.Resampling.BICUBIC))
-    return replace(picture, rgb=upscale_pixels(upscaler, rgb), alpha=alpha)
+    seams = getattr(upscaler, "seams", None)
+    notes = [*picture.notes, seams] if seams and rgb.shape[:2] != upscaler.fixed else picture.notes
+    return replace(picture, rgb=upscale_pixels(upscaler, rgb), alpha=alpha, notes=notes)
 
 
 def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:

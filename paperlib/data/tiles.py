@@ -26,6 +26,12 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
+def to_multiple(lr: np.ndarray, multiple: int) -> np.ndarray:
+    """The image, mirrored at the bottom and the right to sides that are multiples of `multiple`."""
+    beyond = [(0, -side % multiple) for side in lr.shape[:2]]
+    return np.pad(lr, (*beyond, (0, 0)), mode="reflect") if any(map(any, beyond)) else lr
+
+
 def _kept(places: list[int], index: int, tile: int, length: int) -> tuple[int, int]:
     """The part of a tile that goes into the result: neighbours meet in the middle of what they
     share."""

@@ -94,7 +94,8 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
             progress(index + 1, len(pairs))
     return {
         "model": upscaler.name, "images": [_plain(row) for row in rows], "mean": _plain(mean_scores(rows)),
-        "failed": failed, "notes": _notes(rows), "protocol": PROTOCOL,
+        "failed": failed,
+        "notes": [*_notes(rows), *filter(None, [getattr(upscaler, "seams", None)])], "protocol": PROTOCOL,
         "provenance": {"model": upscaler.about, "inputs_sha256": digest.hexdigest()} | provenance()}
 
 
@@ -104,7 +105,8 @@ def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
     height, width = lr.shape[:2]
     radius = upscaler.radius if height * width > MOST_AT_ONCE else None
     own = getattr(upscaler, "fixed", None) or getattr(upscaler, "tile", None)  # it cuts into tiles by itself
-    if radius is None or own or 2 * radius >= min(height, width, TILE):
+    strided = getattr(upscaler, "stride", 1) > 1
+    if radius is None or own or strided or 2 * radius >= min(height, width, TILE):
         return upscaler(lr)
     return run_tiled(upscaler, lr, min(height, TILE), min(width, TILE), 2 * radius)
 

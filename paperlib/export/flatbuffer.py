@@ -3,6 +3,7 @@
 Read with the schema that comes with the interpreter, without running or converting anything.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -170,25 +171,38 @@ LOCAL = frozenset((
 """TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
 
 
-def file_radius(graph: FileGraph) -> int | None:
-    """How many input pixels away a pixel can still change the result; None where that is unbounded or not known.
+def file_reach(graph: FileGraph) -> tuple[int | None, int]:
+    """How many input pixels away a pixel can still change the result, and the largest stride.
 
-    Follows every path: k×k convolutions and poolings with their strides and dilations, counted in input pixels.
+    Follows every path: k×k convolutions and poolings with their strides and dilations, counted in
+    input pixels. The reach is None where it is unbounded or not known.
     """
     # per computed map: how far its pixels have looked, and how many input pixels one step in it is
-    seen: dict[int, tuple[Fraction, Fraction]] = {index: (Fraction(0), Fraction(1)) for index in graph.inputs}
+    seen: dict[int, tuple[Fraction | None, Fraction]] = {
+        index: (Fraction(0), Fraction(1)) for index in graph.inputs}
     for operator in graph.operators:
         known = [seen[index] for index in operator.inputs if index in seen]
         if not known:
             continue
-        radius, step = max(radius for radius, _ in known), max(step for _, step in known)
+        step = max(step for _, step in known)
         size, stride = _window(operator, graph)
-        if size is None:
-            return None
-        radius, step = radius + step * size, step * stride
-        seen |= dict.fromkeys(operator.outputs, (radius, step))
+        looked = [radius for radius, _ in known]
+        radius = None if size is None or None in looked else max(looked) + step * size
+        seen |= dict.fromkeys(operator.outputs, (radius, step * stride))
     ends = [seen[index][0] for index in graph.outputs if index in seen]
-    return int(-(-max(ends) // 1)) if ends else None
+    # one of hundreds of pixels is a pooling over the whole map
+    stride = math.lcm(*(math.ceil(step) for _, step in seen.values() if step <= 64))
+    return (None if not ends or None in ends else math.ceil(max(ends))), stride
+
+
+def file_radius(graph: FileGraph) -> int | None:
+    """How many input pixels away a pixel can still change the result; None: unbounded or unknown."""
+    return file_reach(graph)[0]
+
+
+def _strided(size: int, stride: int) -> int:
+    """How far a window looks from any of the `stride` pixels that its one result stands for."""
+    return max(stride - 1 + (size - 1) // 2, size - 1 - max(0, size - stride) // 2)
 
 
 def _window(operator: FileOperator, graph: FileGraph) -> tuple[int | None, Fraction]:
@@ -197,11 +211,13 @@ def _window(operator: FileOperator, graph: FileGraph) -> tuple[int | None, Fract
     match operator.name:
         case "CONV_2D" | "DEPTHWISE_CONV_2D":
             sides = graph.tensors[operator.inputs[1]].shape[1:3]
-            reach = max(side // 2 * options[f"dilation{axis}Factor"] for side, axis in zip(sides, "HW", strict=True))
-            return reach, Fraction(max(options["strideH"], options["strideW"]))
+            sizes = [(side - 1) * options[f"dilation{axis}Factor"] + 1
+                     for side, axis in zip(sides, "HW", strict=True)]
+            stride = max(options["strideH"], options["strideW"])
+            return _strided(max(sizes), stride), Fraction(stride)
         case "AVERAGE_POOL_2D" | "MAX_POOL_2D":
-            return (max(options["filterHeight"], options["filterWidth"]) // 2,
-                    Fraction(max(options["strideH"], options["strideW"])))
+            stride = max(options["strideH"], options["strideW"])
+            return _strided(max(options["filterHeight"], options["filterWidth"]), stride), Fraction(stride)
         case "TRANSPOSE_CONV":
             stride = max(options["strideH"], options["strideW"])
             return -(-max(graph.tensors[operator.inputs[1]].shape[1:3]) // stride), Fraction(1, stride)

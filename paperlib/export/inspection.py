@@ -12,7 +12,12 @@ import numpy as np
 
 from paperlib.errors import UserError
 from paperlib.export.flatbuffer import FileGraph, FileTensor, file_radius, read_graph
-from paperlib.export.tflite import allocate, interpreter_module, open_interpreter
+from paperlib.export.tflite import (
+    allocate,
+    grid_peaks,
+    interpreter_module,
+    open_interpreter,
+)
 from paperlib.files import reading, sha256_file
 
 
@@ -36,7 +41,7 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
     if not graph.inputs:
         raise UserError(f"{path} takes no input. Name a model that does.")
     first = graph.tensors[graph.inputs[0]].shape
-    if len(first) == 4 and -1 not in first:
+    if len(first) == 4 and -1 not in first[1:3]:
         height, width = first[1:3]
     # shapes behind shape arithmetic are known only to the planner
     allocate(interpreter, graph, path, height, width)
@@ -235,6 +240,15 @@ def _of_graph(graph: Any) -> dict[str, Any]:
             "radius": receptive_radius(graph), "operators": dict(Counter(node.op for node in graph.nodes[1:]))}
 
 
+def _range(scale: float | None) -> str:
+    if scale is None:
+        return "in 0..255 or 0..1, which `evaluate` and `upscale` try"
+    try:
+        return f"in 0..{grid_peaks('', (scale, scale))[0]:.0f}"
+    except UserError:
+        return "in neither 0..255 nor 0..1"
+
+
 def describe(about: dict[str, Any]) -> str:
     """`inspect_model`'s answer as lines to read."""
     lines = {"file": f"{about['file']}, {about['bytes'] / 1e3:.1f} kB, {about['kind']}", "sha256": about["sha256"],
@@ -245,6 +259,8 @@ def describe(about: dict[str, Any]) -> str:
         for port in about.get(end, []):
             sides = " × ".join("any" if side < 0 else str(side) for side in port["shape"])
             grid = "" if port["scale"] is None else f", value = {port['scale']:.9g} · (q − {port['zero_point']})"
+            if len(port["shape"]) == 4 and port["shape"][3] == 3:
+                grid += f", pictures {_range(port['scale'])}"
             lines[f"{end[:-1]} {port['name']}"] = f"{port['type']} ({sides}){grid}"
     if "operators" in about:
         lines["operators"] = ", ".join(f"{count} × {name}" for name, count in about["operators"].items())

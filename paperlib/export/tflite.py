@@ -1,16 +1,16 @@
 """TFLite files as upscalers: ours and the authors', dynamic or fixed shape, INT8 or float (paper sections 5 and 6)."""
 
 import math
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from paperlib.data.tiles import run_padded, run_tiled
+from paperlib.data.tiles import run_padded, run_tiled, to_multiple
 from paperlib.environment import silence_native_stderr
 from paperlib.errors import UserError
-from paperlib.export.flatbuffer import FileGraph, file_radius, read_graph
+from paperlib.export.flatbuffer import FileGraph, file_reach, read_graph
 from paperlib.files import reading, sha256_file
 from paperlib.settings import SCALE
 
@@ -90,13 +90,27 @@ def allocate(interpreter: Any, graph: FileGraph, path: str | Path, height: int, 
         interpreter.allocate_tensors()
 
 
+def grid_peaks(path: str | Path, scales: tuple[float, float]) -> tuple[float, float]:
+    """What white is to an integer file's input and output, 255.0 or 1.0, from the steps of both.
+
+    Raises:
+        UserError: the input's grid covers neither 0..255 nor 0..1.
+    """
+    span, result = (255 * scale for scale in scales)
+    if not (0.5 < span < 1.6 or span > 100):
+        raise UserError(f"{path} takes values that span {span:.3g}, neither 0..255 nor 0..1. "
+                        "Export it with one of those.")
+    return 255.0 if span > 100 else 1.0, 255.0 if result > 16 else 1.0
+
+
 class TFLiteUpscaler:
     """A ×3 upscaler from a .tflite file: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255.
 
     A dynamic file is resized to each image; a fixed one sees overlapping tiles (`paperlib.data.tiles`).
+    Its own values are 0..255 or 0..1: an integer file's grid says which, a float file is tried.
 
     Args:
-        path: INT8 or float file with one (1, H, W, 3) input and one (1, 3H, 3W, 3) output, RGB in 0..255.
+        path: INT8 or float file with one (1, H, W, 3) input and one (1, 3H, 3W, 3) output, RGB.
         threads: CPU threads.
         overlap: LR pixels that neighbouring tiles of a fixed file share; no seams from twice the
             reach on (the student's is 10).
@@ -116,10 +130,14 @@ class TFLiteUpscaler:
         self._check(inputs, outputs)
         self.input, self.output = inputs[0], outputs[0]
         signature = self.input["shape_signature"]
-        self.fixed: tuple[int, int] | None = None if -1 in signature else (int(signature[1]), int(signature[2]))
+        height, width = map(int, signature[1:3])  # an open batch counts as one
+        self.fixed: tuple[int, int] | None = None if -1 in (height, width) else (height, width)
         """Input height and width of a fixed file; None: any size."""
         self._size: tuple[int, int] | None = None
         self.name = self.path.name
+        self._float = self.input["dtype"] == np.float32
+        if not self._float:
+            self.peaks = grid_peaks(path, tuple(end["quantization"][0] for end in (inputs[0], outputs[0])))
         self._threads, self._xnnpack = threads, xnnpack
 
     def _check(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -130,7 +148,7 @@ class TFLiteUpscaler:
             raise UserError(f"{self.path} is no RGB upscaler: it maps {shapes[: len(inputs)]} to "
                             f"{shapes[len(inputs):]} as {', '.join(sorted(kinds))}. Name a ×{SCALE} RGB model.")
         sizes = list(zip(shapes[0][1:3], shapes[1][1:3], strict=True))
-        if any(small > 0 and large > 0 and large != SCALE * small for small, large in sizes if -1 not in shapes[0]):
+        if any(small > 0 and large > 0 and large != SCALE * small for small, large in sizes):
             raise UserError(f"{self.path} does not upscale ×{SCALE}: {shapes[0]} → {shapes[1]}. Name a ×{SCALE} model.")
 
     @property
@@ -139,29 +157,73 @@ class TFLiteUpscaler:
         return {
             "file": str(self.path), "sha256": sha256_file(self.path), "interpreter": interpreter_module()[1],
             "kernels": "XNNPACK" if self._xnnpack else "built-in", "threads": self._threads,
-            "precision": np.dtype(self.input["dtype"]).name, "fixed_input": self.fixed, "borders": self.borders}
+            "precision": np.dtype(self.input["dtype"]).name, "fixed_input": self.fixed, "borders": self.borders,
+            "values": self.values}
 
     @property
     def radius(self) -> int | None:
         """How many LR pixels away a pixel can still change the result; None where an operator is not known."""
-        return file_radius(self._graph)
+        return file_reach(self._graph)[0]
+
+    @property
+    def stride(self) -> int:
+        """Heights, widths and places of tiles are multiples of it, in LR pixels."""
+        stride = file_reach(self._graph)[1]
+        return 1 if self.fixed and any(side % stride for side in self.fixed) else stride
+
+    @cached_property
+    def peaks(self) -> tuple[float, float]:
+        """What white is to its input and to its output: 255.0 or 1.0 each.
+
+        A float file does not say. It enlarges one smooth picture: it takes 0..1 where 0..255 gives
+        nothing above 1, or a picture clearly farther from the true one than 0..1 does.
+
+        Raises:
+            UserError: it gives values of -1..1.
+        """
+        height, width = self.fixed or [-(-48 // self.stride) * self.stride] * 2
+        down, across = (np.arange(SCALE * side, dtype=np.float32) / 48 for side in (height, width))
+        wanted = np.sin(down[:, None, None] + np.arange(3, dtype=np.float32)) * np.cos(across[:, None])
+        wanted = 0.5 + 0.3 * wanted
+        lr = wanted[1::SCALE, 1::SCALE]
+        far, near = self._run(255 * lr), self._run(lr)
+        if far.min() < -0.1 and far.max() <= 1:
+            raise UserError(f"{self.path} gives values of -1..1. Export it with 0..255 or 0..1.")
+        errors = [float(np.sqrt(np.mean((np.clip(sr, 0, 1) - wanted)**2))) for sr in (far / 255, near)]
+        unit = far.max() <= 1 or (errors[1] < 0.06 and errors[1] < 0.8 * errors[0])
+        return (1.0, 1.0) if unit else (255.0, 255.0)
+
+    @property
+    def values(self) -> str:
+        """Which values the file takes and gives, and how that is known, for people."""
+        ends = " to ".join(dict.fromkeys(f"0..{peak:.0f}" for peak in self.peaks))
+        return f"{ends} ({'tried on one picture' if self._float else 'by its grid'})"
+
+    @property
+    def seams(self) -> str | None:
+        """A warning where pictures of another size than a fixed file's can have seams."""
+        if not self.fixed or (self.radius is not None and 2 * self.radius < min(self.fixed)):
+            return None
+        return (f"{self.name} may look at all of its {self.fixed[1]}×{self.fixed[0]} pixels: in "
+                "pictures of another size seams can be seen where its tiles meet")
 
     def quantise(self, lr: np.ndarray) -> np.ndarray:
         """uint8 pixels as the file's input type."""
         scale, zero_point = self.input["quantization"]
+        values, peak = lr.astype(np.float32), self.peaks[0]
         if self.input["dtype"] == np.float32:
-            return lr.astype(np.float32)
+            return values if peak == 255 else values / np.float32(255)
         limits = np.iinfo(self.input["dtype"])
-        q = np.round(lr.astype(np.float32) / np.float32(scale)) + zero_point
+        q = np.round(values / np.float32(scale * 255 / peak)) + zero_point
         return np.clip(q, limits.min, limits.max).astype(self.input["dtype"])
 
     def dequantise(self, raw: np.ndarray) -> np.ndarray:
         """The file's output as float32, clipped to 0..255."""
         scale, zero_point = self.output["quantization"]
-        values = raw.astype(np.float32)
+        values, peak = raw.astype(np.float32), self.peaks[1]
         if self.output["dtype"] != np.float32:
             values = (values - zero_point) * np.float32(scale)
-        return np.clip(values, 0.0, 255.0)
+        return np.clip(values if peak == 255 else values * np.float32(255), 0.0, 255.0)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         size = image.shape[:2]
@@ -180,13 +242,14 @@ class TFLiteUpscaler:
 
     def raw(self, lr: np.ndarray) -> np.ndarray:
         """The file's own numbers: uint8 (h, w, 3) → output type (3h, 3w, 3), not de-quantised."""
-        image = self.quantise(lr)
+        image, (height, width) = to_multiple(self.quantise(lr), self.stride), lr.shape[:2]
         if self.fixed is None:
-            return self._run(image)
+            return self._run(image)[: SCALE * height, : SCALE * width]
         if self.borders == "reflected":
             return run_padded(self._run, image, *self.fixed)
-        overlap = min(self.overlap, 3 * min(self.fixed) // 4)
-        return run_tiled(self._run, image, *self.fixed, overlap)
+        most = 3 * min(self.fixed) // 4
+        overlap = min(-(-self.overlap // self.stride), most // self.stride) * self.stride
+        return run_tiled(self._run, image, *self.fixed, overlap)[: SCALE * height, : SCALE * width]
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         return self.dequantise(self.raw(lr))

@@ -83,7 +83,7 @@ def test_strides_dilation_and_layers_of_other_people(tmp_path):
 
     about = inspect_model(convert(tmp_path / "a.tflite", encoder, 1, 16, 16, 4))
     assert about["macs"] == 2 * 8 * 8 * 9 * 4 * 8
-    assert about["radius"] == 1 + 2 * 2  # the second looks two of its own pixels away, each two of the input
+    assert about["radius"] == 2 + 2 * 2  # each result of the first stands for two pixels
     classifier = convert(tmp_path / "b.tflite", lambda x: tf.matmul(x, tf.ones((12, 5))), 2, 12)
     about = inspect_model(classifier)
     assert (about["macs"], about["macs_per_lr_pixel"], about["radius"]) == (2 * 12 * 5, None, None)

@@ -1,0 +1,138 @@
+"""Files of others: the range of their values, strides, an open batch, and what sees the whole picture."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import coffee
+
+from paperlib.cli import main
+from paperlib.errors import UserError
+from paperlib.export.convert import export_tflite
+from paperlib.export.tf_graph import tensorflow
+from paperlib.export.tflite import TFLiteUpscaler
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
+from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.student.network import Student, fuse
+from paperlib.upscale import upscale_pixels
+from tests.export.test_inspection import convert
+from tests.export.test_tflite import changed
+
+PICTURE = coffee()[100:141, 100:135]
+
+
+def repeated(x):
+    """×3 by repetition."""
+    tf = tensorflow()
+    return tf.nn.depth_to_space(tf.concat([x] * 9, 3), 3)
+
+
+def clipped(top):
+    return lambda x: tensorflow().clip_by_value(repeated(x), 0.0, top)
+
+
+def compressed(top):
+    """Lights above nine tenths are softened; nothing is clipped."""
+    return lambda x: repeated(x) - 0.8 * tensorflow().nn.relu(repeated(x) - 0.9 * top)
+
+
+@pytest.mark.parametrize("kind", [clipped, compressed])
+@pytest.mark.parametrize("top", [1.0, 255.0])
+@pytest.mark.parametrize("shape", [(1, None, None, 3), (None, 24, 24, 3)])
+def test_a_float_file_is_read_in_its_own_range(tmp_path, kind, top, shape):
+    upscaler = TFLiteUpscaler(convert(tmp_path / "a.tflite", kind(top), *shape))
+    wanted = np.kron(np.minimum(PICTURE, 229), np.ones((3, 3, 1)))
+    got = np.minimum(upscaler(PICTURE), 229)
+    np.testing.assert_allclose(got, wanted, atol=0.01)
+    assert upscaler.values == f"0..{top:.0f} (tried on one picture)"
+    assert upscaler.about["values"] == upscaler.values
+    assert upscaler.fixed == shape[1:3] or shape[1] is None
+
+
+def test_a_float_file_of_signed_values_is_refused(tmp_path):
+    tf = tensorflow()
+    path = convert(tmp_path / "a.tflite", lambda x: tf.tanh(repeated(x) - 100.0), 1, None, None, 3)
+    with pytest.raises(UserError, match="values of -1"):
+        TFLiteUpscaler(path)(PICTURE)
+
+
+def scaled(factor):
+    """All maps and biases stand for values `factor` times as large: the same network, other units."""
+    def change(model, graph):
+        for tensor in graph.tensors:
+            constant = len(model.buffers[tensor.buffer].data if model.buffers[tensor.buffer].data is not None else [])
+            grid = tensor.quantization
+            if grid is not None and grid.scale is not None and (not constant or tensor.type == 2):
+                grid.scale = (grid.scale * factor).astype(np.float32)
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def int8_file(tmp_path_factory):
+    torch.manual_seed(0)
+    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    qat = prepare_qat(student, QuantSettings(quantiser="tflite"), [PICTURE])
+    return export_tflite(quantised_graph(qat), tmp_path_factory.mktemp("int8") / "a.tflite")
+
+
+def test_an_integer_file_says_its_range(int8_file, tmp_path, capsys):
+    whole = TFLiteUpscaler(int8_file)
+    unit = TFLiteUpscaler(changed(int8_file, tmp_path / "unit.tflite", scaled(1 / 255)))
+    assert whole.peaks == (255, 255)
+    assert unit.peaks == (1, 1)
+    np.testing.assert_array_equal(unit.raw(PICTURE), whole.raw(PICTURE))
+    np.testing.assert_array_equal(upscale_pixels(unit, PICTURE), upscale_pixels(whole, PICTURE))
+    with pytest.raises(UserError, match="neither 0"):
+        TFLiteUpscaler(changed(int8_file, tmp_path / "signed.tflite", scaled(2 / 255)))
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(coffee()[:90, :96]).save(tmp_path / "hr" / "a.png")
+    scores = []
+    for path in (int8_file, unit.path):
+        assert main(["evaluate", str(path), "--hr", str(tmp_path / "hr"), "--json", str(tmp_path / "a.json")]) == 0
+        scores.append(json.loads((tmp_path / "a.json").read_text())["mean"]["psnr_rgb"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    assert main(["upscale", str(tmp_path / "hr"), "--out", str(tmp_path), "--model", str(unit.path)]) == 0
+    assert main(["inspect", str(unit.path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("0..1 (by its grid)") == 2
+    assert said.count("0..255 (by its grid)") == 1
+    assert said.count("pictures in 0..1\n") == 2
+
+
+def halved(x):
+    """Works at half the size: even sides alone."""
+    tf = tensorflow()
+    kernel = tf.constant(np.random.default_rng(0).random((3, 3, 12, 108), np.float32) / 108)
+    return tf.nn.depth_to_space(tf.nn.conv2d(tf.nn.space_to_depth(x, 2), kernel, 1, "SAME"), 6)
+
+
+def strided(x):
+    tf = tensorflow()
+    kernel = tf.constant(np.random.default_rng(0).random((3, 3, 3, 108), np.float32) / 27)
+    return tf.nn.depth_to_space(tf.nn.conv2d(x, kernel, 2, "SAME"), 6)
+
+
+@pytest.mark.parametrize("build", [halved, strided])
+def test_tiles_lie_at_multiples_of_the_stride(tmp_path, build):
+    dynamic = TFLiteUpscaler(convert(tmp_path / "a.tflite", build, 1, None, None, 3))
+    fixed = TFLiteUpscaler(convert(tmp_path / "b.tflite", build, 1, 16, 20, 3))
+    assert (dynamic.stride, fixed.stride) == (2, 2)
+    whole = np.rint(dynamic(PICTURE))
+    assert whole.shape == (123, 105, 3)
+    for upscaler, tile in ((dynamic, 15), (dynamic, 19), (fixed, None)):
+        assert np.abs(upscale_pixels(upscaler, PICTURE, tile) - whole).max() <= 1
+    assert np.abs(fixed(PICTURE) - whole).max() <= 1
+
+
+def test_what_sees_the_whole_picture_is_not_tiled_without_a_word(tmp_path, capsys):
+    tf = tensorflow()
+    attention = lambda x: repeated(x * tf.reduce_mean(x, (1, 2), keepdims=True) / 128.0)
+    path = convert(tmp_path / "a.tflite", attention, 1, 20, 20, 3)
+    for side, said in ((20, 0), (33, 1)):
+        picture = tmp_path / f"{side}.png"
+        Image.fromarray(coffee()[:side, :side]).save(picture)
+        assert main(["upscale", str(picture), "--out", str(tmp_path / "o"), "--model", str(path)]) == 0
+        assert capsys.readouterr().out.count("seams can be seen") == said
