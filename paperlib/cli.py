@@ -7,18 +7,20 @@ imports what it needs when it runs, so that `paperlib --help` answers at once.
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
 from paperlib import __version__
 from paperlib.environment import absolutise_env, escape_unprintable
 from paperlib.errors import UserError
-from paperlib.files import check_folder, shown, user_path, write_json
+from paperlib.files import check_folder, remove_stale, shown, user_path, write_json
 
 MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teacher, "
           "or a .safetensors, *_deploy.pt or .tflite file")
@@ -104,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from paperlib.evaluation.scoring import evaluate, score_lines
     from paperlib.evaluation.upscalers import load_upscaler
 
-    pairs = Pairs(read_pairs(args.hr, args.lr).sources[:args.max_images])
+    pairs = Pairs(read_pairs(args.hr, args.lr, complete=False).sources[:args.max_images])
     upscaler = load_upscaler(args.model)
     with _progress("image") as progress:
         result = evaluate(upscaler, pairs, progress)
@@ -120,12 +122,13 @@ def upscale(args: argparse.Namespace) -> int:
     from paperlib.evaluation.upscalers import load_upscaler
     from paperlib.upscale import upscale_files
 
-    args.out = user_path(args.out)
     check_folder(args.out)
+    remove_stale(args.out, below=False)
     upscaler = load_upscaler(args.model)
     with _progress("picture") as progress:
-        done, failed = upscale_files(args.inputs, args.out, upscaler, lambda line: print(one_line(line)),
-                                     progress)
+        done, failed = upscale_files(
+            args.inputs, args.out, upscaler, lambda line: print(one_line(line)), progress,
+            recursive=args.recursive, skip_existing=args.skip_existing)
     if not done and len(failed) == 1:
         raise UserError(failed[0])
     print(f"{len(done)} enlarged with {_named(upscaler)}, {len(failed)} failed")
@@ -166,7 +169,7 @@ def verify(args: argparse.Namespace) -> int:
 
     from paperlib.evaluation.verify import GET_DIV2K, div2k_summary, verify
 
-    result = verify(user_path(args.div2k) if args.div2k else None)
+    result = verify(args.div2k)
     _write(args.json, result)
     parts = {"The paper (reported) and the authors' log and report (reproduced)": "recomputed",
              "Their files here on every set at hand": "measured"}
@@ -240,7 +243,7 @@ def _fetch(args: argparse.Namespace) -> int:
     if not args.to and not data_dir():
         raise UserError(f"data fetch {args.what}: into which folder? Set PAPERLIB_DATA to the one with the "
                         "folders of your photographs, or name one with --to.")
-    folder = user_path(args.to) if args.to else data_dir() / args.what
+    folder = args.to if args.to else data_dir() / args.what
     failed = fetch_photographs(folder, listed(args.what), tell=lambda line: print(line, flush=True))
     _complain(failed)
     return 1 if failed else 0
@@ -316,14 +319,14 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--profile", type=_profile_name, metavar="{smoke,demo,benchmark,paper}",
                                  help="default: PAPERLIB_PROFILE, else demo")
         if "out" in options:
-            command.add_argument("-o", "--out", type=Path, metavar="DIR",
+            command.add_argument("-o", "--out", type=user_path, metavar="DIR",
                                  help="results; default: results/<profile>")
         if "set" in options:
             command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[],
                                  metavar="FIELD=VALUE",
                                  help="override settings, for instance stage1.steps=500")
         if "json" in options:
-            command.add_argument("--json", type=Path, metavar="FILE", help="write all values")
+            command.add_argument("--json", type=user_path, metavar="FILE", help="write all values")
         return command
 
     command = add(reproduce, "Run the notebooks in order; skip what is current, resume what was stopped.",
@@ -339,39 +342,41 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add(evaluate, "PSNR and SSIM of a model on a folder of images.", "json")
     command.add_argument("model", nargs="?", default="pretrained", metavar="MODEL", help=MODELS)
-    command.add_argument("--hr", type=Path, required=True, metavar="DIR", help="folder of HR images")
-    command.add_argument("--lr", type=Path, metavar="DIR",
+    command.add_argument("--hr", type=user_path, required=True, metavar="DIR", help="folder of HR images")
+    command.add_argument("--lr", type=user_path, metavar="DIR",
                          help="folder of LR images; default: MATLAB bicubic ÷3")
     command.add_argument("--max-images", type=_count, metavar="N", help="only the first N images")
 
     command = add(upscale, "Enlarge pictures ×3.")
     command.add_argument("inputs", nargs="+", metavar="INPUT",
                          help="picture of up to 150 megapixels, folder, or glob")
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="DIR",
+    command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR",
                          help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
+    command.add_argument("--recursive", action="store_true", help="subfolders too, kept as they are")
+    command.add_argument("--skip-existing", action="store_true", help="leave results that are there")
 
     command = add(inspect, "What a model file is: precision, operators, input and output, MACs, reach.",
                   "json")
-    command.add_argument("file", type=Path, metavar="FILE",
+    command.add_argument("file", type=user_path, metavar="FILE",
                          help=".tflite (anybody's), .safetensors, authors' .pt")
 
     command = add(export, "INT8 and float TFLite files from a quantised checkpoint.")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
+    command.add_argument("checkpoint", type=user_path, metavar="CHECKPOINT",
                          help="pretrained (the bundled student), qat.safetensors of a run, "
                               "the authors' *_qat.pt")
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR", help="folder for the files")
     command.add_argument("--input", choices=("int8", "uint8"),
                          help="type of the pixels; default for pretrained: both")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
 
     command = add(page, "One HTML file that enlarges pictures in a browser, offline.")
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the page to write")
+    command.add_argument("-o", "--out", type=user_path, required=True, metavar="FILE", help="the page to write")
 
     command = add(verify, "Measure the authors' files again (downloads them): reported, their own report, ours.",
                   "json")
-    command.add_argument("--div2k", type=Path, metavar="DIR",
+    command.add_argument("--div2k", type=user_path, metavar="DIR",
                          help="DIV2K's validation images, or some of them (default: the cache)")
 
     command = add(bench, "Benchmarks, each a ratio inside one run.", "json")
@@ -384,7 +389,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("what", nargs="?", choices=("open", "open_wallpapers", "cid22", "clic_val", "div2k-valid"),
                          help="for fetch: open (51 photographs, 43 MB), open_wallpapers (385, 330 MB), "
                               "cid22 (209, 72 MB), clic_val (14, 37 MB), div2k-valid (100 and their LR, 504 MB)")
-    command.add_argument("--to", type=Path, metavar="DIR",
+    command.add_argument("--to", type=user_path, metavar="DIR",
                          help="for fetch: the folder (default: its own in $PAPERLIB_DATA; "
                               "DIV2K's in the cache)")
 
@@ -404,9 +409,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise
 
 
+def _catch_signals() -> None:
+    """A closed window or `kill` cleans up as Ctrl-C does, unless somebody said otherwise (nohup)."""
+    def interrupt(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # cleaning up is not interrupted
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL and current_thread() is main_thread():
+            signal.signal(number, interrupt)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Bad input gives a traceback only with PAPERLIB_DEBUG=1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line that matters
+    _catch_signals()
     absolutise_env()
     escape_unprintable()
     warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"  # no source code

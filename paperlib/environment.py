@@ -117,20 +117,27 @@ def absolutise_env() -> None:
     base = here.parent if here == root() / "notebooks" else here
     for variable in FOLDERS:
         if value := os.environ.get(variable):
-            os.environ[variable] = os.path.normpath(base / value)
+            os.environ[variable] = os.path.normpath(base / _home(value))
+
+
+def _home(text: str | Path) -> Path:
+    """A folder with a leading `~` expanded, which no shell does in a file of settings."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (leaves the name of an unknown user)
 
 
 def cache_dir() -> Path:
     """Folder for downloads and decoded pixels: `PAPERLIB_CACHE`, else the user's cache folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "paperlib"
-    return Path(os.environ.get("PAPERLIB_CACHE") or usual)
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if not usual.is_absolute():  # to be ignored, by the rules of XDG
+        usual = Path.home() / ".cache"
+    return _home(os.environ.get("PAPERLIB_CACHE") or usual / "paperlib")
 
 
 def _folder_from(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    if value and not Path(value).is_dir():
+    if value and not _home(value).is_dir():
         raise UserError(f"{variable}={value} is not a folder. Unset it or point it to an existing one.")
-    return Path(value) if value else None
+    return _home(value) if value else None
 
 
 def assets_dir() -> Path | None:

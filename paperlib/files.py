@@ -13,10 +13,11 @@ import secrets
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from paperlib.errors import UserError
 
@@ -76,6 +77,8 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
 
 def user_path(text: str | Path) -> Path:
     """A path as a user writes it, `~` expanded; names that no file can have are a `UserError`."""
+    if not str(text):
+        raise UserError("an empty name is no file or folder. Write . for the current folder.")
     path = Path(text)
     try:
         path = path.expanduser()
@@ -137,16 +140,28 @@ def _is_old(path: Path) -> bool:
     return abs(time.time() - path.stat().st_mtime) > ABANDONED
 
 
-def remove_stale(folder: str | Path) -> list[Path]:
-    """Delete the temporary files below `folder` that killed processes left, and return them.
+def remove_stale(folder: str | Path, below: bool = True) -> list[Path]:
+    """Delete the temporary files in `folder`, and below it, that killed processes left; return them.
 
     One younger than an hour may belong to a process that is still writing.
     """
-    stale = [path for path in Path(folder).rglob(f"{TEMPORARY}*") if path.is_file()
+    pattern = f"{'**/' if below else ''}{TEMPORARY}*"
+    stale = [path for path in Path(folder).glob(pattern) if path.is_file()
              and not path.is_symlink() and _is_old(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return stale
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file without waiting; where there are no locks (Lustre), one line says so."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        warnings.warn(f"the file system of {file.name} has no locks, so none is held: run one "
+                      "command at a time there", stacklevel=2)
 
 
 def _is_abandoned(folder: Path) -> bool:
@@ -175,7 +190,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         with (folder / ".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -254,7 +269,7 @@ def file_lock(path: str | Path, place: str = "--out") -> Iterator[None]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("ab", buffering=0))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         except BlockingIOError:

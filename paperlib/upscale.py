@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,26 +164,65 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:
     return large
 
 
-def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """Files named directly, by folder (the pictures in it), or by a glob pattern; and a message for
-    each that is none.
+def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> dict[Path, Path]:
+    """A folder's pictures, each with the subfolder that it lies in; results beside them are none."""
+    found: dict[Path, Path] = {}
+    unreadable: list[OSError] = []
+    for place, below, _ in os.walk(folder, onerror=unreadable.append):
+        here = Path(place)
+        below[:] = sorted(name for name in below if not name.startswith(".")
+                          and (here / name).resolve() != out.resolve())
+        with suppress(UserError):  # holds no picture
+            found |= dict.fromkeys(find_images(here), here.relative_to(folder))
+        if not recursive:
+            others = [name for name in below if _holds_pictures(here / name)]
+            notes += [f"{folder} has pictures in {', '.join(others)}, left out: "
+                      "--recursive takes them"] if others else []
+            break
+    if not found:
+        find_images(folder)  # says so
+    notes += [f"{error.filename} is left out: {error.strerror}" for error in unreadable]
+    return {file: place for file, place in found.items() if _source(file) not in found}
+
+
+def _holds_pictures(folder: Path) -> bool:
+    try:
+        return bool(find_images(folder))
+    except UserError:
+        return False
+
+
+def _source(file: Path) -> Path | None:
+    """The picture whose result is called as this file is."""
+    stem = file.stem.removesuffix(MARK)
+    return file.with_stem(stem) if stem and stem != file.stem else None
+
+
+def find_inputs(
+    inputs: Sequence[str | Path], out: str | Path = os.devnull, recursive: bool = False,
+    notes: list[str] | None = None,
+) -> tuple[dict[Path, Path], list[str]]:
+    """Files named directly, by folder (the pictures in it), or by a glob pattern, each with its
+    subfolder; and a message for each that is none.
 
     A folder's `a_x3.png` beside `a.png` is a result, not an input.
+
+    Args:
+        out: the folder for results, which `recursive` does not search.
+        notes: takes what the user should know.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}
     problems = []
     for given in map(str, inputs):
         try:
             path = user_path(given)
             if path.is_dir():
-                found = find_images(path)
-                results = {file.with_stem(file.stem + MARK) for file in found}
-                found = [file for file in found if file not in results]
+                found = _in_folder(path, Path(out), recursive, [] if notes is None else notes)
             elif path.exists():
-                found = [path]
+                found = {path: Path()}
             else:
                 matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (takes absolute ones)
-                found = [match for match in matches if match.is_file()]
+                found = {match: Path() for match in matches if match.is_file()}
         except UserError as error:
             problems.append(str(error))
             continue
@@ -191,13 +231,14 @@ def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
             continue
         if not found:
             problems.append(f"no picture at {given}. Name a file, a folder or a pattern such as 'photos/*.jpg'.")
-        files.update(dict.fromkeys(found))
-    return list(files), problems
+        files |= {file: place for file, place in found.items() if file not in files}
+    return files, problems
 
 
 def upscale_files(
     inputs: Sequence[str | Path], out: str | Path, upscaler: Upscaler,
-    log: Callable[[str], None] | None = None, progress: Progress | None = None,
+    log: Callable[[str], None] | None = None, progress: Progress | None = None, *,
+    recursive: bool = False, skip_existing: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Enlarge pictures ×3 into a folder, as `<name>_x3` in their own format; goes on after one that
     fails.
@@ -207,34 +248,48 @@ def upscale_files(
         out: folder for the results; may be the inputs' own.
         log: called with one line for each finished picture.
         progress: called with (done, total) after each picture.
+        recursive: take a folder's subfolders too, and make the same ones in `out`.
+        skip_existing: leave results that are there as they are.
 
     Returns:
         The files written, and a message for each input that could not be enlarged.
     """
-    files, failed = find_inputs(inputs)
-    sources, done = {Path(os.path.realpath(file)) for file in files}, []
+    notes: list[str] = []
+    named, failed = find_inputs(inputs, out, recursive, notes)
+    # files named one by one, as the shell does with *: in a second run the results are among them
+    files = {file: place for file, place in named.items() if _source(file) not in named}
+    sources, left = ({Path(os.path.realpath(file)) for file in group} for group in (files, named.keys() - files))
+    targets, done, kept = set(), [], 0
     if log:
         free = free_memory()
         log(f"{free / 1e9:.1f} GB of memory are free: enough for pictures of "
             f"{free / ENLARGED / 1e6:.0f} megapixels")
-    for index, path in enumerate(files):
-        target = Path(out) / f"{path.stem}{MARK}{path.suffix}"
+    for index, (path, place) in enumerate(files.items()):
+        target = Path(out) / place / f"{path.stem}{MARK}{path.suffix}"
         try:
             clock = time.monotonic()
             if target.is_symlink() and not target.exists():
                 raise UserError(f"cannot write {target}: a link that leads nowhere lies there. Remove it.")
-            if target.resolve() in sources or target in done:
+            if target.resolve() in sources or target in targets:
                 raise UserError(f"{path}: {target} is another input or its result. Choose another --out.")
-            picture = upscale_file(upscaler, path, target)
-            done.append(target)
-            if log:
-                height, width = picture.rgb.shape[:2]
-                notes = "".join(f"; {note}" for note in picture.notes)
-                log(f"{path} → {target} ({width}×{height}, {time.monotonic() - clock:.1f} s{notes})")
+            targets.add(target)
+            if target.resolve() in left or (skip_existing and target.exists()):
+                kept += 1
+            else:
+                picture = upscale_file(upscaler, path, target)
+                done.append(target)
+                if log:
+                    height, width = picture.rgb.shape[:2]
+                    said = "".join(f"; {note}" for note in picture.notes)
+                    log(f"{path} → {target} ({width}×{height}, {time.monotonic() - clock:.1f} s{said})")
         except UserError as error:
             failed.append(str(error))
         except (OSError, RuntimeError) as error:  # resolve() raises RuntimeError for a link that leads to itself
             failed.append(f"cannot enlarge {path}: {error}. Rename or remove it.")
         if progress:
             progress(index + 1, len(files))
+    if kept:
+        notes.append(f"{kept} results that were there are left as they are")
+    for note in notes if log else []:
+        log(note)
     return done, failed

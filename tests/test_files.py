@@ -1,12 +1,17 @@
 """Temporary files and folders: what this kit left is swept, what is anybody else's never."""
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from paperlib.files import atomic_path, building_folder, remove_stale
+from paperlib import files
+from paperlib.cli import main
+from paperlib.environment import absolutise_env, cache_dir
+from paperlib.files import atomic_path, building_folder, file_lock, remove_stale
+from paperlib.weights import pretrained
 
 OTHERS = (".vscode.settings.json", ".state.json", ".kernel.log", ".x.abcdefgh.png", ".config.20241101")
 
@@ -44,3 +49,37 @@ def test_building_beside_a_users_hidden_folders_leaves_them_alone(tmp_path):
     assert all((folder / "photograph.png").is_file() for folder in others)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in others} | {"DIV2K_train_HR"}
     assert [path.name for path in Path(tmp_path / "DIV2K_train_HR").iterdir()] == ["0001.png"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_without_locks_work_goes_on_and_says_so(tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="has no locks"), file_lock(tmp_path / ".lock"):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    with pytest.warns(UserWarning, match="has no locks"), building_folder(tmp_path / "made") as building:
+        (building / "a").touch()
+    assert (tmp_path / "made" / "a").is_file()
+
+
+def test_no_folder_is_called_tilde(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert main(["inspect", "pretrained", "--json=~/r.json"]) == 2  # no file of that name
+    assert main(["inspect", str(pretrained()), "--json=~/r.json"]) == 0
+    assert (tmp_path / "home" / "r.json").is_file()
+    assert main(["evaluate", "bicubic", "--hr=~/none"]) == 2
+    assert f"no folder at {tmp_path}/home/none" in capsys.readouterr().err
+    assert main(["upscale", "", "--out", "o"]) == main(["upscale", "a.png", "--out", ""]) == 2
+    for value, folder in (("", "home/.cache"), ("relative", "home/.cache"), (str(tmp_path / "xdg"), "xdg")):
+        monkeypatch.delenv("PAPERLIB_CACHE", raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_dir() == tmp_path / folder / "paperlib"
+    monkeypatch.setenv("PAPERLIB_CACHE", "~/c")
+    assert cache_dir() == tmp_path / "home" / "c"
+    absolutise_env()
+    assert os.environ["PAPERLIB_CACHE"] == str(tmp_path / "home" / "c")
+    assert not any(path.name.startswith("~") for path in tmp_path.rglob("*"))

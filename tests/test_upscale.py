@@ -1,5 +1,10 @@
 """Enlarging pictures: no seams, every kind of file, nothing overwritten."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,7 @@ from PIL import Image
 from skimage.data import chelsea, coffee
 
 from paperlib import upscale
+from paperlib.cli import main
 from paperlib.data import images
 from paperlib.data.images import Picture
 from paperlib.data.tiles import run_tiled
@@ -219,8 +225,7 @@ def test_inputs_are_never_overwritten(tmp_path):
     first, second = save(coffee()[:9, :9], tmp_path / "a.png"), save(chelsea()[:9, :9], tmp_path / "a_x3.png")
     before = [path.read_bytes() for path in (first, second)]
     done, failed = upscale_files([first, second], tmp_path, BICUBIC)
-    assert done == [tmp_path / "a_x3_x3.png"]
-    assert "another input" in failed[0]
+    assert done == failed == []
     assert [path.read_bytes() for path in (first, second)] == before
     (tmp_path / "other").mkdir()
     save(coffee()[:9, :9], tmp_path / "other" / "a.png")
@@ -232,12 +237,13 @@ def test_inputs_are_files_folders_and_patterns(tmp_path):
     (tmp_path / "sub").mkdir()
     names = ["a.png", "a_x3.png", "b[1].png", "sub/c.jpg"]
     paths = [save(coffee()[:6, :6], tmp_path / name) for name in names]
-    assert find_inputs([tmp_path]) == ([paths[0], paths[2]], [])
-    assert find_inputs([paths[1], tmp_path / "b[1].png"])[0] == paths[1:3]
-    assert find_inputs([f"{tmp_path}/**/*.jpg", tmp_path / "sub", f"{tmp_path}/sub/*.jpg"])[0] == [paths[3]]
+    found = lambda *inputs: list(find_inputs(inputs)[0])
+    assert found(tmp_path) == [paths[0], paths[2]]
+    assert found(paths[1], tmp_path / "b[1].png") == paths[1:3]
+    assert found(f"{tmp_path}/**/*.jpg", tmp_path / "sub", f"{tmp_path}/sub/*.jpg") == [paths[3]]
     (tmp_path / "empty").mkdir()
     files, problems = find_inputs([tmp_path / "empty", f"{tmp_path}/*.gif"])
-    assert files == []
+    assert files == {}
     assert "holds no image" in problems[0]
     assert "no picture at" in problems[1]
 
@@ -279,3 +285,64 @@ def test_a_file_system_without_modes_is_written_to(tmp_path, monkeypatch):
     done, failed = upscale_files([save(coffee()[:6, :6], tmp_path / "a.png")], tmp_path / "o", BICUBIC)
     assert len(done) == 1
     assert not failed
+
+
+def test_a_second_run_in_place_enlarges_nothing_twice(tmp_path, capsys):
+    pictures = [save(coffee()[:6, :6 + i], tmp_path / f"{i}.png") for i in range(2)]
+    run = lambda *more: main(["upscale", *map(str, sorted(tmp_path.glob("*.png"))), "--out", str(tmp_path),
+                              "--model", "bicubic", *more])
+    assert run() == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(before) == 4
+    assert run() == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert "2 results that were there are left" in capsys.readouterr().out
+    (tmp_path / "1_x3.png").unlink()
+    assert main(["upscale", str(tmp_path), "--out", str(tmp_path), "--model", "bicubic", "--skip-existing"]) == 0
+    assert "1 enlarged" in capsys.readouterr().out
+    first = pictures[0].with_stem("0_x3")
+    assert first.stat().st_mtime_ns == before[first]
+
+
+def test_subfolders_are_named_or_their_tree_is_kept(tmp_path, capsys):
+    album, names = tmp_path / "album", ["a.png", "sub/a.png", "sub/deep/b.png", ".hidden/c.png", "sub/._a.png"]
+    for name in names:
+        (album / name).parent.mkdir(parents=True, exist_ok=True)
+        save(coffee()[:6, :6], album / name)
+    out = album / "large"
+    run = lambda *more: main(["upscale", str(album), "--out", str(out), "--model", "bicubic", *more])
+    assert run() == 0
+    assert "has pictures in sub, left out: --recursive" in capsys.readouterr().out
+    for _ in range(2):
+        assert run("--recursive") == 0
+        assert "3 enlarged" in capsys.readouterr().out
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert found == ["a_x3.png", "sub/a_x3.png", "sub/deep/b_x3.png"]
+
+
+def test_many_pictures_take_linear_time(tmp_path, monkeypatch):
+    for i in range(3000):
+        (tmp_path / f"{i}.png").touch()
+    monkeypatch.setattr(upscale, "upscale_file", lambda *_: Picture(np.zeros((3, 3, 3), np.uint8)))
+    seen = []
+    monkeypatch.setattr(type(tmp_path), "__eq__", lambda a, b: seen.append(1) or str(a) == str(b))
+    done, _ = upscale_files([tmp_path], tmp_path / "o", BICUBIC)
+    assert len(done) == 3000
+    assert len(seen) < 100_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_no_temporary_file(tmp_path, number):
+    save(np.resize(coffee(), (1500, 1500, 3)), tmp_path / "a.png")
+    out, left = tmp_path / "out", tmp_path / "out" / ".paperlib-left.png"
+    out.mkdir()
+    left.touch()
+    os.utime(left, (1, 1))
+    command = [sys.executable, "-m", "paperlib", "upscale", str(tmp_path), "--out", str(out), "--model", "bicubic"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not [path for path in out.glob(".paperlib-*") if path != left]:
+            time.sleep(0.005)
+        process.send_signal(number)
+        assert process.wait(60) == 130
+        assert b"interrupted" in process.stderr.read()
+    assert list(out.iterdir()) == []

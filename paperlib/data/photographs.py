@@ -5,6 +5,7 @@ file. Training photographs are decoded once into files of pixels (`PixelStore`),
 patch costs a copy, not a PNG.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,32 +107,46 @@ class Pairs(Sequence[Pair]):
         return (read_source(source, self.crop) for source in self.sources)
 
 
-def match_folders(hr_folder: Path, lr_folder: Path | None = None) -> list[Source]:
+def match_folders(
+    hr_folder: Path, lr_folder: Path | None = None, complete: bool = True,
+) -> list[Source]:
     """The photographs of a folder, each with its LR file where a folder of those is given.
 
-    Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png` or
-    `0801_LRBI_x3.png`.
+    Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png`, `0801_LR.png` or
+    `0801_LRBI_x3.png`. Of two files with one stem each has its suffix in its name and its partner's.
+
+    Args:
+        complete: refuse an HR image without an LR image; else reading that one fails.
 
     Raises:
-        UserError: a folder is missing or empty, or an HR image has no LR image.
+        UserError: a folder is missing or empty, or an HR image (else: each) has no LR image.
     """
     files = find_images(hr_folder)
+    stems = Counter(path.stem for path in files)
+    names = [path.stem if stems[path.stem] == 1 else path.name for path in files]
     if lr_folder is None:
-        return [Source(path.stem, path) for path in files]
-    found = {path.stem: path for path in find_images(lr_folder)}
-    sources = []
-    for path in files:
+        return [Source(name, path) for name, path in zip(names, files, strict=True)]
+    small = find_images(lr_folder)
+    found = {path.stem: path for path in small} | {path.name: path for path in small}
+    sources, lost = [], 0
+    for name, path in zip(names, files, strict=True):
         base = path.stem.removesuffix("_HR")
-        tried = [path.stem, f"{path.stem}x{SCALE}", base, f"{base}x{SCALE}", f"{base}_LRBI_x{SCALE}"]
-        lr = next((found[name] for name in tried if name in found), None)
-        if lr is None:
+        tried = [path.name]
+        if stems[path.stem] == 1:
+            tried += [path.stem, f"{path.stem}x{SCALE}", base, f"{base}x{SCALE}", f"{base}_LR",
+                      f"{base}_LRBI_x{SCALE}"]
+        lr = next((found[name] for name in tried if name in found), lr_folder / path.name)
+        lost += not lr.is_file()
+        if not lr.is_file() and (complete or lost == len(files)):
             raise UserError(f"{path} has no LR image in {lr_folder} (looked for {', '.join(tried[:2])}). "
                             "Add it, or leave out --lr to make LR images by bicubic.")
-        sources.append(Source(path.stem, path, lr))
+        sources.append(Source(name, path, lr))
     return sources
 
 
-def read_pairs(hr_folder: str | Path, lr_folder: str | Path | None = None) -> Pairs:
+def read_pairs(
+    hr_folder: str | Path, lr_folder: str | Path | None = None, complete: bool = True,
+) -> Pairs:
     """Pairs of a folder of HR images and, where given, a folder of LR images (else MATLAB bicubic
-    ÷3)."""
-    return Pairs(match_folders(Path(hr_folder), Path(lr_folder) if lr_folder else None))
+    ÷3); `complete` as in `match_folders`."""
+    return Pairs(match_folders(Path(hr_folder), Path(lr_folder) if lr_folder else None, complete))

@@ -1,14 +1,18 @@
 """Photographs, pairs, the pixel store, and patches as a pure function of seed and step."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.data import coffee
 
+from paperlib.cli import main
 from paperlib.data import pixel_store
 from paperlib.data.dataset import COLOURS, TrainSet, open_data
 from paperlib.data.images import find_images, read_rgb
-from paperlib.data.photographs import make_pair, read_pairs
+from paperlib.data.photographs import make_pair, match_folders, read_pairs
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
 from paperlib.data.sources import (
@@ -203,3 +207,21 @@ def test_files_that_begin_with_a_dot_are_no_pictures(photographs):
         (photographs / name).write_bytes(b"AppleDouble")
     assert [path.name for path in find_images(photographs)] == ["a.png", "b.png", "c.png"]
     assert len(read_pairs(photographs)) == 3
+
+
+def test_unpaired_pictures_and_equal_stems(tmp_path, capsys):
+    hr, lr = tmp_path / "hr", tmp_path / "lr"
+    for folder, step, names in ((hr, 1, ["a.png", "a.bmp", "b_HR.png", "c.png"]),
+                                (lr, 3, ["a.png", "a.bmp", "b_LR.png", "._c.png"])):
+        folder.mkdir()
+        for name in names:
+            top = 40 * name.endswith("bmp")
+            Image.fromarray(np.ascontiguousarray(coffee()[top:top + 60:step, :60:step])).save(folder / name)
+    scores = tmp_path / "s.json"
+    assert main(["evaluate", "bicubic", "--hr", str(hr), "--lr", str(lr), "--json", str(scores)]) == 1
+    assert f"no file at {lr / 'c.png'}" in capsys.readouterr().err
+    images = json.loads(scores.read_text(encoding="utf-8"))["images"]
+    assert [image["name"] for image in images] == ["a.bmp", "a.png", "b_HR"]
+    assert images[0]["psnr_rgb"] != images[1]["psnr_rgb"]
+    with pytest.raises(UserError, match="has no LR image"):
+        match_folders(hr, lr)
