@@ -172,10 +172,9 @@ def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> di
         here = Path(place)
         below[:] = sorted(name for name in below if not name.startswith(".")
                           and (here / name).resolve() != out.resolve())
-        with suppress(UserError):  # holds no picture
-            found |= dict.fromkeys(find_images(here), here.relative_to(folder))
+        found |= dict.fromkeys(_pictures(here), here.relative_to(folder))
         if not recursive:
-            others = [name for name in below if _holds_pictures(here / name)]
+            others = [name for name in below if _pictures(here / name)]
             notes += [f"{folder} has pictures in {', '.join(others)}, left out: "
                       "--recursive takes them"] if others else []
             break
@@ -185,11 +184,10 @@ def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> di
     return {file: place for file, place in found.items() if _source(file) not in found}
 
 
-def _holds_pictures(folder: Path) -> bool:
-    try:
-        return bool(find_images(folder))
-    except UserError:
-        return False
+def _pictures(folder: Path) -> list[Path]:
+    with suppress(UserError):  # there are none
+        return find_images(folder)
+    return []
 
 
 def _source(file: Path) -> Path | None:
@@ -203,13 +201,8 @@ def find_inputs(
     notes: list[str] | None = None,
 ) -> tuple[dict[Path, Path], list[str]]:
     """Files named directly, by folder (the pictures in it), or by a glob pattern, each with its
-    subfolder; and a message for each that is none.
-
-    A folder's `a_x3.png` beside `a.png` is a result, not an input.
-
-    Args:
-        out: the folder for results, which `recursive` does not search.
-        notes: takes what the user should know.
+    subfolder; and a message for each that is none. `recursive` does not search `out`; `notes` takes
+    what the user should know.
     """
     files: dict[Path, Path] = {}
     problems = []
@@ -265,7 +258,8 @@ def upscale_files(
         log(f"{free / 1e9:.1f} GB of memory are free: enough for pictures of "
             f"{free / ENLARGED / 1e6:.0f} megapixels")
     for index, (path, place) in enumerate(files.items()):
-        target = Path(out) / place / f"{path.stem}{MARK}{path.suffix}"
+        suffix = ".png" if path.suffix.lower() in (".gif", ".avif") else path.suffix
+        target = Path(out) / place / f"{path.stem}{MARK}{suffix}"
         try:
             clock = time.monotonic()
             if target.is_symlink() and not target.exists():

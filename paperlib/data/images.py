@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from paperlib.environment import silence_native_stderr
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, reading
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else []))
 """What is opened, by content, whatever the name says. Pillow hands others to helper programs (EPS:
 Ghostscript)."""
 DECODED = 18
@@ -103,11 +103,29 @@ def _quiet(kind: str | None) -> Iterator[None]:
             yield
 
 
+def _open(path: Path) -> Image.Image:
+    """An image; a PNG file that cannot be opened once more without its metadata."""
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not (data := path.read_bytes()).startswith(b"\x89PNG"):
+            raise
+    kept, place = [data[:8]], 8
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4])
+        if data[place + 4 : place + 5].isupper() or data[place + 4 : place + 8] == b"tRNS":
+            kept.append(data[place:end])
+        place = end
+    image = Image.open(io.BytesIO(b"".join(kept)), formats=["PNG"])
+    image.info["damaged"] = True
+    return image
+
+
 @contextmanager
 def _opened(path: str | Path, bytes_each: int = DECODED) -> Iterator[Image.Image]:
     """An image opened by its content; what it raises, now or when it is decoded, names the file."""
     kinds = ", ".join(FORMATS)
-    with reading(path, f"a picture ({kinds})"), Image.open(path, formats=FORMATS) as image:
+    with reading(path, f"a picture ({kinds})"), _open(Path(path)) as image:
         pixels, most = image.width * image.height, free_memory() // bytes_each
         if not pixels:
             raise ValueError("it has no pixels")
@@ -181,9 +199,14 @@ def _from_cmyk(image: Image.Image, picture_notes: list[str]) -> Image.Image:
     if not profile:
         picture_notes.append("CMYK without a colour profile: colours are approximate")
         return image.convert("RGB")
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError):
+        picture_notes.append("CMYK with a damaged colour profile: colours are approximate")
+        return image.convert("RGB")
     picture_notes.append("CMYK converted to sRGB")
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return converted
 
 
 def _from_deep_grey(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -202,7 +225,16 @@ def _from_deep_grey(image: Image.Image, notes: list[str]) -> Image.Image:
 def _told(image: Image.Image) -> list[str]:
     """What decoding will change or leave out, from the header."""
     notes = []
-    frames = getattr(image, "n_frames", 1)
+    try:
+        frames = getattr(image, "n_frames", 1)
+    except Exception:  # a damaged later page can make its reader raise anything
+        image.seek(0)
+        notes.append("only the first page can be read")
+        frames = 1
+    if image.info.get("damaged"):
+        notes.append("its damaged metadata are left out")
+    if abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.05 and "icc_profile" not in image.info:
+        notes.append("its gamma is left out, so that its brightness changes")
     if frames > 1:
         notes.append(f"only the first of {frames} frames is used")
     raw = [str(tile[3]) for tile in image.tile]
@@ -219,7 +251,10 @@ def _decode(image: Image.Image) -> Picture:
     """Pixels of an opened image as a `Picture`."""
     notes, alpha = _told(image), None
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # malformed EXIF can make its reader raise anything
+        notes.append("its damaged EXIF is not used")
     icc = image.info.get("icc_profile")
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, notes), None

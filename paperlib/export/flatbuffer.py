@@ -195,11 +195,6 @@ def file_reach(graph: FileGraph) -> tuple[int | None, int]:
     return (None if not ends or None in ends else math.ceil(max(ends))), stride
 
 
-def file_radius(graph: FileGraph) -> int | None:
-    """How many input pixels away a pixel can still change the result; None: unbounded or unknown."""
-    return file_reach(graph)[0]
-
-
 def _strided(size: int, stride: int) -> int:
     """How far a window looks from any of the `stride` pixels that its one result stands for."""
     return max(stride - 1 + (size - 1) // 2, size - 1 - max(0, size - stride) // 2)

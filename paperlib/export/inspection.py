@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paperlib.errors import UserError
-from paperlib.export.flatbuffer import FileGraph, FileTensor, file_radius, read_graph
+from paperlib.export.flatbuffer import FileGraph, FileTensor, file_reach, read_graph
 from paperlib.export.tflite import (
     allocate,
     grid_peaks,
@@ -166,7 +166,7 @@ def _inspect_file(path: Path, height: int, width: int) -> dict[str, Any]:
     image = len(inside["inputs"][0]["shape"]) == 4
     return {"kind": "TFLite model", "precision": precision(graph), "parameters": _parameters(graph),
             "macs_per_lr_pixel": round(macs / int(np.prod(inside["input_size"]))) if image else None, "macs": macs,
-            "radius": file_radius(graph), "operators": inside["counts"], "inputs": inside["inputs"],
+            "radius": file_reach(graph)[0], "operators": inside["counts"], "inputs": inside["inputs"],
             "outputs": inside["outputs"], "float_tensors": len(inside["float_tensors"]),
             "arena_bytes": inside["arena_bytes"], "input_size": inside["input_size"], "notes": notes}
 

@@ -165,9 +165,9 @@ def test_no_helper_program_is_started(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
     for read in (read_picture, read_rgb):
-        with pytest.raises(UserError, match=r"not a picture \(PNG, JPEG, WEBP, TIFF, BMP\)"):
+        with pytest.raises(UserError, match=r"not a picture \(PNG, JPEG, WEBP, TIFF, BMP"):
             read(tmp_path / "a.png")
-    Image.fromarray(RGB).save(tmp_path / "b.png", format="GIF")
+    Image.fromarray(RGB).save(tmp_path / "b.png", format="PPM")
     with pytest.raises(UserError, match="not a picture"):
         read_picture(tmp_path / "b.png")
     assert not marker.exists()

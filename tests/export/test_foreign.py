@@ -1,4 +1,4 @@
-"""Files of others: the range of their values, strides, an open batch, and what sees the whole picture."""
+"""Files of others: range of values, strides, an open batch, and what sees the whole picture."""
 
 import json
 
@@ -59,10 +59,11 @@ def test_a_float_file_of_signed_values_is_refused(tmp_path):
 
 
 def scaled(factor):
-    """All maps and biases stand for values `factor` times as large: the same network, other units."""
+    """Maps and biases stand for values `factor` times as large: the same network in other units."""
     def change(model, graph):
         for tensor in graph.tensors:
-            constant = len(model.buffers[tensor.buffer].data if model.buffers[tensor.buffer].data is not None else [])
+            data = model.buffers[tensor.buffer].data
+            constant = data is not None and len(data)
             grid = tensor.quantization
             if grid is not None and grid.scale is not None and (not constant or tensor.type == 2):
                 grid.scale = (grid.scale * factor).astype(np.float32)
@@ -91,10 +92,12 @@ def test_an_integer_file_says_its_range(int8_file, tmp_path, capsys):
     Image.fromarray(coffee()[:90, :96]).save(tmp_path / "hr" / "a.png")
     scores = []
     for path in (int8_file, unit.path):
-        assert main(["evaluate", str(path), "--hr", str(tmp_path / "hr"), "--json", str(tmp_path / "a.json")]) == 0
+        assert main(["evaluate", str(path), "--hr", str(tmp_path / "hr"),
+                     "--json", str(tmp_path / "a.json")]) == 0
         scores.append(json.loads((tmp_path / "a.json").read_text())["mean"]["psnr_rgb"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    assert main(["upscale", str(tmp_path / "hr"), "--out", str(tmp_path), "--model", str(unit.path)]) == 0
+    assert main(["upscale", str(tmp_path / "hr"), "--out", str(tmp_path),
+                 "--model", str(unit.path)]) == 0
     assert main(["inspect", str(unit.path)]) == 0
     said = capsys.readouterr().out
     assert said.count("0..1 (by its grid)") == 2
@@ -134,5 +137,6 @@ def test_what_sees_the_whole_picture_is_not_tiled_without_a_word(tmp_path, capsy
     for side, said in ((20, 0), (33, 1)):
         picture = tmp_path / f"{side}.png"
         Image.fromarray(coffee()[:side, :side]).save(picture)
-        assert main(["upscale", str(picture), "--out", str(tmp_path / "o"), "--model", str(path)]) == 0
+        assert main(["upscale", str(picture), "--out", str(tmp_path / "o"),
+                     "--model", str(path)]) == 0
         assert capsys.readouterr().out.count("seams can be seen") == said

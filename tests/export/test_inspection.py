@@ -9,7 +9,7 @@ from networks import deployed
 from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.export.convert import export_float, export_tflite, parity_images
-from paperlib.export.flatbuffer import file_radius, read_graph
+from paperlib.export.flatbuffer import file_reach, read_graph
 from paperlib.export.inspection import describe, inspect_model
 from paperlib.export.tf_graph import tensorflow
 from paperlib.quantisation.qat import prepare_qat, quantised_graph, save_qat
@@ -101,7 +101,7 @@ def test_the_longest_way_counts(tmp_path):
     tf = tensorflow()
     small, large = (tf.constant(torch.rand(size, size, 3, 3).numpy()) for size in (3, 5))
     fork = lambda x: tf.nn.conv2d(x, large, 1, "SAME") + tf.nn.conv2d(x, small, 1, "SAME")
-    assert file_radius(read_graph(convert(tmp_path / "a.tflite", fork, 1, 16, 16, 3))) == 2
+    assert file_reach(read_graph(convert(tmp_path / "a.tflite", fork, 1, 16, 16, 3))) == (2, 1)
 
 
 def test_the_command(tmp_path, capsys):
