@@ -113,7 +113,7 @@ class TFLiteUpscaler:
         path: INT8 or float file with one (1, H, W, 3) input and one (1, 3H, 3W, 3) output, RGB.
         threads: CPU threads.
         overlap: LR pixels that neighbouring tiles of a fixed file share; no seams from twice the
-            reach on (the student's is 10).
+            reach on (the student's is 10). Default: that, and at least 24.
         xnnpack: False runs the built-in kernels.
         borders: of a fixed file. "true": what the dynamic file gives; "reflected": the authors' padding and tiles
             (`paperlib.data.tiles.run_padded`).
@@ -122,9 +122,9 @@ class TFLiteUpscaler:
         UserError: missing file, not TFLite, or other inputs and outputs.
     """
 
-    def __init__(self, path: str | Path, threads: int = 2, overlap: int = 24, xnnpack: bool = True,
+    def __init__(self, path: str | Path, threads: int = 2, overlap: int | None = None, xnnpack: bool = True,
                  borders: Literal["true", "reflected"] = "true") -> None:
-        self.path, self.overlap, self.borders = Path(path), overlap, borders
+        self.path, self.borders = Path(path), borders
         self._interpreter, self._graph = open_interpreter(path, threads, xnnpack)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._check(inputs, outputs)
@@ -134,6 +134,7 @@ class TFLiteUpscaler:
         self.fixed: tuple[int, int] | None = None if -1 in (height, width) else (height, width)
         """Input height and width of a fixed file; None: any size."""
         self._size: tuple[int, int] | None = None
+        self.overlap = max(24, 2 * (self.radius or 0)) if overlap is None else overlap
         self.name = self.path.name
         self._float = self.input["dtype"] == np.float32
         if not self._float:
@@ -247,7 +248,7 @@ class TFLiteUpscaler:
             return self._run(image)[: SCALE * height, : SCALE * width]
         if self.borders == "reflected":
             return run_padded(self._run, image, *self.fixed)
-        most = 3 * min(self.fixed) // 4
+        most = min(self.fixed) - 1 if self.seams is None else 3 * min(self.fixed) // 4
         overlap = min(-(-self.overlap // self.stride), most // self.stride) * self.stride
         return run_tiled(self._run, image, *self.fixed, overlap)[: SCALE * height, : SCALE * width]
 

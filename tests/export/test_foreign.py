@@ -130,6 +130,16 @@ def test_tiles_lie_at_multiples_of_the_stride(tmp_path, build):
     assert np.abs(fixed(PICTURE) - whole).max() <= 1
 
 
+def test_tiles_share_twice_the_reach(tmp_path):
+    tf = tensorflow()
+    kernel = tf.constant(np.random.default_rng(0).random((31, 31, 3, 3), np.float32) / 1441)
+    wide = lambda x: repeated(tf.nn.conv2d(x, kernel, 1, "SAME"))
+    fixed, dynamic = (TFLiteUpscaler(convert(tmp_path / "a.tflite", wide, 1, *size, 3))
+                      for size in ((33, 33), (None, None)))
+    assert fixed.radius == 15
+    np.testing.assert_allclose(fixed(PICTURE), dynamic(PICTURE), atol=0.01)
+
+
 def test_what_sees_the_whole_picture_is_not_tiled_without_a_word(tmp_path, capsys):
     tf = tensorflow()
     attention = lambda x: repeated(x * tf.reduce_mean(x, (1, 2), keepdims=True) / 128.0)
