@@ -349,7 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add(upscale, "Enlarge pictures ×3.")
     command.add_argument("inputs", nargs="+", metavar="INPUT",
-                         help="picture of up to 150 megapixels, folder, or glob")
+                         help="picture, folder, or glob")
     command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR",
                          help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)

@@ -51,8 +51,10 @@ class Page:
         if method == "Runtime.exceptionThrown":
             details = event["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
+        elif method == "Runtime.consoleAPICalled" and event["type"] == "error":
+            self.errors.append(" ".join(str(part.get("value", part.get("description"))) for part in event["args"]))
         elif method == "Log.entryAdded" and event["entry"]["level"] == "error":
-            self.errors.append(event["entry"]["text"])
+            self.errors.append(f"{event['entry']['text']} {event['entry'].get('url', '')}".strip())
         elif method == "Network.requestWillBeSent" and not event["request"]["url"].startswith(("blob:", "data:")):
             self.requests.append(event["request"]["url"])
 
@@ -97,9 +99,21 @@ class Page:
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
+def stop(process: subprocess.Popen) -> None:
+    """End a process, by force where it does not listen."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextmanager
-def open_page(width: int = 1200, height: int = 1000, patience: float = 600) -> Iterator[Page]:
-    """An empty page in a Chromium of its own.
+def open_page(
+    width: int = 1200, height: int = 1000, patience: float = 600, kind: type[Page] = Page,
+) -> Iterator[Page]:
+    """An empty page, of `kind`, in a Chromium of its own.
 
     Raises:
         UserError: no Chromium, or no websocket client for Python.
@@ -127,12 +141,7 @@ def open_page(width: int = 1200, height: int = 1000, patience: float = 600) -> I
                 targets = json.load(answer)
             address = next(at["webSocketDebuggerUrl"] for at in targets if at["type"] == "page")
             socket = websocket.create_connection(address, timeout=patience, suppress_origin=True)
-            yield Page(socket)
+            yield kind(socket)
             socket.close()
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)

@@ -11,6 +11,7 @@ import pytest
 from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.results import Results
+from paperlib.reporting.tables import differences
 from paperlib.run import Run
 from paperlib.weights import pretrained
 from paperlib.weights.release import seeds_table
@@ -135,7 +136,29 @@ def test_the_rulers_drift_and_the_learned_grids_are_the_recorded_ones():
     dynamic, learned = on_div2k("dynamic_int8"), on_div2k("re_exported_int8")
     assert f"it says {dynamic['ssim_tensorflow']:.4f} where the SSIM is {dynamic['ssim']:.4f}" in TEXT
     assert f"{learned['psnr']:.3f} dB on the 36 instead of {dynamic['psnr']:.3f}" in TEXT
-    assert len(read("div2k/verify.json")["div2k"]) == 36
+    images = read("div2k/verify.json")["div2k"]
+    assert len(images) == 36
+    drift = [line["ssim_tensorflow"] - line["ssim"] for line in images]
+    assert np.corrcoef(drift, [line["psnr"] for line in images])[0, 1] > 0.5  # "more for better pictures"
+
+
+def test_what_the_released_run_had_beside_the_paper_is_recorded():
+    released = read("div2k/verify.json")["released_run"]
+    assert all(released[term] > 0 for term in ("kd_res_w", "wav_w", "fqkd_w"))
+
+
+def test_keeping_the_learned_grids_costs_a_bright_picture_as_said():
+    lines = {line["as"]: line["images"] for line in read("audit.json")["measured"] if line["dataset"] == "clic_val"}
+    kept, thrown = lines["re_exported_int8"], lines["dynamic_int8"]
+    assert sum(kept[name] < thrown[name] - 0.5 for name in kept) == 1
+
+
+def test_no_weight_of_the_teacher_was_seen_to_help():
+    run = Run(load_settings("benchmark"), REFERENCE / STAGE3 / "teacher", every_record=True)
+    found = {line.row: line for line in differences(run)}
+    for row in ("kd_10", "kd_100", "kd_10_learnt", "kd_100_learnt"):
+        assert found[row].effect.seeds == 5
+        assert found[row].words() in ("undecided", "no difference")
 
 
 def test_the_teachers_share_is_the_recorded_one():

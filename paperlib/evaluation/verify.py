@@ -1,10 +1,8 @@
-"""The audit that runs the authors' files: on image sets at hand, and on DIV2K image by image
-(section 7).
+"""The audit of the authors' files, on image sets at hand and on DIV2K image by image (section 7).
 
 On DIV2K their report has a value for every image, so agreement can be said to the last digit: PSNR
-    within
-`PSNR_LIMIT`, their SSIM within `SSIM_LIMIT`. Where only a part of the 100 images is at hand, means
-are compared with the report's means over the same part, and are never called DIV2K's.
+within `PSNR_LIMIT`, their SSIM within `SSIM_LIMIT`. Where only a part of the 100 images is at hand,
+means are compared with the report's over the same part, and are never called DIV2K's.
 """
 
 import datetime

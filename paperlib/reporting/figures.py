@@ -117,7 +117,8 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "",
     names = [name for name in ("loss", *TERMS) if any(name in row for row in history)]
     if len(names) == 2 and all(row.get(names[0]) == row.get(names[1]) for row in history):
         names = names[1:]  # a loss of one term
-    for marker, name in zip(MARKERS, names, strict=False):
+    for place, name in enumerate(names):
+        marker = MARKERS[place % len(MARKERS)]
         values = [row.get(name, np.nan) for row in history]
         last = next(row[name] for row in reversed(history) if name in row)
         left.plot(steps, values, marker=marker, markersize=4,
@@ -275,7 +276,8 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, yl
     figure = Figure(figsize=(8, 4.6))
     axes = figure.subplots()
     groups = list(dict.fromkeys(point["group"] for point in points))
-    for marker, group in zip(MARKERS, groups, strict=False):
+    for place, group in enumerate(groups):
+        marker = MARKERS[place % len(MARKERS)]
         chosen = [point for point in points if point["group"] == group]
         axes.scatter([point[x] for point in chosen], [point[y] for point in chosen], label=group,
                      s=36, marker=marker)

@@ -175,7 +175,7 @@ class Results:
     def _line(self, key: Key) -> dict[str, Any]:
         """A reported number with what was measured and the claim that decides its verdict."""
         line, remark = self._beside(key)
-        answer = dict(zip(COLUMNS, key, strict=False)) | {
+        answer = dict(zip(COLUMNS[:4], key, strict=True)) | {
             "reported": reported()[key], "verdict": Verdict.NOT_RUN, "evidence": "",
             "reported_inside": ""}
         if line is None:
@@ -203,7 +203,7 @@ class Results:
 
     def _challenge(self, key: Key) -> dict[str, Any]:
         """A line of Table A: its score is arithmetic, all else needs what is not public."""
-        answer = dict(zip(COLUMNS, key, strict=False)) | {"reported": reported()[key]}
+        answer = dict(zip(COLUMNS[:4], key, strict=True)) | {"reported": reported()[key]}
         if key[3] != "score":
             return answer | {"verdict": Verdict.NOT_PUBLIC,
                              "evidence": "needs the challenge's images and device"}

@@ -220,7 +220,7 @@ def _baseline(run: Run, data: Data, arch: str, settings: Settings) -> Rows:
 
 
 def _backbone(run: Run, data: Data, arch: str, settings: Settings) -> Rows:
-    """Table C: the paper's whole pipeline with a block, from PyTorch's random start.
+    """Table C: the paper's whole pipeline with a block, from PyTorch's random start (demo: bilinear).
 
     The table's "FP32" column is the fake-quantised network's score in PyTorch; the float network's
     after stage 2, before any rounding, stands beside it as `arch`_float.

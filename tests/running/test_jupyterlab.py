@@ -4,10 +4,8 @@ By default 01 and the widgets of 06 on bicubic upscalers. PAPERLIB_LAB=all runs 
 PAPERLIB_SCREENSHOTS=folder keeps pictures of the pages.
 """
 
-import base64
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,13 +15,13 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
+from browser import Page, chromium, open_page, stop
 
 from paperlib.profiles import NOTEBOOKS
 
-websocket = pytest.importorskip("websocket")
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)")
+pytest.importorskip("websocket")
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium on this machine (Debian: apt install chromium)")
 PATIENCE = 1500 if os.environ.get("PAPERLIB_LAB") == "all" else 120
 """Seconds that one notebook may take."""
 SETTINGS = {
@@ -42,52 +40,18 @@ viewer.explore(images.valid, {name: upscalers.load_upscaler(name) for name in ("
 """
 
 
-class Browser:
-    """One page of a Chromium, by the DevTools protocol."""
+class Lab(Page):
+    """JupyterLab in Chromium."""
 
-    def __init__(self, url: str) -> None:
-        self.socket = websocket.create_connection(url, timeout=PATIENCE, suppress_origin=True)
-        self.errors, self._id = [], 0
-        for domain in ("Runtime", "Page", "Log"):
-            self.call(f"{domain}.enable")
+    def __init__(self, socket) -> None:
+        super().__init__(socket)
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # JupyterLab's current widget follows the focus
 
-    def call(self, method: str, **parameters):
-        """One command's result; what the page logs meanwhile is kept."""
-        self._id += 1
-        self.socket.send(json.dumps({"id": self._id, "method": method, "params": parameters}))
-        while (message := json.loads(self.socket.recv())).get("id") != self._id:
-            self._note(message.get("method"), message.get("params", {}))
-        assert "error" not in message, message
-        return message["result"]
-
-    def _note(self, method: str, event: dict) -> None:
-        if method == "Runtime.exceptionThrown":
-            details = event["exceptionDetails"]
-            self.errors.append(details.get("exception", {}).get("description") or details["text"])
-        elif method == "Runtime.consoleAPICalled" and event["type"] == "error":
-            self.errors.append(" ".join(str(part.get("value", part.get("description"))) for part in event["args"]))
-        elif method == "Log.entryAdded" and event["entry"]["level"] == "error":
-            told = f"{event['entry']['text']} {event['entry'].get('url', '')}"
-            # an attachment is asked for before JupyterLab has put its content there; leaving a page is no fault
-            if "attachment:" not in told and "beforeunload" not in told:
-                self.errors.append(told)
-
-    def run(self, script: str):
-        """The value of a JavaScript expression, awaited."""
-        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in done, done
-        return done["result"].get("value")
-
-    def wait(self, script: str, seconds: float = PATIENCE):
-        """The first true value of an expression that is asked for again and again."""
-        end = time.monotonic() + seconds
-        while not (value := self.run(script)):
-            if time.monotonic() > end:
-                self.picture("timeout")
-                pytest.fail(f"not within {seconds} s: {script}\n{self.errors}")
-            time.sleep(0.25)
-        return value
+    def _note(self, method: str | None, event: dict) -> None:
+        # an attachment is asked for before JupyterLab has put its content there (`check` looks whether it did);
+        # a page that is left before anybody touched it may not ask first
+        if "attachment:" not in str(event) and "beforeunload" not in str(event):
+            super()._note(method, event)
 
     def key(self, name: str) -> None:
         """Press and release a key where the focus is."""
@@ -95,24 +59,14 @@ class Browser:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
 
-    def picture(self, name: str, selector: str = "") -> None:
+    def keep(self, name: str, selector: str = "") -> None:
         """A screenshot of the window, or of one element, where a folder for them is named."""
         if folder := os.environ.get("PAPERLIB_SCREENSHOTS"):
             if selector:
                 self.run(f"document.querySelector('{selector}').scrollIntoView({{block: 'center'}})")
                 time.sleep(1)
             Path(folder).mkdir(parents=True, exist_ok=True)
-            data = self.call("Page.captureScreenshot", format="png")["data"]
-            Path(folder, f"{name}.png").write_bytes(base64.b64decode(data))
-
-
-def _stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            Path(folder, f"{name}.png").write_bytes(self.picture())
 
 
 def _until(answer, process: subprocess.Popen, log: Path, seconds: float = 90):
@@ -171,28 +125,17 @@ def lab(workspace):
         _until(lambda: urlopen(f"{address}/api/status?token=secret", timeout=5).close(), process, log)
         yield address
     finally:
-        _stop(process)
+        stop(process)
 
 
 @pytest.fixture(scope="module")
 def page(workspace, lab):
     """JupyterLab in Chromium."""
-    profile, log = workspace / "chromium", workspace / "chromium.log"
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-               "--remote-debugging-port=0", f"--user-data-dir={profile}", "--window-size=1440,1100", "about:blank"]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HOME": str(workspace)})
-    try:
-        port = _until(lambda: (profile / "DevToolsActivePort").read_text(), process, log).split()[0]
-        targets = json.load(urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10))
-        browser = Browser(next(at["webSocketDebuggerUrl"] for at in targets if at["type"] == "page"))
+    with open_page(1440, 1100, PATIENCE, Lab) as browser:
         yield browser
-        browser.socket.close()
-    finally:
-        _stop(process)
 
 
-def run_all(page: Browser, lab: str, name: str) -> list[dict]:
+def run_all(page: Lab, lab: str, name: str) -> list[dict]:
     """Open a notebook by its address, run all its cells, and give its code cells when the kernel rests."""
     page.errors.clear()
     page.call("Page.navigate", url=f"{lab}/lab/tree/{name}.ipynb?token=secret&reset")
@@ -211,14 +154,14 @@ def run_all(page: Browser, lab: str, name: str) -> list[dict]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def close(page: Browser) -> None:
+def close(page: Lab) -> None:
     """Save the notebook, end its kernel and close its tab: a progress bar reopened without its kernel is an error."""
     page.run("""(async () => {
       await panel.context.save(); await panel.sessionContext.shutdown(); panel.dispose(); return true;
     })()""")
 
 
-def check(page: Browser, cells: list[dict]) -> None:
+def check(page: Lab, cells: list[dict]) -> None:
     """Every cell ran, none failed, pictures are really drawn, and nothing complains in the browser."""
     for cell in cells:
         failed = [output for output in cell["outputs"] if output["output_type"] == "error"]
@@ -230,6 +173,10 @@ def check(page: Browser, cells: list[dict]) -> None:
     widths = page.run(f"{shown}.map(image => image.naturalWidth)")
     assert len(widths) == drawn
     assert all(width > 0 for width in widths)
+    inside = page.run("[...panel.node.querySelectorAll('.jp-RenderedMarkdown img')].map(image => image.naturalWidth)")
+    told = page.run("JSON.stringify(panel.content.model.toJSON().cells.map(cell => cell.attachments || {}))")
+    assert len(inside) == sum(map(len, json.loads(told)))  # pictures in the text
+    assert all(width > 0 for width in inside)
     assert page.errors == []
 
 
@@ -237,9 +184,9 @@ def test_01_runs_and_shows_its_figures(page, lab):
     cells = run_all(page, lab, "01_data")
     check(page, cells)
     assert page.run("panel.node.querySelectorAll('.jp-RenderedImage img').length") == 3
-    page.picture("01_top")
-    page.picture("01_pair", ".jp-RenderedImage img")
-    page.picture("01_table", ".jp-Notebook-cell:last-of-type")
+    page.keep("01_top")
+    page.keep("01_pair", ".jp-RenderedImage img")
+    page.keep("01_table", ".jp-Notebook-cell:last-of-type")
     close(page)
 
 
@@ -248,7 +195,7 @@ def test_the_widgets_answer_to_the_keyboard(page, lab):
     source = "document.querySelectorAll('.widget-output img')"
     page.wait(f"{source}.length == 1 && {source}[0].naturalWidth > 0", 60)
     check(page, cells)
-    page.picture("06_widgets", ".widget-output img")
+    page.keep("06_widgets", ".widget-output img")
     before = page.run(f"{source}[0].src")
     page.run("document.querySelectorAll('.widget-slider .noUi-handle')[0].focus()")
     page.key("ArrowRight")
@@ -261,7 +208,7 @@ def test_the_widgets_answer_to_the_keyboard(page, lab):
 def test_all_seven_run_in_order(page, lab):
     for name in NOTEBOOKS:
         check(page, run_all(page, lab, name))
-        page.picture(f"all_{name}")
+        page.keep(f"all_{name}")
         if name == "06_tflite_eval":
-            page.picture("06_explore", ".widget-output img")
+            page.keep("06_explore", ".widget-output img")
         close(page)

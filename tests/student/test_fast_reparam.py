@@ -68,14 +68,23 @@ def test_statistics_estimated_anew_are_the_plain_mean():
         torch.testing.assert_close(other, one, msg=name)
 
 
-def test_single_precision_is_as_near_as_the_blocks_own():
+@pytest.fixture
+def two_threads():
+    """One thread adds in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_single_precision_is_as_near_as_the_blocks_own(two_threads):
     """Against the block in double precision, on inputs of a photograph's size, 0..255."""
     block = a_block(8, 5)
     x = (60 * some_input(4, 8, 24, 24) + 100).clamp(0, 255)
     exact = copy.deepcopy(block)(x)
     own, found = copy.deepcopy(block).float()(x.float()), merged_forward(copy.deepcopy(block).float(), x.float())
     error = lambda y: float((y.detach().double() - exact.detach()).norm() / exact.detach().norm())
-    assert error(found) < max(5 * error(own), 2e-6)
+    assert error(found) < max(3 * error(own), 1e-6)
 
 
 def test_only_training_on_a_cpu_is_merged(monkeypatch):

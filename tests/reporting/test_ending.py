@@ -1,0 +1,48 @@
+"""What `paperlib reproduce` prints at its end, from a run's own values."""
+
+import pytest
+
+from paperlib.reporting.ending import ending_text, ladder
+from paperlib.reporting.results import Results
+from paperlib.run import measured_row, open_run
+
+
+def rows(*values):
+    return [measured_row(table, row, precision, "psnr", value, "validation", images=[value, value])
+            for table, row, precision, value in values]
+
+
+@pytest.fixture
+def run(tmp_path):
+    found = open_run("demo", tmp_path)
+    found.record("01_data", rows(("B", "bicubic", "fp32", 26.0)))
+    found.record("02_stage1", rows(("stages", "stage1", "fp32", 27.0)))
+    found.record("04_stage2", rows(("B", "student_stage2", "fp32", 27.25)))
+    return found
+
+
+def test_the_ladder_has_what_ran_and_what_each_step_gained(run):
+    steps = [(f"{value:.2f}", gain) for _, value, gain in ladder(Results(run))]
+    assert steps == [("26.00", ""), ("27.00", "+1.00"), ("27.25", "+0.25")]
+
+
+def test_the_shipped_file_is_no_step_of_the_run(run):
+    run.record("06_tflite_eval", rows(("export", "tflite_dynamic", "int8", 27.2), ("box", "box_int8", "int8", 28.0)),
+               parity=[{"file": "a", "equal": 0.9973, "within_1_lsb": 1.0, "max_lsb": 1, "values": 3}])
+    dynamic, shipped = ladder(Results(run))[-2:]
+    assert "99.73 %" in dynamic[2]
+    assert shipped[1:] == (28.0, "")
+
+
+def test_one_seed_decides_nothing_and_the_end_says_where_to_look(run):
+    text = ending_text(run)
+    assert len(text.splitlines()) <= 20
+    assert "with one, none is decided" in text
+    assert str(run.out / "report.html") in text
+    assert "890 steps for 47,500" in text
+
+
+def test_smoke_ends_in_one_line(tmp_path):
+    run = open_run("smoke", tmp_path)
+    run.record("01_data", rows(("B", "bicubic", "fp32", 26.0)))
+    assert len(ending_text(run).splitlines()) == 1
