@@ -12,6 +12,7 @@ from IPython.display import HTML, Markdown
 from paperlib.evaluation.paper_numbers import DATASET
 from paperlib.reporting.figures import TERMS
 from paperlib.reporting.results import Results
+from paperlib.reporting.tables import NAMES
 from paperlib.run import SMOKE, Run
 
 Records = Mapping[str, Mapping[str, Any]]
@@ -99,10 +100,10 @@ def sentences(records: Records, name: str) -> list[str]:
     said += _found(records[name])
     order = {row["row"]: row["value"] for row in records[name]["rows"] if row["dataset"] == DATASET
              and (row["table"], row["precision"], row["metric"]) == ("C", "int8", "psnr")
-             and row["value"] is not None and not row["row"].endswith("_learnt")}
+             and row["value"] is not None and row["row"] in NAMES}
     if order:
         best = sorted(order, key=order.get, reverse=True)
-        said.append("Table C, INT8: " + ", ".join(f"{row} {order[row]:.2f} dB" for row in best) + ".")
+        said.append("Table C, INT8: " + ", ".join(f"{NAMES[row]} {order[row]:.2f} dB" for row in best) + ".")
         if order[best[0]] < known.get("B bicubic", 0):
             said.append(f"All of them are below bicubic ({known['B bicubic']:.2f} dB): after so short "
                         "a training their order says nothing about the paper's.")

@@ -70,7 +70,7 @@ def test_networks_below_bicubic_say_nothing_of_an_order():
     found = records(**{"01_data": ([row("B", "bicubic", 26.0)], {}), "07_ablations": (rows, {"shares": shares})})
     said = notes.sentences(found, "07_ablations")
     assert said == ["The teacher has 0.07 % of stage 3's loss and 1.2 % of its gradient when the stage begins.",
-                    "Table C, INT8: repdw 27.50 dB, mobileone 27.00 dB."]
+                    "Table C, INT8: RepDW 27.50 dB, MobileOne 27.00 dB."]
     found["01_data"]["rows"][0]["value"] = 28.0
     assert "below bicubic (28.00 dB)" in notes.sentences(found, "07_ablations")[-1]
 
