@@ -30,6 +30,8 @@ $(STAMP): pyproject.toml
 	@command -v nvidia-smi >/dev/null || $(PIP) --retries 0 --timeout 15 --index-url $(TORCH_CPU) $(TORCH) 2>/dev/null \
 		|| echo "torch's CPU build cannot be had from $(TORCH_CPU): installing the ordinary one, with CUDA libraries"
 	@$(PIP) --editable '.[kit,dev,npu]'
+	@mkdir -p $(VENV)/share/jupyter/lab/settings
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $(STAMP)
 
 reproduce: $(STAMP)
@@ -40,13 +42,13 @@ test: $(STAMP)
 	PAPERLIB_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
 
 # Before the first run of one's own, a copy of the committed one, whose pictures are there at once.
-COMMITTED := results/reference/$(PROFILE)/notebooks
-SHOWN := results/$(PROFILE)-committed/notebooks
-SEEN = $(if $(wildcard results/$(PROFILE)),,$(wildcard $(COMMITTED)/01_data.ipynb))
+COMMITTED := results/reference/$(PROFILE)
+SHOWN := results/committed/$(PROFILE)
+SEEN = $(if $(wildcard results/$(PROFILE)),,$(wildcard $(COMMITTED)/notebooks/01_data.ipynb))
 lab: $(STAMP)
 	@echo "$(if $(SEEN),A copy of the committed run; notebooks/ has them without results$(comma) to run them yourself.)"
-	$(if $(SEEN),@test -d $(SHOWN) || { mkdir -p $(SHOWN) && cp $(COMMITTED)/*.ipynb $(SHOWN)/; })
-	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.news_url=None --LabApp.default_url=/lab/tree/$(if $(SEEN),$(SHOWN),notebooks)/01_data.ipynb
+	$(if $(SEEN),@test -d $(SHOWN) || { mkdir -p $(dir $(SHOWN)) && cp -r $(COMMITTED) $(SHOWN) && rm -rf $(SHOWN)/records; })
+	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(if $(SEEN),$(SHOWN)/)notebooks/01_data.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check paperlib tests notebooks
