@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,11 +83,12 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
             "instructions": [name for name in INSTRUCTIONS if name in has] if text else None}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def package_version(package: str) -> str | None:
+    """Installed version, None without one; TensorFlow's build for CPUs goes by another name."""
+    for name in (package, f"{package}-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None
 
 
 def provenance() -> dict[str, Any]:
@@ -100,7 +101,7 @@ def provenance() -> dict[str, Any]:
     cuda = bool(torch and torch.cuda.is_available())
     versions = {"python": platform.python_version(), "paperlib": __version__}
     return _commit() | {
-        "versions": versions | {name: _version(name) for name in PACKAGES},
+        "versions": versions | {name: package_version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "cuda": cuda, "cpu": processor(),
         "threads": torch.get_num_threads() if torch else os.cpu_count(),

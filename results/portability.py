@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from skimage.data import coffee
 
-from paperlib.environment import processor, provenance
+from paperlib.environment import package_version, processor, provenance
 from paperlib.errors import UserError
 from paperlib.export.convert import export_tflite, shipped_graph
 from paperlib.export.npu import ACCELERATORS, estimate_npu
@@ -198,7 +198,7 @@ def in_runtimes(
             references = references or results
             both = (np.concatenate([found[label].ravel() for label in images])
                     for found in (results, references))
-            line |= {"version": version(package), **compared(*both)}
+            line |= {"version": package_version(package), **compared(*both)}
             if runtime == WITHOUT_VNNI:
                 line["note"] = SATURATION
             else:
