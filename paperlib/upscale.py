@@ -20,7 +20,6 @@ from PIL import Image
 
 from paperlib.data.images import (
     Picture,
-    can_be_transparent,
     check_writable,
     find_images,
     free_memory,
@@ -151,10 +150,8 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:
             written.
     """
     picture = read_picture(source, ENLARGED)
-    if picture.alpha is not None and picture.alpha.min() == 255 and not can_be_transparent(target):
-        picture.alpha = None
     height, width = (side * SCALE for side in picture.rgb.shape[:2])
-    check_writable(target, height, width, picture.alpha is not None)
+    check_writable(target, height, width, picture.is_transparent)
     try:
         large = upscale_picture(upscaler, picture)
         write_picture(target, large)

@@ -171,7 +171,7 @@ def test_what_cannot_be_held_is_told_before_the_work(tmp_path):
     done, failed = upscale_files([tmp_path], tmp_path / "out", upscaler)
     assert [path.name for path in done] == ["b_x3.jpg"]
     assert "is transparent and JPEG is not" in failed[0]
-    assert "more than the 65500 pixels a side" in failed[1]
+    assert "JPEG cannot hold 66000×3 pixels" in failed[1]
     assert upscaler.sizes == [(9, 9)]
 
 

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import math
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, reading
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *(["AVIF"] if features.check("avif") else []))
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"] + ["AVIF"] * features.check("avif")
 """What is opened, by content, whatever the name says. Pillow hands others to helper programs (EPS:
 Ghostscript)."""
 DECODED = 18
@@ -33,7 +35,7 @@ SAVE_OPTIONS = {
 }
 """By suffix. PNG is packed lightly: at 4K, its usual packing takes longer than the network."""
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
-"""Most pixels a side that a format (JPEG: its library) can hold."""
+"""Most pixels a side that a format can hold (libjpeg's limit, not JPEG's)."""
 OPAQUE = ("JPEG", "BMP")
 """Formats without transparency."""
 
@@ -55,7 +57,7 @@ def find_images(folder: str | Path) -> list[Path]:
     except OSError as error:
         raise explain(error, folder, "read") from error
     if not files:
-        raise UserError(f"{folder} holds no image ({', '.join(EXTENSIONS)}). Name a folder with images.")
+        raise UserError(f"{folder} holds no image ({', '.join(EXTENSIONS)}). Name one with images.")
     return files
 
 
@@ -79,12 +81,18 @@ class Picture:
     notes: list[str] = field(default_factory=list)
     lossless: bool = False
 
+    @property
+    def is_transparent(self) -> bool:
+        """Whether any pixel is."""
+        return self.alpha is not None and bool(self.alpha.min() < 255)
+
 
 def free_memory() -> int:
     """Bytes of memory that are there for the asking, within the limit of a container."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        free = 1024 * int(available.split()[1])
     except OSError:  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
@@ -104,7 +112,7 @@ def _quiet(kind: str | None) -> Iterator[None]:
 
 
 def _open(path: Path) -> Image.Image:
-    """An image; a PNG file that cannot be opened once more without its metadata."""
+    """An image; a PNG file that cannot be opened is tried again without its metadata."""
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
@@ -124,8 +132,7 @@ def _open(path: Path) -> Image.Image:
 @contextmanager
 def _opened(path: str | Path, bytes_each: int = DECODED) -> Iterator[Image.Image]:
     """An image opened by its content; what it raises, now or when it is decoded, names the file."""
-    kinds = ", ".join(FORMATS)
-    with reading(path, f"a picture ({kinds})"), _open(Path(path)) as image:
+    with reading(path, f"a picture ({', '.join(FORMATS)})"), _open(Path(path)) as image:
         pixels, most = image.width * image.height, free_memory() // bytes_each
         if not pixels:
             raise ValueError("it has no pixels")
@@ -139,8 +146,7 @@ def _opened(path: str | Path, bytes_each: int = DECODED) -> Iterator[Image.Image
 def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width from an image's header, as stored.
 
-    Raises:
-        UserError: missing, not readable, none of `FORMATS`, damaged, or too large for the memory.
+    A `UserError` says what is missing, of another kind, damaged or too large for the memory.
     """
     with _opened(path) as image:
         return image.height, image.width
@@ -154,7 +160,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:
-    """Read a PNG, JPEG, WebP, TIFF or BMP file, the right way up; errors as `image_size`.
+    """Read a picture of any of `FORMATS`, the right way up; errors as `image_size`.
 
     Grey becomes three equal channels, 16 bits become 8 (divided by 257, rounded), palettes and CMYK
     become RGB.
@@ -163,57 +169,39 @@ def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:
         bytes_each: memory for each of its pixels that must be free, with what comes after reading.
     """
     with _opened(path, bytes_each) as image:
-        lossless = image.format == "WEBP" and _is_lossless(Path(path))
         picture = _decode(image)
-    picture.lossless = lossless
+        if image.format == "WEBP":  # the first chunk of pixels says it
+            picture.lossless = re.search(b"VP8[ L]", Path(path).read_bytes())[0] == b"VP8L"
     return picture
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
     """An image as `read_picture` gives it, for training and evaluation: uint8 (H, W, 3).
 
-    Raises:
-        UserError: as `image_size`; also transparent pixels, whose colour is undefined.
+    Transparent pixels, whose colour is undefined, are refused too.
     """
     picture = read_picture(path)
-    if picture.alpha is not None and picture.alpha.min() < 255:
-        raise UserError(f"{path} has transparent pixels. Flatten it onto a background, or leave it out.")
+    if picture.is_transparent:
+        raise UserError(f"{path} has transparent pixels. Flatten it, or leave it out.")
     return picture.rgb
 
 
-def _is_lossless(path: Path) -> bool:
-    """Whether the picture of a WebP file is in a chunk for lossless ones."""
-    with path.open("rb") as file:
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            if head[:4] in (b"VP8L", b"VP8 "):
-                return head[:4] == b"VP8L"
-            size = int.from_bytes(head[4:], "little")
-            file.seek(size + size % 2, os.SEEK_CUR)
-    return False
-
-
-def _from_cmyk(image: Image.Image, picture_notes: list[str]) -> Image.Image:
-    """CMYK → sRGB, through the embedded profile where there is one."""
-    profile = image.info.get("icc_profile")
-    if not profile:
-        picture_notes.append("CMYK without a colour profile: colours are approximate")
-        return image.convert("RGB")
+def _from_cmyk(image: Image.Image, notes: list[str]) -> Image.Image:
+    """CMYK → sRGB, through the embedded profile where there is one that can be used."""
     try:
-        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (OSError, ImageCms.PyCMSError):
-        picture_notes.append("CMYK with a damaged colour profile: colours are approximate")
+        profile, srgb = io.BytesIO(image.info.get("icc_profile", b"")), ImageCms.createProfile("sRGB")
+        result = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
+    except ImageCms.PyCMSError:
+        notes.append("CMYK without a valid colour profile: colours are approximate")
         return image.convert("RGB")
-    picture_notes.append("CMYK converted to sRGB")
-    return converted
+    notes.append("CMYK converted to sRGB")
+    return result
 
 
 def _from_deep_grey(image: Image.Image, notes: list[str]) -> Image.Image:
-    """16-bit grey → 8 bits, rounded, with its transparent grey as alpha; other deep modes are
-    refused."""
+    """16-bit grey → 8 bits, rounded, with its transparent grey as alpha; 32 bits are refused."""
     if image.mode in ("I", "F"):
-        raise ValueError("32 bits a channel, of which no one knows the range; save it with 8 or 16 bits")
+        raise ValueError("32 bits a channel, whose range is unknown; save it with 8 or 16 bits")
     notes.append("16 bits a channel reduced to 8")
     deep, clear = np.asarray(image), image.info.get("transparency")
     grey = Image.fromarray(np.rint(deep.astype(np.float32) / 257).astype(np.uint8))
@@ -270,56 +258,45 @@ def _decode(image: Image.Image) -> Picture:
     return Picture(np.array(image.convert("RGB")), alpha, grey, icc, notes)
 
 
-def _options(path: Path) -> dict[str, Any]:
-    suffix = path.suffix.lower()
+def check_writable(path: str | Path, height: int, width: int, transparent: bool = False,
+                   ) -> dict[str, Any]:
+    """Pillow's options for a picture of that size under that name, asked before the work is done;
+    a `UserError` says why it cannot be written."""
+    suffix = Path(path).suffix.lower()
     suffix = {".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)
     if suffix not in SAVE_OPTIONS:
-        raise UserError(f"cannot write {path}: unknown kind {suffix!r}. Use {', '.join(SAVE_OPTIONS)}.")
-    return SAVE_OPTIONS[suffix]
-
-
-def can_be_transparent(path: str | Path) -> bool:
-    """Whether the format that the name asks for can hold transparency."""
-    return _options(Path(path))["format"] not in OPAQUE
-
-
-def check_writable(path: str | Path, height: int, width: int, transparent: bool = False) -> None:
-    """Whether a picture of that size can be written under that name, asked before the work is done.
-
-    Raises:
-        UserError: an unknown suffix, or a format that cannot hold so large a picture or
-            transparency.
-    """
-    kind = _options(Path(path))["format"]
-    limit = LONGEST.get(kind)
-    if limit and max(height, width) > limit:
-        raise UserError(f"cannot write {path}: {width}×{height} is more than the {limit} pixels a "
-                        "side this format can hold. Convert the input to PNG first.")
-    if kind in ("TIFF", "BMP") and 4 * height * width >= 1 << 32:
-        raise UserError(f"cannot write {path}: {width}×{height} pixels are more than the 4 GB that "
-                        f"{kind} can hold. Convert the input to PNG first.")
-    if transparent and not can_be_transparent(path):
-        raise UserError(f"cannot write {path}: the picture is transparent and {kind} is not. Rename "
-                        "the input to .png, or flatten it first.")
+        raise UserError(f"cannot write {path}: unknown kind {suffix!r}. "
+                        f"Use {', '.join(SAVE_OPTIONS)}.")
+    options = SAVE_OPTIONS[suffix]
+    kind = options["format"]
+    too_many = kind in ("TIFF", "BMP") and 4 * height * width >= 1 << 32  # bytes of such a file
+    if too_many or max(height, width) > LONGEST.get(kind, math.inf):
+        raise UserError(f"cannot write {path}: {kind} cannot hold {width}×{height} pixels. "
+                        "Convert the input to PNG first.")
+    if transparent and kind in OPAQUE:
+        raise UserError(f"cannot write {path}: the picture is transparent and {kind} is not. "
+                        "Rename the input to .png, or flatten it first.")
+    return options
 
 
 def write_picture(path: str | Path, picture: Picture) -> Path:
     """Write a picture, atomically, in the format that the suffix names, with its colour profile."""
-    path, alpha = Path(path), picture.alpha
-    check_writable(path, *picture.rgb.shape[:2], alpha is not None)
+    path = Path(path)
+    options = dict(check_writable(path, *picture.rgb.shape[:2], picture.is_transparent))
+    kind = options["format"]
     image = Image.fromarray(picture.rgb)
     if picture.grey:
         image = image.convert("L")
-    if alpha is not None:
-        image.putalpha(Image.fromarray(alpha))
-    profile = {"icc_profile": picture.icc} if picture.icc else {}
-    options = _options(path)
-    if picture.lossless and options["format"] == "WEBP":
-        options = options | {"lossless": True}
+    if picture.alpha is not None and kind not in OPAQUE:
+        image.putalpha(Image.fromarray(picture.alpha))
+    if picture.icc:
+        options["icc_profile"] = picture.icc
+    if picture.lossless and kind == "WEBP":
+        options["lossless"] = True
     with atomic_path(path) as temporary:
         try:
-            with _quiet(options["format"]):
-                image.save(temporary, **options, **profile)
+            with _quiet(kind):
+                image.save(temporary, **options)
         except OSError as error:
             if error.errno is None:  # libtiff does not say that the disk is full: ask for more room
                 with temporary.open("ab") as file:
@@ -337,22 +314,19 @@ def compress_figure(png: bytes, lossy: str, error: float = 1.5) -> tuple[str, by
     Args:
         png: a PNG file.
         lossy: "WEBP", or "JPEG" where the reader may not know that, as viewers of notebooks.
-        error: root mean square of the change, in steps of 8 bits, up to which 256 colours are
-            enough.
+        error: root mean square change, in steps of 8 bits, up to which 256 colours are enough.
     """
+    def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, format=kind, **options)
+        return buffer.getvalue()
+
     with Image.open(io.BytesIO(png), formats=["PNG"]) as opened:
         picture = opened.convert("RGB")
     few = picture.quantize(256, dither=Image.Dither.NONE)
     change = np.asarray(few.convert("RGB"), np.float32) - np.asarray(picture, np.float32)
     if np.sqrt(np.mean(change**2)) <= error:
-        return "png", _encoded(few, "PNG", optimize=True)
-    whole = _encoded(picture, "PNG", optimize=True)
-    options = {"subsampling": 0} if lossy == "JPEG" else {"method": 6}
-    packed = _encoded(picture, lossy, quality=90, **options)
-    return min(("png", whole), (lossy.lower(), packed), key=lambda found: len(found[1]))
-
-
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
+        return "png", encoded(few, "PNG", optimize=True)
+    whole = encoded(picture, "PNG", optimize=True)
+    packed = encoded(picture, lossy, quality=90, subsampling=0, method=6)  # each takes one of these
+    return ("png", whole) if len(whole) <= len(packed) else (lossy.lower(), packed)

@@ -62,7 +62,7 @@ def test_cmyk_with_a_profile_that_is_none(tmp_path, suffix):
     cmyk.save(tmp_path / f"b.{suffix}")
     picture = read_picture(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(picture.rgb, read_picture(tmp_path / f"b.{suffix}").rgb)
-    assert picture.notes == ["CMYK with a damaged colour profile: colours are approximate"]
+    assert picture.notes == ["CMYK without a valid colour profile: colours are approximate"]
 
 
 def test_an_odd_second_page(tmp_path):
