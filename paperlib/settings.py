@@ -262,7 +262,7 @@ class Settings(_Section):
 
     profile: Literal["smoke", "demo", "benchmark", "paper"]
     """Data and schedule; chosen by `--profile`."""
-    method: Literal["paper", "ours"] = "paper"
+    method: Literal["paper", "released", "ours"] = "paper"
     """Whose way of training and quantising (`paperlib.profiles.METHODS`); single settings may differ from it."""
     seed: int = Field(1234, ge=0)
     """Start of the weights, patches, turns and the noise of the small teacher are drawn from it."""

@@ -20,7 +20,7 @@ from paperlib.settings import flatten, override, settings_hash
     ({"stage1.stepz": 5}, "Nearest: steps"), ({"stag1.steps": 5}, "Nearest: stage1"),
     ({"stage1": 5}, "is a section"), ({"stage1.steps.x": 5}, "has no fields"),
     ({"stage1.steps": "many"}, "valid integer"), ({"stage1.steps": 0}, "greater than or equal to 1"),
-    ({"student.arch": "mobilone"}, "'mobileone'"), ({"method": "papr"}, "There are: paper, ours"),
+    ({"student.arch": "mobilone"}, "'mobileone'"), ({"method": "papr"}, "There are: paper, ours, released"),
     ({"method": ["paper"]}, "unknown method"), ({"methods": "paper"}, "Nearest: method"),
     ({"profile": "paper"}, "--profile"), ({"stage1.steps": True}, "no numbers"),
     ({"ablation.seeds": [True]}, "no numbers"), ({"stage1.lr": False}, "no numbers"),
@@ -60,8 +60,8 @@ def test_only_the_paper_profile_goes_without_a_warning_note():
     assert "stage1.steps" in changed
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("profile", "method"), [
+    *((profile, method) for profile in PROFILES for method in ("paper", "ours")), ("paper", "released")])
 def test_a_method_is_one_word_in_every_profile_and_single_settings_lie_on_top(profile, method):
     values = flatten("", load_settings(profile, {"method": method}).model_dump())
     assert {name: values[name] for name in METHODS[method]} == METHODS[method] | EXCEPTIONS.get(profile, {})
@@ -78,6 +78,19 @@ def test_the_methods_switch_the_same_settings_and_differ():
             "stage2.form", "data.sampling", "stage1.permute_colours", "stage3.loss.mse", "stage3.loss.kd_mid",
             "teacher.stage3", "stage3.clip_body", "stage3.ema"} <= differ
     assert [load_settings(profile).method for profile in PROFILES] == ["paper", "paper", "ours", "paper"]
+
+
+def test_the_released_run_is_named_beside_the_published_command_line():
+    released = load_settings("paper", {"method": "released"})
+    assert differences_from_paper(released) == []
+    assert (released.stage2.lr, released.stage2.patch, released.stage3.batch) == (3e-5, 128, 1)
+    assert 800 * 150 // released.stage3.batch == released.stage3.steps
+    assert released.teacher.stage3 == "student"
+    changed = [name for name, *_ in differences_from_paper(
+        load_settings("paper", {"method": "released", "stage2.lr": 1.5e-5}))]
+    assert changed == ["stage2.lr"]
+    with pytest.raises(UserError, match="--profile paper"):
+        load_settings("demo", {"method": "released"})
 
 
 def test_a_method_cannot_be_claimed_afterwards():

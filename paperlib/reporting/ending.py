@@ -38,7 +38,7 @@ def _heading(results: Results) -> str:
     if settings.profile == "paper" and not differences_from_paper(settings):
         return f"{start} Profile paper: the paper's data, schedule and method."
     small = any((record.get("teacher") or "").startswith("small") for record in records.values())
-    whose = "the paper's method" if settings.method == "paper" else "our method"
+    whose = "our method" if settings.method == "ours" else "the paper's method"
     parts = [f"{_steps(settings):,} steps for {_steps(load_settings('paper')):,}"]
     parts += ["other photographs than DIV2K's"] if settings.data.source != "div2k" else []
     parts += ["a small teacher of its own"] if small else []

@@ -77,7 +77,8 @@ def _settings(results: Results) -> tuple[str, Markup | None]:
     trained = [f"{stage}.steps" for stage, name in TRAINED_BY.items() if name in results.records]
     steps = ", ".join(f"{name.removesuffix('.steps')} {value:,} steps for {usual:,}"
                       for name, value, usual in found if name in trained)
-    whose = {"paper": "The paper's method", "ours": "Our method"}.get(mine.get("method"))
+    whose = {"paper": "The paper's method", "released": "The released run's method",
+             "ours": "Our method"}.get(mine.get("method"))
     if not found:
         return f"{whose}, data and schedule.", None
     shown = [(name, json.dumps(value, ensure_ascii=False), json.dumps(usual, ensure_ascii=False))
