@@ -68,10 +68,12 @@ PAPER: dict[str, Any] = {
         "expect": "30.2618 dB / 0.8624 on DIV2K validation, best epoch 588 of 600 (authors' log); 18 GPU hours in all"},
     "stage2": {
         "steps": 10_000, "batch": 16, "patch": 160, "lr": 1.5e-5, "decay": "halve", "halve_every": 2000,
-        "loss": STAGE2_LOSS, "expect": "30.28 dB / 0.863 (Table B); 30.2765 / 0.8628 (authors' log, epoch 198; made by method=released)"},
+        "loss": STAGE2_LOSS, "expect": "30.28 dB / 0.863 (Table B); 30.2765 / 0.8628 (authors' log, epoch 198), "
+                  "both by method=released"},
     "stage3": {
         "steps": 7_500, "batch": 16, "patch": 144, "lr": 2e-6, "decay": "halve", "halve_every": 2000,
-        "loss": STAGE3_LOSS, "expect": "30.13 dB / 0.858 fake-quant; 30.0003 / 0.856 as dynamic INT8 TFLite (made by method=released)"},
+        "loss": STAGE3_LOSS, "expect": "30.13 dB / 0.858 fake-quant; 30.0003 / 0.856 as dynamic INT8 TFLite, "
+                  "both by method=released"},
     "ablation": {
         "stage1_steps": 30_000, "stage2_steps": 10_000, "stage3_steps": 7_500, "keep": "best",
         "switches": ("teacher_none", "teacher_student", "dct_off", "confidence_off")},
