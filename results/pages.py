@@ -210,7 +210,7 @@ def audit_text(path: Path) -> str:
     found = {(line["as"], line["dataset"]): line for line in audit["measured"]}
     names, sets = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
     table = pd.DataFrame([
-        {"authors' file": found[name, sets[0]]["authors' file"], "as": name.replace("_", " "),
+        {"file": found[name, sets[0]]["file"], "as": name.replace("_", " "),
          **{image_set: f"{found[name, image_set]['psnr_rgb']:.3f}" for image_set in sets}}
         for name in names])
     loss, where, image_set = max(

@@ -19,7 +19,7 @@ from paperlib.data.div2k import blob_id, div2k_folder, validation_at_hand
 from paperlib.data.images import read_rgb
 from paperlib.data.photographs import Pair, Source, make_pair, read_pairs
 from paperlib.data.sources import named_folder, validation_pairs
-from paperlib.environment import data_dir, log_stderr, provenance, root
+from paperlib.environment import assets_dir, data_dir, log_stderr, provenance, root
 from paperlib.errors import UserError
 from paperlib.evaluation import metrics
 from paperlib.evaluation.audit import (
@@ -87,6 +87,13 @@ def authors_upscalers(folder: Path) -> dict[str, Upscaler]:
     return upscalers
 
 
+def peers() -> dict[str, Upscaler]:
+    """Other people's ×3 TFLite files, where PAPERLIB_ASSETS has them in a folder `peers/`."""
+    place = assets_dir()
+    paths = sorted((place / "peers").glob("*.tflite")) if place else []
+    return {f"peer {path.stem}": TFLiteUpscaler(path) for path in paths}
+
+
 def re_exported(folder: Path, target: Path) -> TFLiteUpscaler:
     """Their stage-3 weights as a TFLite file that keeps the learned qparams, written to
     `target`."""
@@ -96,8 +103,8 @@ def re_exported(folder: Path, target: Path) -> TFLiteUpscaler:
 def measured_authors(
     sets: Mapping[str, Sequence[Pair]], tell: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """The authors' files on image sets, and their stage-3 weights exported with the learned
-    qparams.
+    """The authors' files on image sets, their stage-3 weights exported with the learned qparams,
+    and peers at hand.
 
     Returns:
         One line a file and set, four scores, and the RGB PSNR of each image; empty where the files
@@ -108,14 +115,16 @@ def measured_authors(
         upscalers = authors_upscalers(folder) if folder else {}
         if folder:
             upscalers["re_exported_int8"] = re_exported(folder, Path(place) / "re_exported.tflite")
+        upscalers |= peers()
+        files = FILES | {"re_exported_int8": FILES["stage3_fakequant"]}
         for name, upscaler in upscalers.items():
             for dataset, pairs in sets.items():
                 tell(f"{name} on {dataset}")
                 found = evaluate(upscaler, pairs)
-                lines.append({"authors' file": FILES.get(name, FILES["stage3_fakequant"]), "as": name,
+                lines.append({"file": files.get(name, f"{name.removeprefix('peer ')}.tflite"), "as": name,
                               "dataset": dataset} | found["mean"]
                              | {"images": {image["name"]: image["psnr_rgb"] for image in found["images"]}})
-    return pd.DataFrame(lines, columns=None if lines else ["authors' file", "as", "dataset"])
+    return pd.DataFrame(lines, columns=None if lines else ["file", "as", "dataset"])
 
 
 def sets_at_hand() -> dict[str, Sequence[Pair]]:
@@ -229,7 +238,7 @@ def _div2k(sources: Sequence[Source], folder: Path, tell: Callable[[str], None])
         upscalers = authors_upscalers(folder) | {
             "re_exported_int8": re_exported(folder, Path(place) / "re_exported.tflite"),
             "bundled_int8": TFLiteUpscaler(pretrained()), "bicubic_torch": Bicubic("torch"),
-            "bicubic_matlab": Bicubic("matlab")}
+            "bicubic_matlab": Bicubic("matlab")} | peers()
         measured, rounding = measured_div2k(sources, upscalers, tell)
     files = [path for source in sources for path in (source.hr, source.lr) if path]
     images = div2k_images(measured["dynamic_int8"])

@@ -10,7 +10,7 @@ from PIL import Image
 from paperlib.cli import main
 from paperlib.data.div2k import validation_at_hand, validation_ids
 from paperlib.data.images import read_rgb
-from paperlib.data.photographs import Source, read_pairs
+from paperlib.data.photographs import Pair, Source, read_pairs
 from paperlib.data.resize import bicubic_downscale
 from paperlib.data.sources import embedded_path
 from paperlib.evaluation import verify
@@ -18,6 +18,8 @@ from paperlib.evaluation.audit import FILES
 from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.upscalers import Bicubic
+from paperlib.export.tflite import TFLiteUpscaler
+from paperlib.weights import pretrained
 
 MEASURED = {"stage2_fp32": ("stage 2, fused float", 0.001), "stage3_weights_fp32": ("stage 3, fused float", 0.001),
             "stage3_fakequant": ("fake-quant", 0.003), "dynamic_int8": ("dynamic INT8", 0.001)}
@@ -171,3 +173,16 @@ def test_the_committed_audit_is_the_paper_by_its_images():
     assert len(audit["div2k_int8_against_float"]) == 100
     assert {name: file["git"] for name, file in audit["div2k_files"].items()}.items() <= validation_ids().items()
     assert not audit["provenance"]["dirty"]
+
+
+def test_peers_at_hand_are_measured_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    assert verify.peers() == {}
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "mine.tflite").symlink_to(pretrained())
+    hr = read_rgb(embedded_path("chelsea.png"))[:96, :96]
+    pair = Pair("one", bicubic_downscale(hr), hr)
+    (line,) = verify.measured_authors({"one": [pair]}).to_dict("records")
+    assert (line["as"], line["file"]) == ("peer mine", "mine.tflite")
+    assert line["psnr_rgb"] == score_pairs(TFLiteUpscaler(pretrained()), [pair])["psnr_rgb"]
