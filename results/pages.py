@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).parent))
 from settings_page import settings_text
 
 from paperlib.errors import UserError
-from paperlib.files import reading, write_text
+from paperlib.files import read_json, write_text
 from paperlib.profiles import NOTEBOOKS, load_settings
-from paperlib.reporting.costs import bench_table, read_bench
 from paperlib.reporting.report import write_report, write_summary
 from paperlib.reporting.results import TABLES, Results
 from paperlib.reporting.tables import effect_text, markdown, write_tables
@@ -49,12 +49,6 @@ several seeds), more seeds, more images."""
 BESIDE = ("summary.md", "report.html", "tried.md", "seeds.json", "bench.json")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    with reading(path, "a file of this kit"):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
 def open_results(folder: Path) -> Results:
     """A committed run, with the settings of its profile.
 
@@ -64,7 +58,7 @@ def open_results(folder: Path) -> Results:
     records = [path for path in sorted((folder / "records").glob("0[1-7]*.json"))]
     if not records:
         raise UserError(f"{folder} holds no record of a notebook. Restore it, or remove the folder.")
-    settings = load_settings(read(records[-1])["profile"])
+    settings = load_settings(read_json(records[-1])["profile"])
     return Results(Run(settings, folder, every_record=True))
 
 
@@ -86,7 +80,7 @@ def claims_text(runs: Mapping[str, Results]) -> str:
             "claim": claim["claim"], "paper": f"{claim['reported']:+.3f}",
             "here": effect_text(found), "verdict": found["verdict"].value,
             "inside": found["reported_inside"],
-            "run": f"[{name}](reference/{name}/summary.md)" if found["seeds"] else "",
+            "run": Markup(f"[{name}](reference/{name}/summary.md)" if found["seeds"] else ""),
             "to decide or strengthen it": found["needs"]})
     words = [word for word in Verdict if word.value in {line["verdict"] for line in lines}]
     return "\n\n".join([
@@ -98,7 +92,7 @@ def claims_text(runs: Mapping[str, Results]) -> str:
 
 def div2k_text(path: Path) -> str:
     """The authors' dynamic INT8 file on the photographs of DIV2K that were at hand."""
-    record = read(path)
+    record = read_json(path)
     images = pd.DataFrame(record["div2k"]["images"] if isinstance(record["div2k"], dict)
                           else record["div2k"])
     apart = (images["psnr"] - images["psnr_reported"]).abs().max()
@@ -121,7 +115,7 @@ def overrides(results: Results) -> dict[str, Any]:
     if "overrides" in results.records.get("00_reproduce", {}):
         return dict(results.records["00_reproduce"]["overrides"])
     for path in sorted((results.run.out / "notebooks").glob("*.ipynb")):
-        parameters = read(path)["metadata"].get("papermill", {}).get("parameters", {})
+        parameters = read_json(path)["metadata"].get("papermill", {}).get("parameters", {})
         if parameters.get("overrides"):
             return dict(json.loads(parameters["overrides"]))
     raise UserError(f"{results.run.out} does not say which single settings it was started with. "
@@ -165,9 +159,9 @@ def table_line(results: Results, name: str, link: str) -> dict[str, str] | None:
              if notebook in results.records and notebook <= used[-1]]
     minutes = sum(seconds(results.records, notebook) for notebook in shown) / 60
     return {
-        "paper's table": f"{name}: {TABLES[name]}",
+        "paper's table": TABLES[name],
         "notebooks": " to ".join(dict.fromkeys((shown[0][:2], shown[-1][:2]))),
-        "records": ", ".join(f"[{record}]({link}/records/{record}.json)" for record in used),
+        "records": Markup(", ".join(f"[{record}]({link}/records/{record}.json)" for record in used)),
         "minutes": f"{minutes:.0f}",
         "verdicts": ", ".join(f"{count} × {word}" for word, count in sorted(counts.items()))}
 
@@ -193,24 +187,31 @@ def run_text(results: Results, name: str, question: str) -> str:
 
 def speed_text(path: Path, link: str) -> str:
     """The benchmarks of a bench.json."""
-    bench = read_bench(path)
-    about = bench.get("provenance") or {}
-    cpu = about.get("cpu") or {}
+    bench = read_json(path)
+    about = bench["provenance"]
+    cpu = about["cpu"]
+    ratios = pd.DataFrame(
+        [{"benchmark": f"{name}: {key.removeprefix('ratio_').replace('_', ' ')}",
+          "times faster": f"{value:.3g}", "measured": result["what"]}
+         for name, result in bench.items() if isinstance(result, dict)
+         for key, value in result.items()
+         if key.startswith("ratio_") and isinstance(value, int | float)])
     return "\n\n".join([
         "## How fast, and against what",
-        f"[bench.json]({link}), by `paperlib bench`: commit {str(about.get('commit'))[:8]}, "
-        f"{about.get('threads')} threads of an {cpu.get('model')} "
-        f"({', '.join(cpu.get('instructions', []))}). A ratio is of interleaved runs in one "
-        "process; above 1 the first is faster.", markdown(bench_table(bench))])
+        f"[bench.json]({link}), by `paperlib bench`: commit {about['commit'][:8]}, "
+        f"{about['threads']} threads of an {cpu['model']} "
+        f"({', '.join(cpu['instructions'])}). A ratio is of interleaved runs in one "
+        "process; above 1 the first is faster.", markdown(ratios)])
 
 
 def audit_text(path: Path) -> str:
     """The authors' files on public sets, and where the learned grids lose."""
-    audit = read(path)
+    audit = read_json(path)
     found = {(line["as"], line["dataset"]): line for line in audit["measured"]}
     names, sets = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
     table = pd.DataFrame([
-        {"file": found[name, sets[0]]["file"], "as": name.replace("_", " "),
+        {"file": found[name, sets[0]].get("file") or found[name, sets[0]]["authors' file"],
+         "as": name.replace("_", " "),
          **{image_set: f"{found[name, image_set]['psnr_rgb']:.3f}" for image_set in sets}}
         for name in names])
     loss, where, image_set = max(
@@ -231,7 +232,7 @@ def audit_text(path: Path) -> str:
 
 def hostile_text(path: Path) -> str:
     """How many damaged files the command line was given, and what became of them."""
-    record = read(path)
+    record = read_json(path)
     table = pd.DataFrame([
         {"kind": kind} | {name: counts[name] for name in ("commands", "files", "refused", "wrong")}
         for kind, counts in record["kinds"].items()])
@@ -245,7 +246,7 @@ def hostile_text(path: Path) -> str:
 
 def spread_text(path: Path) -> str:
     """How far two machines may differ."""
-    spread = read(path)
+    spread = read_json(path)
     table = pd.DataFrame([
         {"rows": kind, "metric": metric, "median": f"{value['median']:.4f}",
          "largest": f"{value['largest']:.4f}", "stated": f"{spread['stated'][kind][metric]:.4f}"}
@@ -292,7 +293,7 @@ def read_runs(folder: Path) -> tuple[dict[str, Results], dict[str, str]]:
     Raises:
         UserError: a file is missing or damaged, or runs and questions differ.
     """
-    questions = read(folder / "questions.json")
+    questions = read_json(folder / "questions.json")
     found = {path.parent.relative_to(folder).as_posix()
              for path in folder.rglob("records") if path.is_dir()}
     if found != questions.keys():

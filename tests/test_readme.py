@@ -158,7 +158,7 @@ def test_no_weight_of_the_teacher_was_seen_to_help():
     found = {line.row: line for line in differences(run)}
     for row in ("kd_10", "kd_100", "kd_10_learnt", "kd_100_learnt"):
         assert found[row].effect.seeds == 5
-        assert found[row].words() in ("undecided", "no difference")
+        assert found[row].word in ("undecided", "no difference")
 
 
 def test_the_teachers_share_is_the_recorded_one():

@@ -7,10 +7,8 @@ phone and can be printed (paper section 7).
 import html
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import mistune
 import pandas as pd
@@ -18,10 +16,11 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from paperlib.environment import to_portable
-from paperlib.files import write_text
+from paperlib.files import read_json, write_text
 from paperlib.profiles import NOTEBOOKS, TRAINED_BY, load_settings, note
 from paperlib.reporting import costs, ending, figures, notes, tables, viewer
 from paperlib.reporting.results import TABLES, Results
+from paperlib.reporting.tables import inert, markdown
 from paperlib.reporting.verdicts import MEANING, Verdict
 from paperlib.run import Run
 from paperlib.settings import flatten
@@ -49,25 +48,7 @@ def caption(name: str) -> str:
     return next((text for part, text in CAPTIONS.items() if part in name), "")
 
 
-def inert(value: Any) -> str:
-    """Text of other people as Markdown that no reader takes for a tag, a link or a new cell."""
-    text = html.escape(" ".join(str(value).split()), quote=False)
-    return text.replace("](", "]\\(").replace("|", "\\|")
-
-
-def _safe(value: Any) -> Any:
-    return value if isinstance(value, Markup) else inert(value)
-
-
-def _table(data: pd.DataFrame) -> Markup:
-    """A data frame as a Markdown table of inert text; floats to three decimals."""
-    lines = [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in line]
-             for line in data.astype(object).where(data.notna(), "").to_numpy().tolist()]
-    rows = [list(data.columns), ["---"] * len(data.columns), *lines]
-    return Markup("\n".join(f"| {' | '.join(map(inert, row))} |" for row in rows))
-
-
-def _settings(results: Results) -> tuple[str, Markup | None]:
+def _settings(results: Results) -> tuple[str, pd.DataFrame]:
     """How many steps were trained, in a sentence; and every setting that the paper has otherwise."""
     recorded = [record["settings"] for name, record in results.records.items() if name in NOTEBOOKS]
     mine = flatten("", recorded[-1] if recorded else results.run.settings.model_dump(mode="json"))
@@ -78,37 +59,11 @@ def _settings(results: Results) -> tuple[str, Markup | None]:
     steps = ", ".join(f"{name.removesuffix('.steps')} {value:,} steps for {usual:,}"
                       for name, value, usual in found if name in trained)
     whose = {"paper": "The paper's method", "released": "The released run's method",
-             "ours": "Our method"}.get(mine.get("method"))
-    if not found:
-        return f"{whose}, data and schedule.", None
+             "ours": "Our method"}.get(mine.get("method"), "")
+    said = ": ".join(filter(None, [whose, steps])) if found else f"{whose}, data and schedule"
     shown = [(name, json.dumps(value, ensure_ascii=False), json.dumps(usual, ensure_ascii=False))
              for name, value, usual in found]
-    said = ": ".join(filter(None, [whose, steps]))
-    return said and f"{said}.", _table(pd.DataFrame(shown, columns=["setting", "here", "the paper"]))
-
-
-def _teacher(record: Mapping[str, Any]) -> str:
-    """A record's teacher without the details of how it was found; empty where none is named."""
-    name = (record.get("teacher") or "").partition(";")[0]
-    return name + ")" * (name.count("(") - name.count(")"))
-
-
-def _ladder(results: Results) -> Markup | None:
-    """PSNR of every step that ran, from bicubic to the shipped file; None where nothing did."""
-    lines = [{"step": words, "PSNR (dB)": f"{value:.2f}", "against the line above": gain}
-             for words, value, gain in ending.ladder(results)]
-    return _table(pd.DataFrame(lines)) if lines else None
-
-
-def _claims(shown: list[dict[str, Any]]) -> Markup:
-    """The paper's claims that were measured, in dB of PSNR."""
-    lines = []
-    for claim in shown:
-        lines.append({"claim": claim["claim"], "verdict": claim["verdict"].value,
-                      "the paper": f"{claim['reported']:+.3f}", "here": tables.effect_text(claim),
-                      "paper's inside": claim["reported_inside"],
-                      "remarks": "; ".join(claim["remarks"])})
-    return _table(pd.DataFrame(lines))
+    return said and f"{said}.", pd.DataFrame(shown, columns=["setting", "here", "the paper"])
 
 
 def _saw(results: Results) -> Markup:
@@ -120,31 +75,27 @@ def _saw(results: Results) -> Markup:
         for name, said in lines if said))
 
 
-def _meanings(results: Results) -> Markup:
-    """What the verdicts mean that occur."""
-    words = {claim["verdict"] for claim in results.claims if claim["effect"] is not None}
-    return Markup("\n".join(f"- {word}: {MEANING[word]}" for word in Verdict if word in words))
-
-
-def _folded(results: Results, settings: Markup | None) -> dict[str, Markup]:
+def _folded(results: Results, settings: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Tables by title, without those in which nothing was measured."""
-    found, bench = {}, costs.read_bench(results.run.out / "bench.json")
+    bench = results.run.out / "bench.json"
+    found = {}
     for name, title in TABLES.items():
         table = results.tables[name]
-        if name in ("A", "audit") or table["reproduced"].isna().all():
-            continue
-        heading = f"Table {name}" if len(name) == 1 else name.capitalize()
-        found[f"{heading}: {title}"] = _table(tables.by_row(table))
-    more = {"The authors' own files": tables.audit_table(results),
-            "Stage 3's choices, one changed at a time": tables.changes(results),
-            "Everything measured, on every image set":
-                tables.measured(results, results.rows["table"].unique()),
-            "The shipped file in other runtimes": costs.portability_table(bench)}
-    found |= {title: _table(data) for title, data in more.items() if len(data)}
-    return found | ({"Settings that the paper has otherwise": settings} if settings else {})
+        if name not in ("A", "audit") and table["reproduced"].notna().any():
+            found[title] = tables.by_row(table)
+    found |= {
+        "The authors' own files": tables.audit_table(results),
+        "Stage 3's choices, one changed at a time": tables.changes(results),
+        "Everything measured, on every image set":
+            tables.measured(results, results.rows["table"].unique()),
+        "The shipped file in other runtimes":
+            costs.portability_table(read_json(bench) if bench.is_file() else {}),
+        "Settings that the paper has otherwise": settings}
+    return {title: table for title, table in found.items() if len(table)}
 
 
-def _records(results: Results) -> Markup:
+def _records(results: Results) -> pd.DataFrame:
+    """Links, provenance and cost of every notebook that ran."""
     lines, parts = [], results.records.get("00_reproduce", {}).get("notebooks", {})
     for name in (name for name in NOTEBOOKS if name in results.records):
         record, folder = results.records[name], results.run.out / "notebooks"
@@ -154,46 +105,42 @@ def _records(results: Results) -> Markup:
             "notebook": Markup(f"[{name}]({page})") if page else name,
             "record": Markup(f"[{name}.json](records/{name}.json)"),
             "commit": (record["commit"] or "none")[:10] + " with changes" * record["dirty"],
-            "seed": str(record["seed"]), "seconds": f"{record['seconds']:.0f}",
+            "seed": record["seed"], "seconds": f"{record['seconds']:.0f}",
             "memory": f"{parts[name]['peak_bytes'] / 1e9:.1f} GB" if name in parts else "",
             "torch": record["versions"].get("torch"), "device": record["device"],
-            "threads": str(record["threads"])})
-    return _table(pd.DataFrame(lines)) if lines else Markup("Nothing was run.")
-
-
-def saved_figures(run: Run) -> list[Path]:
-    """The figures of notebooks and report, PNG and WebP, in the notebooks' order."""
-    return sorted(path for path in (run.out / "figures").glob("[0-9]*")
-                  if path.suffix in (".png", ".webp"))
+            "threads": record["threads"]})
+    return pd.DataFrame(lines)
 
 
 def _draw_costs(results: Results) -> None:
     """Save the one figure that no notebook draws: quality against cost, where Set5 was measured."""
-    if ours := costs.our_points(results):
+    if points := costs.cost_points(results):
         results.run.figure("08_cost", figures.scatter(
-            costs.peer_points() + ours, "macs", "psnr",
-            "multiply-accumulates per LR pixel (thousands)", "PSNR RGB on Set5 (dB)",
-            "Quality against cost, public models on the same images"))
+            points, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
+            "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images"))
 
 
-def _text(results: Results, dividers: Markup) -> str:
+def _text(results: Results, dividers: str) -> str:
     """The text; only the divider differs between summary and page."""
     run, whose = results.run, note(results.run.settings)
     steps, settings = _settings(results)
-    teachers = dict.fromkeys(filter(None, map(_teacher, results.records.values())))
-    shown = [claim for claim in results.claims if claim["effect"] is not None]
+    named = [(record.get("teacher") or "").partition(";")[0] for record in results.records.values()]
+    teachers = dict.fromkeys(name + ")" * (name.count("(") - name.count(")")) for name in named if name)
+    claims = tables.claims_table(results)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), finalize=_safe, trim_blocks=True,
-        lstrip_blocks=True)
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: markdown(value) if isinstance(value, pd.DataFrame) else inert(value))
     return environment.get_template("summary.md.jinja").render(
         run=run, question=_question(run), whose=whose[0].upper() + whose[1:], steps=steps,
-        teacher="; ".join(teachers) or "none was asked", ladder=_ladder(results), dividers=dividers,
-        upscale_page=(run.out / "upscale.html").is_file(), saw=_saw(results),
-        claims=_claims(shown) if shown else None,
-        claimed=len(results.claims), unmeasured=len(results.claims) - len(shown), meanings=_meanings(results),
-        figures=Markup("\n\n".join(
-            f"![{inert(path.stem.replace('_', ' '))}](figures/{quote(path.name)})\n\n"
-            f"{caption(path.stem)}".strip() for path in saved_figures(run))),
+        teacher="; ".join(teachers) or "none was asked", dividers=Markup(dividers),
+        ladder=pd.DataFrame([(words, f"{value:.2f}", gain)
+                             for words, value, gain in ending.ladder(results)],
+                            columns=["step", "PSNR (dB)", "against the line above"]),
+        upscale_page=(run.out / "upscale.html").is_file(), saw=_saw(results), claims=claims,
+        unmeasured=len(results.claims) - len(claims), claimed=len(results.claims),
+        meanings={word: MEANING[word] for word in Verdict if word in set(claims["verdict"])},
+        figures={path.name: caption(path.stem) for path in sorted(run.out.glob("figures/[0-9]*"))
+                 if path.suffix in (".png", ".webp")},
         folded=_folded(results, settings), records=_records(results))
 
 
@@ -201,7 +148,7 @@ def _question(run: Run) -> str:
     """What a committed run asks, from the list beside it; empty for a run of one's own."""
     for folder in list(run.out.parents)[:2]:
         if (folder / "questions.json").is_file():
-            asked = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+            asked = read_json(folder / "questions.json")
             question = asked.get(run.out.relative_to(folder).as_posix(), "")
             return re.sub(r" ?\([^()]*\)", "", question).partition("? ")[0]
     return ""
@@ -239,8 +186,7 @@ def write_summary(source: Run | Results) -> Path:
     results = Results.of(source)
     _draw_costs(results)
     found = viewer.saved_comparisons(results.run)
-    link = "With a divider to drag: [report.html](report.html)." if found else ""
-    text = _text(results, Markup(link))
+    text = _text(results, "With a divider to drag: [report.html](report.html)." if found else "")
     return write_text(results.run.out / "summary.md", to_portable(text, results.run.out))
 
 
@@ -250,10 +196,12 @@ def write_report(source: Run | Results) -> Path:
     _draw_costs(results)
     dividers = "\n".join(viewer.divider(name, pictures)
                          for name, pictures in viewer.saved_comparisons(results.run).items())
-    text = _text(results, Markup(f'<div class="dividers">\n{dividers}\n</div>' if dividers else ""))
+    text = _text(results, dividers and f'<div class="dividers">\n{dividers}\n</div>')
     render = mistune.create_markdown(renderer=_Page(results.run.out), plugins=["table"])
-    css = "".join(path.read_text(encoding="utf-8") for path in (viewer.STYLESHEET, folder / "report.css"))
-    page = Environment(loader=FileSystemLoader(folder), autoescape=True).get_template("report.html").render(
+    css = "".join(path.read_text(encoding="utf-8")
+                  for path in (viewer.STYLESHEET, folder / "report.css"))
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True)
+    page = environment.get_template("report.html").render(
         title=text.partition("\n")[0].removeprefix("# "), css=Markup(css),
         script=Markup(viewer.PICK), body=Markup(render(text)))
     return write_text(results.run.out / "report.html", to_portable(page, results.run.out))

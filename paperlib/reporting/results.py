@@ -20,10 +20,11 @@ from paperlib.reporting.verdicts import (
 from paperlib.run import Run, tidy_rows
 
 TABLES = {
-    "B": "baselines on DIV2K validation", "C": "backbone, FP32 and INT8 TFLite",
-    "D": "teacher in stage 3", "abstract": "the shipped files",
-    "audit": "the authors' own artifacts", "A": "leaderboard of the challenge (MAI 2026)"}
-"""What each table is about; hardly anything of the leaderboard, the last, can be measured."""
+    "B": "Table B: baselines on DIV2K validation",
+    "C": "Table C: backbone, FP32 and INT8 TFLite", "D": "Table D: teacher in stage 3",
+    "abstract": "Abstract: the shipped files", "audit": "Audit: the authors' own artifacts",
+    "A": "Table A: leaderboard of the challenge (MAI 2026)"}
+"""Title of each table; hardly anything of the leaderboard, the last, can be measured."""
 COLUMNS = (
     "table", "row", "precision", "metric", "reported", "reproduced", "delta", "tolerance",
     "verdict", "evidence", "effect_reported", "effect", "low", "high", "seeds", "images",

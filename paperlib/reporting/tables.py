@@ -1,12 +1,13 @@
 """A run's tables for the eye and as files (paper section 7)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import html
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
+from markupsafe import Markup
 
 from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import entries, reported, score
@@ -48,12 +49,12 @@ def name(row: str) -> str:
 
 def number(value: Any, places: int, sign: str = "") -> str:
     """Fixed decimals, the paper's without trailing zeros; empty where there is no number."""
-    return "" if value is None or pd.isna(value) else f"{float(value):{sign}.{places}f}"
+    return "" if pd.isna(value) else f"{value:{sign}.{places}f}"
 
 
 def effect_text(line: Any) -> str:
     """The effect of a claim, or of a line of a table, with interval, seeds and images."""
-    if line["effect"] is None or pd.isna(line["effect"]):
+    if pd.isna(line["effect"]):
         return ""
     low, high = (None if pd.isna(line[end]) else line[end] for end in ("low", "high"))
     return str(Effect(line["effect"], low, high, int(line["seeds"]), int(line["images"])))
@@ -143,18 +144,17 @@ def leaderboard() -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-@dataclass(frozen=True)
-class Change:
-    """A row of Table D or of the switches beside the row that it differs from by one setting."""
+class Change(NamedTuple):
+    """A row of Table D or of the switches beside the row that it differs from by one setting.
+
+    word: what the effect says, whichever way it points.
+    """
 
     row: str
     value: float
     against: str
     effect: Effect
-
-    def words(self) -> str:
-        """One word, whichever way the effect points."""
-        return change_word(self.effect)
+    word: str
 
 
 def differences(source: Run | Results) -> list[Change]:
@@ -171,7 +171,8 @@ def differences(source: Run | Results) -> list[Change]:
             usual = next((base for base in bases if base in rows and base != key), PUBLISHED)
         base = AGAINST.get(key[1], usual)
         base = base if base in rows else usual
-        lines.append(Change(key[1], row["value"], base[1], paired(row, rows[base])))
+        effect = paired(row, rows[base])
+        lines.append(Change(key[1], row["value"], base[1], effect, change_word(effect)))
     return lines
 
 
@@ -180,25 +181,35 @@ def changes(source: Run | Results) -> pd.DataFrame:
     return pd.DataFrame([
         {"stage 3": name(line.row), "INT8 PSNR RGB (dB)": f"{line.value:.3f}",
          "against": name(line.against), "difference (dB)": str(line.effect),
-         "so it is": line.words()} for line in differences(source)])
+         "so it is": line.word} for line in differences(source)])
 
 
-def markdown(data: pd.DataFrame) -> str:
-    """A data frame as a Markdown table."""
-    lines = [list(data.columns), *data.to_numpy().tolist()]
-    text = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |"
-            for line in lines]
-    return "\n".join([text[0], "|" + " --- |" * len(data.columns), *text[1:]])
+def inert(value: Any) -> str:
+    """Text of other people as Markdown that no reader takes for a tag, a link or a new cell.
+
+    `Markup` is our own and stays as it is.
+    """
+    if isinstance(value, Markup):
+        return value
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return text.replace("](", "]\\(").replace("|", "\\|")
+
+
+def markdown(data: pd.DataFrame) -> Markup:
+    """A data frame as a Markdown table of inert text; floats to three decimals."""
+    lines = [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in line]
+             for line in data.astype(object).where(data.notna(), "").to_numpy().tolist()]
+    rows = [list(data.columns), ["---"] * len(data.columns), *lines]
+    return Markup("\n".join(f"| {' | '.join(map(inert, row))} |" for row in rows))
 
 
 def csv_text(table: pd.DataFrame) -> str:
     """One of `Results.tables` as CSV, numbers to six decimals."""
-    def cell(value: Any) -> Any:
-        return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+    def cell(value: Any) -> str:
+        text = "" if value is None else str(value)
+        return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else text
 
-    lines = [[cell(value) for value in line] for line in table.to_numpy(dtype=object)]
-    shown = pd.DataFrame(lines, columns=table.columns, dtype=object)
-    return shown.to_csv(index=False, lineterminator="\n")
+    return table.map(cell).to_csv(index=False, lineterminator="\n")
 
 
 def write_tables(source: Run | Results) -> Path:
@@ -223,37 +234,32 @@ def read_table(path: Path) -> pd.DataFrame:
         text = path.read_text(encoding="utf-8")
         if not text.replace("\n", "").isprintable():
             raise ValueError("it has characters that are no text")
-        data = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+        data = pd.read_csv(
+            StringIO(text), keep_default_na=False, na_values=dict.fromkeys(NUMBERS, ""),
+            dtype=dict.fromkeys(COLUMNS, str) | dict.fromkeys(NUMBERS, float))
         if tuple(data.columns) != COLUMNS:
             raise ValueError("it has other columns; run `paperlib reproduce` again")
-        for column in NUMBERS:
-            data[column] = pd.to_numeric(data[column].replace("", None))
         data["verdict"] = [Verdict(word).value for word in data["verdict"]]
     return data
 
 
-def format_tables(out: str | Path, fmt: str = "text") -> str:
-    """The tables of a results folder for `paperlib table`.
+FORMATS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
+    "text": ("{}", lambda data: data.to_string(index=False)),
+    "markdown": ("## {}\n", markdown),
+    "latex": ("% {}", lambda data: data.to_latex(index=False, escape=True))}
+"""Format → how it writes a heading, and a table."""
 
-    Args:
-        fmt: text, markdown or latex.
+
+def format_tables(out: str | Path, fmt: str = "text") -> str:
+    """The tables of a results folder for `paperlib table`, in one of `FORMATS`.
 
     Raises:
         UserError: no tables there yet, or one that is damaged.
-        ValueError: an unknown format.
     """
-    if fmt not in ("text", "markdown", "latex"):
-        raise ValueError(f"no format {fmt!r}; there are text, markdown, latex")
+    heading, body = FORMATS[fmt]
     parts = []
     for table, title in TABLES.items():
         lines = read_table(Path(out) / "tables" / f"{table}.csv")
-        data = leaderboard() if table == "A" else by_row(lines)
-        heading = f"Table {table}: {title}" if len(table) == 1 else f"{table.capitalize()}: {title}"
-        if fmt == "markdown":
-            heading, body = f"## {heading}\n", markdown(data)
-        elif fmt == "latex":
-            heading, body = f"% {heading}", data.to_latex(index=False, escape=True)
-        else:
-            body = data.to_string(index=False)
-        parts.append(f"{heading}\n{body if len(lines) else 'not run'}")
+        shown = body(leaderboard() if table == "A" else by_row(lines)) if len(lines) else "not run"
+        parts.append(f"{heading.format(title)}\n{shown}")
     return "\n\n".join(parts) + "\n"

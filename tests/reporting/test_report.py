@@ -72,6 +72,7 @@ def test_the_page_needs_nothing_from_anywhere(run):
     assert page.sources
     assert all(source.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for source in page.sources)
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
+    assert {"records/06_tflite_eval.json", "notebooks/06_tflite_eval.html"} <= set(page.links)
     for link in page.links:
         assert link.startswith("data:") or (run.out / link).exists(), link
 

@@ -63,8 +63,6 @@ def test_tables_print_in_three_formats(tmp_path, fmt, mark):
 def test_printing_tables_that_do_not_exist_is_an_error(tmp_path):
     with pytest.raises(UserError, match="paperlib reproduce"):
         tables.format_tables(tmp_path)
-    with pytest.raises(ValueError, match="html"):
-        tables.format_tables(tmp_path, "html")
 
 
 @pytest.mark.parametrize("damage", [
@@ -161,8 +159,8 @@ def test_every_choice_of_stage_3_is_compared_with_its_own_base(tmp_path):
     found = {line.row: line for line in tables.differences(run)}
     assert list(found) == ["qat_direct", "ema_off", "post_training"]
     assert found["qat_direct"].effect.mean == pytest.approx(-0.1)
-    assert found["qat_direct"].words() == "worse"  # the same in both seeds
-    assert found["ema_off"].words() == "one seed"
+    assert found["qat_direct"].word == "worse"  # the same in both seeds
+    assert found["ema_off"].word == "one seed"
     assert found["post_training"].effect.seeds == 2  # nothing random in it: stands beside both
     assert tables.changes(run).iloc[0].tolist() == [
         "stage 3 without a teacher", "27.000", "stage 3 with the teacher",
