@@ -25,7 +25,7 @@ from skimage.data import coffee
 from paperlib.environment import package_version, processor, provenance
 from paperlib.errors import UserError
 from paperlib.export.convert import export_tflite, shipped_graph
-from paperlib.export.npu import ACCELERATORS, estimate_npu
+from paperlib.export.npu import estimate_npu
 from paperlib.export.page import build_page
 from paperlib.export.tf_graph import tensorflow
 from paperlib.export.tflite import open_interpreter
@@ -219,7 +219,7 @@ def measure(tile: int = 256, height: int = 720, width: int = 1280, rounds: int =
         npu = []
         for form in ("depth_to_space", "rows"):
             path = export_tflite(graph, Path(name, f"{form}.tflite"), height, width, form)
-            npu += [{"form": form, **estimate_npu(path, accelerator)} for accelerator in ACCELERATORS]
+            npu += [{"form": form, **estimate} for estimate in estimate_npu(path)]
     return {"what": "the bundled INT8 student, uint8 in and out, on a photograph, beside LiteRT with XNNPACK; "
                     "least ms",
             "cpu": processor(), "sizes": {label: list(image.shape[:2]) for label, image in images.items()},

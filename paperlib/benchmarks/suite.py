@@ -36,7 +36,7 @@ from paperlib.data.sources import embedded_path
 from paperlib.environment import provenance, root, to_portable
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import ssim_rgb
-from paperlib.export.tflite import TFLiteUpscaler, allocate, interpreter_module, open_interpreter
+from paperlib.export.tflite import TFLiteUpscaler, allocate, open_interpreter
 from paperlib.settings import SCALE, DataSettings, LossSettings, StudentSettings
 from paperlib.student.graph import macs_per_lr_pixel
 from paperlib.student.models import build_model, deployment_graph, fuse_model
@@ -144,7 +144,7 @@ def bench_int8(
                  for path, interpreter in interpreters.items()}
     return {
         "what": "least ms of one inference (what other processes disturb least), files interleaved in one process",
-        "kernels": "XNNPACK", "interpreter": interpreter_module()[1], "rounds": rounds,
+        "kernels": "XNNPACK", "interpreter": "ai_edge_litert", "rounds": rounds,
         "files": {to_portable(str(path)): {"ms_1_thread": min(times[path, 1]), "ms_2_threads": min(times[path, 2]),
                                         "input_size": sizes[path]} for path in paths}}
 

@@ -13,7 +13,7 @@ from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, RoundedUpscaler, TorchUpscaler
 from paperlib.export.convert import export_all, export_ptq, export_tflite, parity
 from paperlib.export.inspection import inspect_tflite
-from paperlib.export.npu import estimate_if_available
+from paperlib.export.npu import estimate_npu
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.int8 import QuantisedGraph, post_training_graph
 from paperlib.quantisation.qat import read_quantised
@@ -100,7 +100,7 @@ class Exported:
         lines = []
         for name, path in files.items():
             height, width = inspect_tflite(path)["input_size"]
-            for part in estimate_if_available(path):
+            for part in estimate_npu(path):
                 cycles = part["cycles_total"] / (height * width)
                 ms = 1e3 * FRAME * cycles / part["clock_hz"]
                 dram = part["dram_bytes"] / (height * width)
@@ -159,7 +159,7 @@ def export_run(run: Run, data: Data) -> Exported:
     folder, export = run.stage_folder("export"), run.settings.export
     qgraph = read_quantised(run.stage_folder("stage3") / "qat.safetensors")
     images = [pair.lr for pair in data.valid[:2]]
-    report = export_all(qgraph, folder, export, images, upsample=export.upsample)
+    report = export_all(qgraph, folder, export, images)
     graph, images = post_training_graph(qgraph), calibration(data, run.settings)
     export_ptq(graph, images, folder / NAMES["ptq"])
     export_ptq(graph, images, folder / NAMES["ptq_fixed"], export.height, export.width)

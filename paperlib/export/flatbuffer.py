@@ -1,12 +1,10 @@
-"""A .tflite file as plain data: operators with their options, tensors with their grids and constants (section 5).
-
-Read with the schema that comes with the interpreter, without running or converting anything.
+"""A .tflite file as plain data: operators with their options, tensors with their grids and
+constants (section 5). Read with the schema that comes with the interpreter; nothing is run.
 """
 
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,17 @@ import numpy as np
 
 from paperlib.files import reading
 
-TYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "FLOAT64": "float64", "INT8": "int8", "UINT8": "uint8",
-         "INT16": "int16", "UINT16": "uint16", "INT32": "int32", "UINT32": "uint32", "INT64": "int64",
-         "UINT64": "uint64", "BOOL": "bool", "COMPLEX64": "complex64", "COMPLEX128": "complex128"}
-"""The schema's tensor types that numpy has."""
-LEAST_INPUTS = {"CONV_2D": 2, "CONV_3D": 2, "DEPTHWISE_CONV_2D": 2, "TRANSPOSE_CONV": 3, "FULLY_CONNECTED": 2,
-                "BATCH_MATMUL": 2}
+LEAST_INPUTS = {"CONV_2D": 2, "CONV_3D": 2, "DEPTHWISE_CONV_2D": 2, "TRANSPOSE_CONV": 3,
+                "FULLY_CONNECTED": 2, "BATCH_MATMUL": 2}
 """Of operators whose weights are looked at here."""
 STEPS = (1e-12, 1e12)
 """Least and largest scale: kernels abort the process where steps cannot be divided."""
-
-
-@cache
-def schema() -> Any:
-    """The module with the format's classes: of `ai_edge_litert` where installed, else TensorFlow's."""
-    try:
-        from ai_edge_litert import schema_py_generated as module
-    except ImportError:
-        from tensorflow.lite.python import schema_py_generated as module
-    return module
+LOCAL = frozenset((
+    "ADD", "CAST", "CONCATENATION", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK",
+    "PAD", "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE",
+    "SUB", "TILE", "TRANSPOSE"))
+"""Operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE:
+PixelShuffle)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +31,7 @@ class FileTensor:
 
     name: str
     type: str
+    """The schema's name of it in small letters; numpy's where numpy has one."""
     shape: tuple[int, ...]
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
@@ -48,18 +39,18 @@ class FileTensor:
     """The dimension along which several scales lie."""
     data: np.ndarray | None
     """The values of a constant, as stored; None for a feature map, which is computed."""
-    variable: bool = False
+    variable: bool
     """Whether it keeps its values from one inference to the next."""
 
     @property
     def itemsize(self) -> int:
         """Bytes of one value (1 where numpy has no such type)."""
-        return np.dtype(self.type).itemsize if self.type in TYPES.values() else 1
+        return np.dtype(self.type).itemsize if self.type in np.sctypeDict else 1
 
 
 @dataclass(frozen=True)
 class FileOperator:
-    """One operator: its TFLite name, indices of its tensors (-1: an input left out), and its options by their names."""
+    """One operator: TFLite name, indices of its tensors (-1: an input left out), and options."""
 
     name: str
     inputs: tuple[int, ...]
@@ -77,25 +68,29 @@ class FileGraph:
     outputs: tuple[int, ...]
     subgraphs: int
 
+    @property
+    def used(self) -> list[int]:
+        """Indices of the tensors that operators read or write."""
+        return sorted({index for operator in self.operators
+                       for index in (*operator.inputs, *operator.outputs)} - {-1})
+
 
 def _ints(values: Any) -> tuple[int, ...]:
     return () if values is None else tuple(int(value) for value in values)
 
 
 def _tensor(tensor: Any, buffers: list[Any], types: dict[int, str]) -> FileTensor:
-    kind = types.get(tensor.type, "unknown")
-    kind = TYPES.get(kind, kind.lower())
-    signature = _ints(tensor.shapeSignature)
-    shape = signature or _ints(tensor.shape)
-    grid, content = tensor.quantization, buffers[tensor.buffer].data
-    data = None
-    if content is not None and len(content) and kind in TYPES.values():
-        data = np.frombuffer(np.asarray(content, np.uint8).tobytes(), kind).reshape(_ints(tensor.shape))
-    scales = () if grid is None or grid.scale is None else tuple(float(scale) for scale in grid.scale)
-    return FileTensor(
-        (tensor.name or b"").decode("utf-8"), kind, shape, scales, _ints(grid.zeroPoint) if grid else (),
-        int(grid.quantizedDimension) if grid else 0, data,
-        bool(tensor.isVariable))
+    kind, grid = types.get(tensor.type, "unknown").lower(), tensor.quantization
+    content, data, scales, zero_points, axis = buffers[tensor.buffer].data, None, (), (), 0
+    if content is not None and len(content) and kind in np.sctypeDict:
+        data = np.frombuffer(np.asarray(content, np.uint8).tobytes(), kind)
+        data = data.reshape(_ints(tensor.shape))
+    if grid is not None:
+        scales = () if grid.scale is None else tuple(float(scale) for scale in grid.scale)
+        zero_points, axis = _ints(grid.zeroPoint), int(grid.quantizedDimension)
+    return FileTensor((tensor.name or b"").decode("utf-8"), kind,
+                      _ints(tensor.shapeSignature) or _ints(tensor.shape), scales, zero_points,
+                      axis, data, bool(tensor.isVariable))
 
 
 def read_graph(path: str | Path) -> FileGraph:
@@ -104,21 +99,24 @@ def read_graph(path: str | Path) -> FileGraph:
     Raises:
         UserError: missing file, not a TFLite file, or a damaged one.
     """
+    from ai_edge_litert import schema_py_generated as schema
+
     with reading(path, "a TFLite file"):
-        format_, content = schema(), Path(path).read_bytes()
+        content = Path(path).read_bytes()
         if content[4:8] != b"TFL3":
             raise ValueError("its identifier is not TFL3")
-        model = format_.ModelT.InitFromObj(format_.Model.GetRootAs(content, 0))
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
         graph = model.subgraphs[0]
         names, types = ({value: name for name, value in vars(kind).items() if isinstance(value, int)}
-                        for kind in (format_.BuiltinOperator, format_.TensorType))
+                        for kind in (schema.BuiltinOperator, schema.TensorType))
         operators = []
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             custom = (code.customCode or b"").decode("utf-8", "replace")
-            name = custom or names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "unknown")
+            builtin = names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "unknown")
             options = dict(vars(operator.builtinOptions)) if operator.builtinOptions else {}
-            operators.append(FileOperator(name, _ints(operator.inputs), _ints(operator.outputs), options))
+            operators.append(FileOperator(
+                custom or builtin, _ints(operator.inputs), _ints(operator.outputs), options))
         tensors = tuple(_tensor(tensor, model.buffers, types) for tensor in graph.tensors)
         found = FileGraph(tuple(operators), tensors, _ints(graph.inputs), _ints(graph.outputs),
                           len(model.subgraphs))
@@ -127,19 +125,17 @@ def read_graph(path: str | Path) -> FileGraph:
 
 
 def _check(graph: FileGraph) -> None:
-    """Refuse what the interpreter trusts and kernels abort the process for.
-
-    Raises:
-        ValueError: tensors read before they are written, or written twice; ends or steps that are
-            none; weights that are no numbers.
+    """Refuse, by a ValueError, what the interpreter trusts and kernels abort the process for:
+    tensors read before they are written, or written twice; ends or steps that are none; weights
+    that are no numbers.
     """
     if not graph.operators or not graph.outputs:
         raise ValueError("it has no operators or no output")
     written = [*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)]
     if len(set(written)) < len(written) or not set(written) <= set(range(len(graph.tensors))):
         raise ValueError("a tensor is written twice, or is none of the file's")
-    known = {index for index, tensor in enumerate(graph.tensors) if tensor.data is not None or tensor.variable
-             or (0 in tensor.shape and index not in written)}
+    known = {index for index, tensor in enumerate(graph.tensors) if tensor.data is not None
+             or tensor.variable or (0 in tensor.shape and index not in written)}
     if known & set(written):
         raise ValueError("a constant is written")
     known |= set(graph.inputs)
@@ -152,23 +148,18 @@ def _check(graph: FileGraph) -> None:
     if not set(graph.outputs) <= known:
         raise ValueError("nothing writes its output")
     for tensor in (graph.tensors[index] for index in (*graph.inputs, *graph.outputs)):
-        if any(side == 0 or side < -1 for side in tensor.shape) or (
-                len(tensor.shape) == 4 and tensor.shape[0] not in (1, -1)):
+        batch = tensor.shape[0] if len(tensor.shape) == 4 else 1
+        if any(side == 0 or side < -1 for side in tensor.shape) or batch not in (1, -1):
             raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}")
         if tensor.type in ("int8", "uint8", "int16") and not tensor.scales:
             raise ValueError(f"{tensor.name} has no scale")
     for tensor in graph.tensors:
-        if not all(STEPS[0] <= scale <= STEPS[1] for scale in tensor.scales if tensor.type != "int32"):
+        if tensor.type != "int32" and not all(
+                STEPS[0] <= scale <= STEPS[1] for scale in tensor.scales):
             raise ValueError(f"{tensor.name} has the scale {min(tensor.scales)}")
-        if tensor.data is not None and tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
+        if tensor.type.startswith("float") and not (
+                tensor.data is None or np.isfinite(tensor.data).all()):
             raise ValueError(f"weights that are no numbers in {tensor.name}")
-
-
-LOCAL = frozenset((
-    "ADD", "CAST", "CONCATENATION", "DEPTH_TO_SPACE", "DEQUANTIZE", "GATHER", "MAXIMUM", "MINIMUM", "MUL", "PACK",
-    "PAD", "PRELU", "QUANTIZE", "RELU", "RELU6", "RESHAPE", "SHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "TILE",
-    "TRANSPOSE"))
-"""TFLite operators that, as upscalers use them, look at no neighbouring pixel (TRANSPOSE and RESHAPE: PixelShuffle)."""
 
 
 def file_reach(graph: FileGraph) -> tuple[int | None, int]:
@@ -195,33 +186,28 @@ def file_reach(graph: FileGraph) -> tuple[int | None, int]:
     return (None if not ends or None in ends else math.ceil(max(ends))), stride
 
 
-def _strided(size: int, stride: int) -> int:
-    """How far a window looks from any of the `stride` pixels that its one result stands for."""
-    return max(stride - 1 + (size - 1) // 2, size - 1 - max(0, size - stride) // 2)
-
-
 def _window(operator: FileOperator, graph: FileGraph) -> tuple[int | None, Fraction]:
-    """Pixels of its input that an operator looks to either side (None: all of them), and its stride."""
+    """Pixels that an operator looks to either side (None: all of them), and its stride."""
     options = operator.options
+    stride = max(options.get("strideH", 1), options.get("strideW", 1))
     match operator.name:
-        case "CONV_2D" | "DEPTHWISE_CONV_2D":
-            sides = graph.tensors[operator.inputs[1]].shape[1:3]
-            sizes = [(side - 1) * options[f"dilation{axis}Factor"] + 1
-                     for side, axis in zip(sides, "HW", strict=True)]
-            stride = max(options["strideH"], options["strideW"])
-            return _strided(max(sizes), stride), Fraction(stride)
-        case "AVERAGE_POOL_2D" | "MAX_POOL_2D":
-            stride = max(options["strideH"], options["strideW"])
-            return _strided(max(options["filterHeight"], options["filterWidth"]), stride), Fraction(stride)
+        case "CONV_2D" | "DEPTHWISE_CONV_2D" | "AVERAGE_POOL_2D" | "MAX_POOL_2D":
+            if "CONV" in operator.name:
+                sides = graph.tensors[operator.inputs[1]].shape[1:3]
+                size = max((side - 1) * options[f"dilation{axis}Factor"] + 1
+                           for side, axis in zip(sides, "HW", strict=True))
+            else:
+                size = max(options["filterHeight"], options["filterWidth"])
+            # from any of the `stride` pixels that its one result stands for
+            looked = max(stride - 1 + (size - 1) // 2, size - 1 - max(0, size - stride) // 2)
+            return looked, Fraction(stride)
         case "TRANSPOSE_CONV":
-            stride = max(options["strideH"], options["strideW"])
-            return -(-max(graph.tensors[operator.inputs[1]].shape[1:3]) // stride), Fraction(1, stride)
-        case "RESIZE_BILINEAR" | "RESIZE_NEAREST_NEIGHBOR":  # its scale is known only when it runs; it enlarges
+            sides = graph.tensors[operator.inputs[1]].shape[1:3]
+            return -(-max(sides) // stride), Fraction(1, stride)
+        case "RESIZE_BILINEAR" | "RESIZE_NEAREST_NEIGHBOR":  # enlarges, by how much a run tells
             return 1, Fraction(1)
         case "DEPTH_TO_SPACE":
             return 0, Fraction(1, options["blockSize"])
         case "SPACE_TO_DEPTH":
             return options["blockSize"] - 1, Fraction(options["blockSize"])
-        case name if name in LOCAL:
-            return 0, Fraction(1)
-    return None, Fraction(1)
+    return (0 if operator.name in LOCAL else None), Fraction(1)

@@ -1,7 +1,8 @@
-"""What an NPU would make of a fixed-shape INT8 file: Arm's Vela compiler, which anyone can run (issue of Table A).
+"""What an NPU would make of a fixed-shape INT8 file: Arm's Vela compiler (paper, Table A).
 
-Vela compiles for Ethos-U NPUs, says which operators it leaves to the CPU and estimates cycles and memory traffic. That
-is an estimate on another device than the challenge's phone; it ranks graph forms, it does not predict 41.1 ms.
+Vela compiles for Ethos-U NPUs, says which operators it leaves to the CPU and estimates cycles and
+memory traffic. That is an estimate on another device than the challenge's phone; it ranks graph
+forms, it does not predict 41.1 ms.
 """
 
 import csv
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,63 +27,44 @@ def vela_available() -> bool:
     return find_spec("ethosu") is not None
 
 
-def _run_vela(path: Path, accelerator: str, folder: Path) -> str:
-    command = [sys.executable, "-m", "ethosu.vela", str(path), "--accelerator-config", accelerator,
-               "--output-dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-        raise UserError(f"Vela cannot compile {path} for {accelerator}: {last[0]}. Give it a fixed-shape INT8 file.")
-    return done.stdout
-
-
-def estimate_npu(path: str | Path, accelerator: str = "ethos-u65-512") -> dict[str, Any]:
-    """Vela's estimate for one fixed-shape INT8 file.
-
-    Args:
-        path: `student_fixed_int8.tflite` or the authors' `model.tflite`.
-        accelerator: one of `ACCELERATORS`.
+def estimate_npu(
+    path: str | Path, accelerators: Sequence[str] = ACCELERATORS,
+) -> list[dict[str, Any]]:
+    """Vela's estimates for one fixed-shape INT8 file; none where the extra `npu` is not installed.
 
     Returns:
-        `operators_npu`, `operators_cpu` (counts), `cpu_operators` (names), `cycles_npu` (NPU part alone),
-        `cycles_total` (with memory stalls), `sram_bytes`, `dram_bytes` (traffic of one inference), `sram_used_bytes`,
-        `clock_hz`, `ms` (NPU part; CPU operators come on top and have no estimate), `note`.
+        One dict an accelerator: `operators_npu`, `operators_cpu` (counts), `cpu_operators` (names),
+        `cycles_npu` (NPU part alone), `cycles_total` (with memory stalls), `sram_bytes`,
+        `dram_bytes` (traffic of one inference), `sram_used_bytes`, `clock_hz`, `ms` (NPU part; CPU
+        operators come on top and have no estimate), `note`.
 
     Raises:
-        UserError: the extra is missing, or Vela does not accept the file.
+        UserError: Vela does not accept the file.
     """
-    path = Path(path)
-    if not vela_available():
-        raise UserError("the NPU estimate needs ethos-u-vela, which is not installed. Run: pip install "
-                        "'.[npu]' in a clone.")
-    if accelerator not in ACCELERATORS:
-        raise UserError(f"unknown accelerator {accelerator!r}. Choose one of {', '.join(ACCELERATORS)}.")
-    if not path.is_file():
-        raise UserError(f"no TFLite file at {path}. Name an existing file.")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        text = _run_vela(path, accelerator, folder)
-        summaries = sorted(folder.glob("*_summary_*.csv"))
-        if not summaries:
-            raise UserError(f"Vela left no summary for {path}: nothing of it runs on the NPU. Give it an INT8 file.")
+    return [_estimate(Path(path), name) for name in accelerators] if vela_available() else []
+
+
+def _estimate(path: Path, accelerator: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ethosu.vela", str(path), "--accelerator-config",
+                   accelerator, "--output-dir", folder]
+        done = subprocess.run(command, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        summaries = sorted(Path(folder).glob("*_summary_*.csv"))
+        if done.returncode or not summaries:
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+            raise UserError(f"Vela cannot compile {path} for {accelerator}: {last[0]}. Give it a "
+                            "fixed-shape INT8 file.")
         with summaries[0].open(newline="", encoding="utf-8") as file:
             row = list(csv.DictReader(file))[-1]
-    counts = {kind: int(found[1]) if (found := re.search(rf"^{kind} operators = (\d+)", text, re.M)) else 0
-              for kind in ("NPU", "CPU")}
-    left = re.findall(r"^Warning \(supported operators\) operator: (\w+)", text, re.M)
-    clock = float(row["core_clock"])
-    cycles = int(float(row["cycles_total"]))
+    counts = dict(re.findall(r"^(NPU|CPU) operators = (\d+)", done.stdout, re.M))
+    left = re.findall(r"^Warning \(supported operators\) operator: (\w+)", done.stdout, re.M)
+    clock, cycles = float(row["core_clock"]), int(float(row["cycles_total"]))
     return {
         "accelerator": accelerator, "memory": row["memory_mode"], "system": row["system_config"],
-        "operators_npu": counts["NPU"], "operators_cpu": counts["CPU"], "cpu_operators": left,
-        "cycles_npu": int(float(row["cycles_npu"])), "cycles_total": cycles,
-        "sram_bytes": int(float(row["sram_total_bytes"])), "dram_bytes": int(float(row["dram_total_bytes"])),
+        "operators_npu": int(counts.get("NPU", 0)), "operators_cpu": int(counts.get("CPU", 0)),
+        "cpu_operators": left, "cycles_npu": int(float(row["cycles_npu"])), "cycles_total": cycles,
+        "sram_bytes": int(float(row["sram_total_bytes"])),
+        "dram_bytes": int(float(row["dram_total_bytes"])),
         "sram_used_bytes": round(1024 * float(row["sram_memory_used"])),
         "clock_hz": clock, "ms": 1e3 * cycles / clock, "note": NOTE}
-
-
-def estimate_if_available(path: str | Path, accelerators: tuple[str, ...] = ACCELERATORS) -> list[dict[str, Any]]:
-    """`estimate_npu` for each accelerator; an empty list where the extra `npu` is not installed."""
-    if not vela_available():
-        return []
-    return [estimate_npu(path, accelerator) for accelerator in accelerators]

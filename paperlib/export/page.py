@@ -1,7 +1,8 @@
 """One self-contained HTML page that enlarges pictures in a browser, offline (paper section 7).
 
-LiteRT.js (Apache-2.0) is fetched by npm at a pinned version when the page is built, checked against a pinned hash, and
-put into the page with the fixed uint8 form of the student. The page contacts nothing: its security policy forbids it.
+LiteRT.js (Apache-2.0) is fetched by npm at a pinned version when the page is built, checked against
+a pinned hash, and put into the page with the fixed uint8 form of the student. The page contacts
+nothing: its security policy forbids it.
 """
 
 import base64
@@ -24,13 +25,16 @@ from paperlib.student.graph import receptive_radius
 VERSION = "2.5.3"
 INTEGRITY = {
     "core": "PlGmbMOq9WitX7FO0jhbdJw9GthatsyuCQXjTt/wJZo0FLaw48q4tz8IwqgqCIkviYGr9OFDL1kCnN4nzWoyJQ==",
-    "wasm-utils": "4fJiw6tBQnIs+0jH/OQ16nYOiSl8/+zZnn5h2ul8aTKHi05sVqZW580Tmk78pC2kT39A9OYBVdFawteZ/sI1kQ=="}
+    "wasm-utils":
+        "4fJiw6tBQnIs+0jH/OQ16nYOiSl8/+zZnn5h2ul8aTKHi05sVqZW580Tmk78pC2kT39A9OYBVdFawteZ/sI1kQ=="}
 """Packages of @litertjs at `VERSION` and their SHA-512, as npm states it."""
 BINARY = "litert_wasm_compat_internal"
-"""Of the four builds in the package the one without relaxed SIMD: every browser gives the same pixels."""
+"""Of the four builds in the package the one without relaxed SIMD: the same pixels in every browser."""
 TILE = 256
+"""LR pixels a side of the network's fixed input."""
 SIDE, MEGAPIXELS = 3000, 4
-"""Largest picture that the page takes; its result is nine times as large, in a browser's memory several times over."""
+"""Largest picture that the page takes; its result is nine times as large, in a browser's memory
+several times over."""
 
 
 def fetch_litert(folder: Path | None = None) -> dict[str, Path]:
@@ -43,80 +47,71 @@ def fetch_litert(folder: Path | None = None) -> dict[str, Path]:
     archives = {name: folder / f"litertjs-{name}-{VERSION}.tgz" for name in INTEGRITY}
     for name, archive in archives.items():
         if not archive.is_file():
-            _pack(name, folder)
+            _pack(name, archive)
         found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
         if found != INTEGRITY[name]:
             archive.unlink()
-            raise UserError(f"{archive} is not @litertjs/{name} {VERSION}: its SHA-512 is {found[:16]}…, not "
-                            f"{INTEGRITY[name][:16]}…. It was deleted; run `paperlib page` again.")
+            raise UserError(f"{archive} is not @litertjs/{name} {VERSION}: its SHA-512 is "
+                            f"{found[:16]}…, not {INTEGRITY[name][:16]}…. It was deleted; run "
+                            "`paperlib page` again.")
     return archives
 
 
-def _pack(name: str, folder: Path) -> None:
+def _pack(name: str, archive: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"the page needs @litertjs/{name}, which npm fetches, and there is no npm here. Install it "
-                        "(Debian: apt install npm), or build the page on another machine: it runs anywhere.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+        raise UserError(f"the page needs @litertjs/{name}, which npm fetches, and there is no npm "
+                        "here. Install it (Debian: apt install npm), or build the page on another "
+                        "machine: it runs anywhere.")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent) as place:
         command = [npm, "pack", f"@litertjs/{name}@{VERSION}", "--pack-destination", place]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
         made = list(Path(place).glob("*.tgz"))
         if done.returncode or not made:
-            last = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no message")
-            raise UserError(f"npm cannot fetch @litertjs/{name}@{VERSION} ({last.strip()}). Connect to the network and "
-                            "run `paperlib page` again.")
-        made[0].replace(folder / f"litertjs-{name}-{VERSION}.tgz")
+            errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            raise UserError(f"npm cannot fetch @litertjs/{name}@{VERSION} "
+                            f"({(errors or ['no message'])[0].strip()}). Connect to the network "
+                            "and run `paperlib page` again.")
+        made[0].replace(archive)
 
 
 def _member(archive: Path, name: str) -> bytes:
     with tarfile.open(archive) as file:
-        content = file.extractfile(f"package/{name}")
-        if content is None:
-            raise UserError(f"{archive} has no {name}. Delete it and run `paperlib page` again.")
-        return content.read()
+        return file.extractfile(f"package/{name}").read()
 
 
 def _script(archives: dict[str, Path]) -> str:
-    """LiteRT.js and its helper as one classic script, since a page from `file://` has no modules to import."""
-    export, source = r"^export \{[^}]*\};$", r"^//# sourceMappingURL=.*$"
-    parts = []
-    for name in ("wasm-utils", "core"):
-        text = _member(archives[name], "dist/index.js").decode("utf-8")
-        text, exports = re.subn(export, "", text, flags=re.M)
-        text = re.sub(source, "", text, flags=re.M)
-        text, imports = re.subn(r'^import \{ createWasmLib \} from "@litertjs/wasm-utils";$', "", text, flags=re.M)
-        if (exports, imports) != (1, int(name == "core")) or re.search(r"^(import|export)\b", text, re.M):
-            raise UserError(f"@litertjs/{name} {VERSION} is not built as expected. Report this; the version is pinned.")
-        parts.append(text)
-    return "\n".join(parts)
+    """LiteRT.js and its helper as one classic script: a page from `file://` cannot import modules."""
+    modules = r"^(export \{[^}]*\};|import \{[^}]*\} from .*|//# sourceMappingURL=.*)$"
+    return "\n".join(
+        re.sub(modules, "", _member(archives[name], "dist/index.js").decode("utf-8"), flags=re.M)
+        for name in ("wasm-utils", "core"))
 
 
 def _packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
-def build_page(out: str | Path, tile: int = TILE) -> Path:
+def build_page(out: str | Path) -> Path:
     """Write the page for the bundled student; returns its path.
-
-    Args:
-        tile: LR pixels a side of the network's fixed input.
 
     Raises:
         UserError: LiteRT.js cannot be had (see `fetch_litert`), or the file cannot be written.
     """
-    archives, qgraph, folder = fetch_litert(), shipped_graph(), Path(__file__).parent
+    archives, qgraph = fetch_litert(), shipped_graph()
     with tempfile.TemporaryDirectory() as place:
-        model = export_tflite(qgraph, Path(place) / "student_fixed_uint8.tflite", tile, tile, pixels="uint8")
+        file = Path(place) / "student_fixed_uint8.tflite"
+        model = export_tflite(qgraph, file, TILE, TILE, pixels="uint8")
         content, digest = model.read_bytes(), sha256_file(model)
     values = {
-        "SIDE": str(SIDE), "MEGAPIXELS": str(MEGAPIXELS), "TILE": str(tile), "OVERLAP": str(2 * receptive_radius(
-            qgraph.graph)),
-        "MODEL": model.name, "MODEL_SHA256": digest, "MODEL_DATA": base64.b64encode(content).decode(),
+        "SIDE": str(SIDE), "MEGAPIXELS": str(MEGAPIXELS), "TILE": str(TILE),
+        "OVERLAP": str(2 * receptive_radius(qgraph.graph)), "MODEL": model.name,
+        "MODEL_SHA256": digest, "MODEL_DATA": base64.b64encode(content).decode(),
         "PACKAGES": ", ".join(f"@litertjs/{name} {VERSION}" for name in INTEGRITY),
         "LICENCE": html.escape((root() / "LICENSE").read_text(encoding="utf-8")),
         "LITERT": _packed(_script(archives).encode()),
         "LOADER": _packed(_member(archives["core"], f"wasm/{BINARY}.js")),
         "WASM": _packed(_member(archives["core"], f"wasm/{BINARY}.wasm"))}
-    text = (folder / "page.html").read_text(encoding="utf-8")
+    text = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return write_text(out, re.sub(r"@@([A-Z_0-9]+)@@", lambda found: values[found[1]], text))

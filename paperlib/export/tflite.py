@@ -1,7 +1,8 @@
-"""TFLite files as upscalers: ours and the authors', dynamic or fixed shape, INT8 or float (paper sections 5 and 6)."""
+"""TFLite files as upscalers: ours and anybody's, dynamic or fixed shape, INT8 or float (paper
+sections 5 and 6)."""
 
 import math
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +16,13 @@ from paperlib.files import reading, sha256_file
 from paperlib.settings import SCALE
 
 MOST_BYTES = 2 << 30
-"""Largest estimated working memory that a file is run with: the bundled one takes 0.4 GB at 1280×720."""
+"""Largest estimated working memory that a file is run with: the bundled one takes 0.4 GB at
+1280×720."""
 
 
-@cache
-def interpreter_module() -> tuple[Any, str]:
-    """The interpreter's module and its name: `ai_edge_litert` where installed, else TensorFlow's."""
-    try:
-        from ai_edge_litert import interpreter
-
-        return interpreter, "ai_edge_litert"
-    except ImportError:
-        from paperlib.export.tf_graph import tensorflow
-
-        return tensorflow().lite, "tf.lite"
-
-
-def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -> tuple[Any, FileGraph]:
+def open_interpreter(
+    path: str | Path, threads: int = 1, xnnpack: bool = True,
+) -> tuple[Any, FileGraph]:
     """An interpreter for a .tflite file, tensors not yet allocated, and what the file holds.
 
     Args:
@@ -41,15 +32,16 @@ def open_interpreter(path: str | Path, threads: int = 1, xnnpack: bool = True) -
     Raises:
         UserError: missing, damaged, or too large for its own input size.
     """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
     graph = read_graph(path)
     shape = graph.tensors[graph.inputs[0]].shape if graph.inputs else ()
     if len(shape) == 4 and -1 not in shape:
         check_size(graph, path, *shape[1:3])
-    module, _ = interpreter_module()
-    resolver = module.experimental.OpResolverType if hasattr(module, "experimental") else module.OpResolverType
-    kind = resolver.AUTO if xnnpack else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    kind = "AUTO" if xnnpack else "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
     with reading(path, "a TFLite file"), silence_native_stderr(tell=False):
-        return module.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kind), graph
+        return Interpreter(str(path), num_threads=threads,
+                           experimental_op_resolver_type=OpResolverType[kind]), graph
 
 
 def check_size(graph: FileGraph, path: str | Path, height: int, width: int) -> None:
@@ -57,21 +49,20 @@ def check_size(graph: FileGraph, path: str | Path, height: int, width: int) -> N
 
     Counted is the largest of: the feature maps that one operator reads and writes, by the shapes
     that the file states, and those that its kernels must give, whatever it states.
-
-    Raises:
-        UserError: it would.
     """
     need = 0
     for operator in graph.operators:
         ends = [graph.tensors[index] for index in {*operator.inputs, *operator.outputs} - {-1}]
         kernels = [tensor.shape[0] for tensor in ends if len(tensor.shape) == 4]
         channels = max(kernels, default=27) if operator.name == "CONV_2D" else 27
-        stated = sum(math.prod(max(side, 1) for side in tensor.shape) * tensor.itemsize for tensor in ends)
+        stated = sum(math.prod(max(side, 1) for side in tensor.shape) * tensor.itemsize
+                     for tensor in ends)
         item = max(tensor.itemsize for tensor in ends)
         need = max(need, stated, 2 * height * width * channels * min(item, 4))
     if need > MOST_BYTES:
-        raise UserError(f"{path} would take about {need / 1e9:.1f} GB for its input of {width}×{height} "
-                        f"pixels; the limit is {MOST_BYTES / 1e9:.1f} GB. Export it with a smaller input.")
+        raise UserError(f"{path} would take about {need / 1e9:.1f} GB for its input of "
+                        f"{width}×{height} pixels; the limit is {MOST_BYTES / 1e9:.1f} GB. Export "
+                        "it with a smaller input.")
 
 
 def allocate(interpreter: Any, graph: FileGraph, path: str | Path, height: int, width: int) -> None:
@@ -81,11 +72,12 @@ def allocate(interpreter: Any, graph: FileGraph, path: str | Path, height: int, 
         UserError: it would take too much, or its operators do not fit each other.
     """
     check_size(graph, path, height, width)
-    with reading(path, f"a TFLite file for {width}×{height} pixels"), silence_native_stderr(tell=False):
+    what = f"a TFLite file for {width}×{height} pixels"
+    with reading(path, what), silence_native_stderr(tell=False):
         for entry in interpreter.get_input_details():
-            shape = [int(side) for side in entry["shape_signature"]]
-            if -1 in shape:
-                size = [1, height, width, max(1, shape[-1])] if len(shape) == 4 else [max(1, n) for n in shape]
+            shape = [max(1, int(side)) for side in entry["shape_signature"]]
+            if -1 in entry["shape_signature"]:
+                size = [1, height, width, shape[-1]] if len(shape) == 4 else shape
                 interpreter.resize_tensor_input(entry["index"], size)
         interpreter.allocate_tensors()
 
@@ -106,8 +98,9 @@ def grid_peaks(path: str | Path, scales: tuple[float, float]) -> tuple[float, fl
 class TFLiteUpscaler:
     """A ×3 upscaler from a .tflite file: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255.
 
-    A dynamic file is resized to each image; a fixed one sees overlapping tiles (`paperlib.data.tiles`).
-    Its own values are 0..255 or 0..1: an integer file's grid says which, a float file is tried.
+    A dynamic file is resized to each image; a fixed one sees overlapping tiles
+    (`paperlib.data.tiles`). Its own values are 0..255 or 0..1: an integer file's grid says which,
+    a float file is tried.
 
     Args:
         path: INT8 or float file with one (1, H, W, 3) input and one (1, 3H, 3W, 3) output, RGB.
@@ -115,62 +108,61 @@ class TFLiteUpscaler:
         overlap: LR pixels that neighbouring tiles of a fixed file share; no seams from twice the
             reach on (the student's is 10). Default: that, and at least 24.
         xnnpack: False runs the built-in kernels.
-        borders: of a fixed file. "true": what the dynamic file gives; "reflected": the authors' padding and tiles
-            (`paperlib.data.tiles.run_padded`).
+        borders: of a fixed file. "true": what the dynamic file gives; "reflected": the authors'
+            padding and tiles (`paperlib.data.tiles.run_padded`).
 
     Raises:
         UserError: missing file, not TFLite, or other inputs and outputs.
     """
 
-    def __init__(self, path: str | Path, threads: int = 2, overlap: int | None = None, xnnpack: bool = True,
-                 borders: Literal["true", "reflected"] = "true") -> None:
-        self.path, self.borders = Path(path), borders
+    def __init__(
+        self, path: str | Path, threads: int = 2, overlap: int | None = None, xnnpack: bool = True,
+        borders: Literal["true", "reflected"] = "true",
+    ) -> None:
+        self.path, self.borders, self.name = Path(path), borders, Path(path).name
+        self._threads, self._xnnpack = threads, xnnpack
         self._interpreter, self._graph = open_interpreter(path, threads, xnnpack)
-        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        self._check(inputs, outputs)
-        self.input, self.output = inputs[0], outputs[0]
-        signature = self.input["shape_signature"]
-        height, width = map(int, signature[1:3])  # an open batch counts as one
+        ends = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self._check(*ends)
+        self.input, self.output = ends[0][0], ends[1][0]
+        height, width = map(int, self.input["shape_signature"][1:3])  # an open batch counts as one
         self.fixed: tuple[int, int] | None = None if -1 in (height, width) else (height, width)
         """Input height and width of a fixed file; None: any size."""
         self._size: tuple[int, int] | None = None
+        self.radius, self._stride = file_reach(self._graph)
+        """How many LR pixels away a pixel can still change the result; None: not known."""
         self.overlap = max(24, 2 * (self.radius or 0)) if overlap is None else overlap
-        self.name = self.path.name
         self._float = self.input["dtype"] == np.float32
         if not self._float:
-            self.peaks = grid_peaks(path, tuple(end["quantization"][0] for end in (inputs[0], outputs[0])))
-        self._threads, self._xnnpack = threads, xnnpack
+            self.peaks = grid_peaks(path, (self.input["quantization"][0],
+                                           self.output["quantization"][0]))
 
     def _check(self, inputs: list[dict], outputs: list[dict]) -> None:
-        shapes = [tuple(int(size) for size in d["shape_signature"]) for d in (*inputs, *outputs)]
-        kinds = {np.dtype(d["dtype"]).name for d in (*inputs, *outputs)}
+        shapes = [tuple(map(int, end["shape_signature"])) for end in (*inputs, *outputs)]
+        kinds = {np.dtype(end["dtype"]).name for end in (*inputs, *outputs)}
         image = all(len(shape) == 4 and shape[3] == 3 for shape in shapes) and len(shapes) == 2
         if not image or kinds not in ({"int8"}, {"uint8"}, {"float32"}):
-            raise UserError(f"{self.path} is no RGB upscaler: it maps {shapes[: len(inputs)]} to "
-                            f"{shapes[len(inputs):]} as {', '.join(sorted(kinds))}. Name a ×{SCALE} RGB model.")
-        sizes = list(zip(shapes[0][1:3], shapes[1][1:3], strict=True))
-        if any(small > 0 and large > 0 and large != SCALE * small for small, large in sizes):
-            raise UserError(f"{self.path} does not upscale ×{SCALE}: {shapes[0]} → {shapes[1]}. Name a ×{SCALE} model.")
+            raise UserError(
+                f"{self.path} is no RGB upscaler: it maps {shapes[: len(inputs)]} to "
+                f"{shapes[len(inputs):]} as {', '.join(sorted(kinds))}. Name a ×{SCALE} RGB model.")
+        if any(small > 0 and large > 0 and large != SCALE * small
+               for small, large in zip(shapes[0][1:3], shapes[1][1:3], strict=True)):
+            raise UserError(f"{self.path} does not upscale ×{SCALE}: {shapes[0]} → {shapes[1]}. "
+                            f"Name a ×{SCALE} model.")
 
     @property
     def about(self) -> dict[str, Any]:
         """Provenance: file, hash, interpreter, delegate, threads."""
         return {
-            "file": str(self.path), "sha256": sha256_file(self.path), "interpreter": interpreter_module()[1],
-            "kernels": "XNNPACK" if self._xnnpack else "built-in", "threads": self._threads,
-            "precision": np.dtype(self.input["dtype"]).name, "fixed_input": self.fixed, "borders": self.borders,
-            "values": self.values}
-
-    @property
-    def radius(self) -> int | None:
-        """How many LR pixels away a pixel can still change the result; None where an operator is not known."""
-        return file_reach(self._graph)[0]
+            "file": str(self.path), "sha256": sha256_file(self.path),
+            "interpreter": "ai_edge_litert", "kernels": "XNNPACK" if self._xnnpack else "built-in",
+            "threads": self._threads, "precision": np.dtype(self.input["dtype"]).name,
+            "fixed_input": self.fixed, "borders": self.borders, "values": self.values}
 
     @property
     def stride(self) -> int:
         """Heights, widths and places of tiles are multiples of it, in LR pixels."""
-        stride = file_reach(self._graph)[1]
-        return 1 if self.fixed and any(side % stride for side in self.fixed) else stride
+        return 1 if self.fixed and any(side % self._stride for side in self.fixed) else self._stride
 
     @cached_property
     def peaks(self) -> tuple[float, float]:
@@ -190,7 +182,7 @@ class TFLiteUpscaler:
         far, near = self._run(255 * lr), self._run(lr)
         if far.min() < -0.1 and far.max() <= 1:
             raise UserError(f"{self.path} gives values of -1..1. Export it with 0..255 or 0..1.")
-        errors = [float(np.sqrt(np.mean((np.clip(sr, 0, 1) - wanted)**2))) for sr in (far / 255, near)]
+        errors = [np.sqrt(np.mean((np.clip(sr, 0, 1) - wanted)**2)) for sr in (far / 255, near)]
         unit = far.max() <= 1 or (errors[1] < 0.06 and errors[1] < 0.8 * errors[0])
         return (1.0, 1.0) if unit else (255.0, 255.0)
 
@@ -212,7 +204,7 @@ class TFLiteUpscaler:
         """uint8 pixels as the file's input type."""
         scale, zero_point = self.input["quantization"]
         values, peak = lr.astype(np.float32), self.peaks[0]
-        if self.input["dtype"] == np.float32:
+        if self._float:
             return values if peak == 255 else values / np.float32(255)
         limits = np.iinfo(self.input["dtype"])
         q = np.round(values / np.float32(scale * 255 / peak)) + zero_point
@@ -222,7 +214,7 @@ class TFLiteUpscaler:
         """The file's output as float32, clipped to 0..255."""
         scale, zero_point = self.output["quantization"]
         values, peak = raw.astype(np.float32), self.peaks[1]
-        if self.output["dtype"] != np.float32:
+        if not self._float:
             values = (values - zero_point) * np.float32(scale)
         return np.clip(values if peak == 255 else values * np.float32(255), 0.0, 255.0)
 

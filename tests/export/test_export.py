@@ -123,8 +123,6 @@ def test_rows_form_has_the_same_output(tmp_path, qgraph):
     assert "DEPTH_TO_SPACE" not in inspect_tflite(rows)["operators"]
     picture = IMAGES[0][:12, :14]
     assert np.array_equal(TFLiteUpscaler(rows, 1).raw(picture), TFLiteUpscaler(usual, 1).raw(picture))
-    with pytest.raises(ValueError, match="fixed"):
-        export_tflite(qgraph, tmp_path / "c.tflite", upsample="rows")
 
 
 def test_rows_form_of_the_anchor(tmp_path):

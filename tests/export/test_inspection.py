@@ -8,7 +8,7 @@ from networks import deployed
 
 from paperlib.cli import main
 from paperlib.errors import UserError
-from paperlib.export.convert import export_float, export_tflite, parity_images
+from paperlib.export.convert import export_tflite, parity_images
 from paperlib.export.flatbuffer import file_reach, read_graph
 from paperlib.export.inspection import describe, inspect_model
 from paperlib.export.tf_graph import tensorflow
@@ -53,7 +53,7 @@ def test_a_file_and_its_checkpoint_agree(tmp_path, qat):
     fused = deployed("repdw")
     float_one = inspect_model(save_student(fused, tmp_path / "fused.safetensors"))
     assert float_one["macs_per_lr_pixel"] == macs_per_lr_pixel(deployment_graph(fused))
-    float_file = inspect_model(export_float(deployment_graph(fused), tmp_path / "b.tflite"), 32, 48)
+    float_file = inspect_model(export_tflite(deployment_graph(fused), tmp_path / "b.tflite"), 32, 48)
     assert float_file["precision"] == "float32"
     assert float_file["macs_per_lr_pixel"] == float_one["macs_per_lr_pixel"]
     assert float_file["radius"] == float_one["radius"]

@@ -12,7 +12,7 @@ from skimage.data import coffee
 
 from paperlib.cli import main
 from paperlib.errors import UserError
-from paperlib.export.convert import export_float, export_tflite
+from paperlib.export.convert import export_tflite
 from paperlib.export.inspection import inspect_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
@@ -113,7 +113,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
     with torch.no_grad():
         student.stem.weight[0, 0, 0, 0] = float("nan")
-    path = export_float(deployment_graph(student), tmp_path / "nan.tflite")
+    path = export_tflite(deployment_graph(student), tmp_path / "nan.tflite")
     with pytest.raises(UserError, match="no numbers"):
         TFLiteUpscaler(path)
 
