@@ -128,7 +128,7 @@ def upscale(args: argparse.Namespace) -> int:
     with _progress("picture") as progress:
         done, failed = upscale_files(
             args.inputs, args.out, upscaler, lambda line: print(one_line(line)), progress,
-            recursive=args.recursive, skip_existing=args.skip_existing)
+            recursive=args.recursive, skip_existing=args.skip_existing, strip=args.strip)
     if not done and len(failed) == 1:
         raise UserError(failed[0])
     print(f"{len(done)} enlarged with {_named(upscaler)}, {len(failed)} failed")
@@ -355,6 +355,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
     command.add_argument("--recursive", action="store_true", help="subfolders too, kept as they are")
     command.add_argument("--skip-existing", action="store_true", help="leave results that are there")
+    command.add_argument("--strip", action="store_true",
+                         help="leave out EXIF (with its place), XMP, texts and resolution")
 
     command = add(inspect, "What a model file is: precision, operators, input and output, MACs, reach.",
                   "json")

@@ -26,6 +26,7 @@ from paperlib.data.images import (
     read_picture,
     write_picture,
 )
+from paperlib.data.metadata import Metadata
 from paperlib.data.tiles import run_tiled, to_multiple
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import Upscaler
@@ -142,7 +143,7 @@ def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
     return replace(picture, rgb=upscale_pixels(upscaler, rgb), alpha=alpha, notes=notes)
 
 
-def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:
+def upscale_file(upscaler: Upscaler, source: Path, target: Path, strip: bool = False) -> Picture:
     """Enlarge one picture into a file; returns the result.
 
     Raises:
@@ -150,6 +151,8 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path) -> Picture:
             written.
     """
     picture = read_picture(source, ENLARGED)
+    if strip:  # what its colours mean stays
+        picture.metadata = Metadata(chunks=picture.metadata.chunks)
     height, width = (side * SCALE for side in picture.rgb.shape[:2])
     check_writable(target, height, width, picture.is_transparent)
     try:
@@ -228,7 +231,7 @@ def find_inputs(
 def upscale_files(
     inputs: Sequence[str | Path], out: str | Path, upscaler: Upscaler,
     log: Callable[[str], None] | None = None, progress: Progress | None = None, *,
-    recursive: bool = False, skip_existing: bool = False,
+    recursive: bool = False, skip_existing: bool = False, strip: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Enlarge pictures ×3 into a folder, as `<name>_x3` in their own format; goes on after one that
     fails.
@@ -240,6 +243,7 @@ def upscale_files(
         progress: called with (done, total) after each picture.
         recursive: take a folder's subfolders too, and make the same ones in `out`.
         skip_existing: leave results that are there as they are.
+        strip: write no metadata but those of colour.
 
     Returns:
         The files written, and a message for each input that could not be enlarged.
@@ -267,7 +271,7 @@ def upscale_files(
             if target.resolve() in left or (skip_existing and target.exists()):
                 kept += 1
             else:
-                picture = upscale_file(upscaler, path, target)
+                picture = upscale_file(upscaler, path, target, strip)
                 done.append(target)
                 if log:
                     height, width = picture.rgb.shape[:2]

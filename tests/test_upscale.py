@@ -154,8 +154,8 @@ def test_what_memory_cannot_take_is_refused_before_it_is_decoded(tmp_path, monke
     small, large = (save(coffee()[:side, :side], tmp_path / f"{side}.png") for side in (20, 40))
     for module in (images, upscale):
         monkeypatch.setattr(module, "free_memory", lambda: upscale.ENLARGED * 1_000)
-    monkeypatch.setattr(images, "_decode", lambda image, decode=images._decode: (
-        decode(image) if image.width == 20 else pytest.fail("decoded")))
+    monkeypatch.setattr(images, "_decode", lambda image, path, decode=images._decode: (
+        decode(image, path) if image.width == 20 else pytest.fail("decoded")))
     lines = []
     done, (failed,) = upscale_files([small, large], tmp_path / "out", BICUBIC, lines.append)
     assert [path.name for path in done] == ["20_x3.png"]

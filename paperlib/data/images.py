@@ -8,7 +8,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
+from paperlib.data.metadata import Metadata, read_metadata, save_options
 from paperlib.environment import silence_native_stderr
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, explain, reading
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic",
+              ".heif", ".jxl")
+"""Names of pictures in a folder; those of kinds that cannot be read are named too, and refused."""
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"] + ["AVIF"] * features.check("avif")
 """What is opened, by content, whatever the name says. Pillow hands others to helper programs (EPS:
 Ghostscript)."""
+FOREIGN = {name: re.compile(beginning, re.DOTALL) for name, beginning in {
+    "HEIC": rb"....ftyp(hei|hev|mif1|msf1)", "AVIF": rb"....ftypavi",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG 2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
+    "Photoshop": rb"8BPS", "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg", "PDF": rb"%PDF"}.items()}
+"""Kinds that are refused by their names, and how their files begin."""
 DECODED = 18
 """Bytes of memory a pixel while a picture is read: Pillow's 4, those converted, and the array."""
 SAVE_OPTIONS = {
@@ -72,6 +80,7 @@ class Picture:
         icc: embedded colour profile, valid for these pixels.
         lossless: whether it was read from a lossless WebP file, and is to be written as one.
         notes: what reading it changed, for the user.
+        metadata: what else its file says.
     """
 
     rgb: np.ndarray
@@ -80,6 +89,7 @@ class Picture:
     icc: bytes | None = None
     notes: list[str] = field(default_factory=list)
     lossless: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
 
     @property
     def is_transparent(self) -> bool:
@@ -115,8 +125,13 @@ def _open(path: Path) -> Image.Image:
     """An image; a PNG file that cannot be opened is tried again without its metadata."""
     try:
         return Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:
-        if not (data := path.read_bytes()).startswith(b"\x89PNG"):
+    except UnidentifiedImageError as error:
+        data = path.read_bytes()
+        for name, beginning in FOREIGN.items():
+            if beginning.match(data):
+                raise UserError(f"{path} is a {name} picture, a kind that is not read here. Convert "
+                                "it to PNG or JPEG first.") from error
+        if not data.startswith(b"\x89PNG"):
             raise
     kept, place = [data[:8]], 8
     while place < len(data):
@@ -169,7 +184,7 @@ def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:
         bytes_each: memory for each of its pixels that must be free, with what comes after reading.
     """
     with _opened(path, bytes_each) as image:
-        picture = _decode(image)
+        picture = _decode(image, Path(path))
         if image.format == "WEBP":  # the first chunk of pixels says it
             picture.lossless = re.search(b"VP8[ L]", Path(path).read_bytes())[0] == b"VP8L"
     return picture
@@ -221,8 +236,6 @@ def _told(image: Image.Image) -> list[str]:
         frames = 1
     if image.info.get("damaged"):
         notes.append("its damaged metadata are left out")
-    if abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.05 and "icc_profile" not in image.info:
-        notes.append("its gamma is left out, so that its brightness changes")
     if frames > 1:
         notes.append(f"only the first of {frames} frames is used")
     raw = [str(tile[3]) for tile in image.tile]
@@ -235,14 +248,13 @@ def _told(image: Image.Image) -> list[str]:
     return notes
 
 
-def _decode(image: Image.Image) -> Picture:
+def _decode(image: Image.Image, path: Path) -> Picture:
     """Pixels of an opened image as a `Picture`."""
     notes, alpha = _told(image), None
     image.load()
-    try:
+    metadata = read_metadata(image, path, notes)
+    with suppress(Exception):  # malformed EXIF, of which a note says that it is left out
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # malformed EXIF can make its reader raise anything
-        notes.append("its damaged EXIF is not used")
     icc = image.info.get("icc_profile")
     if image.mode == "CMYK":
         image, icc = _from_cmyk(image, notes), None
@@ -255,7 +267,7 @@ def _decode(image: Image.Image) -> Picture:
     if icc and icc[16:20] != (b"GRAY" if grey else b"RGB "):
         notes.append("its colour profile does not fit the result's kind of colours and is left out")
         icc = None
-    return Picture(np.array(image.convert("RGB")), alpha, grey, icc, notes)
+    return Picture(np.array(image.convert("RGB")), alpha, grey, icc, notes, metadata=metadata)
 
 
 def check_writable(path: str | Path, height: int, width: int, transparent: bool = False,
@@ -280,7 +292,8 @@ def check_writable(path: str | Path, height: int, width: int, transparent: bool 
 
 
 def write_picture(path: str | Path, picture: Picture) -> Path:
-    """Write a picture, atomically, in the format that the suffix names, with its colour profile."""
+    """Write a picture with its colour profile and metadata, atomically, in the format that the
+    suffix names."""
     path = Path(path)
     options = dict(check_writable(path, *picture.rgb.shape[:2], picture.is_transparent))
     kind = options["format"]
@@ -293,6 +306,7 @@ def write_picture(path: str | Path, picture: Picture) -> Path:
         options["icc_profile"] = picture.icc
     if picture.lossless and kind == "WEBP":
         options["lossless"] = True
+    options |= save_options(picture.metadata, kind, image.size, picture.notes)
     with atomic_path(path) as temporary:
         try:
             with _quiet(kind):

@@ -1,15 +1,16 @@
 """Sound pixels in a file whose metadata are damaged, and pictures of other kinds: taken with a note."""
 
+import copy
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin, features
+from PIL import ExifTags, Image, PngImagePlugin, features
 from skimage.data import coffee
 
 from paperlib.cli import main
-from paperlib.data.images import read_picture
+from paperlib.data.images import find_images, read_picture
 from paperlib.errors import UserError
 
 RGB = np.ascontiguousarray(coffee()[:21, :30])
@@ -52,7 +53,7 @@ def test_an_unreadable_raw_profile(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=text)
     picture = read_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(picture.rgb, RGB)
-    assert picture.notes == ["its damaged EXIF is not used"]
+    assert picture.notes == ["its damaged EXIF is left out"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
@@ -78,12 +79,90 @@ def test_an_odd_second_page(tmp_path):
     assert picture.notes
 
 
-def test_a_gamma_that_is_lost_is_said(tmp_path):
-    path = tmp_path / "a.png"
-    Image.fromarray(RGB).save(path)
-    for value, said in ((100_000, True), (45_455, False)):
-        (tmp_path / "b.png").write_bytes(with_chunk(path.read_bytes(), b"gAMA", struct.pack(">I", value), False))
-        assert bool(read_picture(tmp_path / "b.png").notes) == said
+EXIF = Image.Exif()
+EXIF[ExifTags.Base.Orientation] = 6
+EXIF[ExifTags.Base.Copyright] = "somebody"
+EXIF[ExifTags.Base.ImageWidth] = 30
+EXIF[ExifTags.IFD.Exif] = {ExifTags.Base.DateTimeOriginal: "2026:11:30 09:00:00",
+                           ExifTags.Base.ExifImageWidth: 30, ExifTags.Base.ExifImageHeight: 21}
+EXIF[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xmpmeta>"
+
+
+@pytest.mark.parametrize("strip", [False, True])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_metadata_are_carried_over(tmp_path, suffix, strip):
+    path, out = tmp_path / f"a.{suffix}", tmp_path / "o"
+    options = {"exif": copy.deepcopy(EXIF), "dpi": (300, 300)}
+    if suffix == "tif":
+        options["exif"][ExifTags.Base.XMLPacket] = XMP
+    elif suffix == "png":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_text("parameters", "steps: 20")
+        texts.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        options["pnginfo"] = texts
+    else:
+        options["xmp"] = XMP
+    if suffix == "jpg":
+        options["comment"] = b"a comment"
+    Image.fromarray(RGB).save(path, **options | {"exif": options["exif"].tobytes()})
+    words = ["upscale", str(path), "--out", str(out), "--model", "bicubic"]
+    assert main([*words, *(["--strip"] if strip else [])]) == 0
+    with Image.open(out / f"a_x3.{suffix}") as result:
+        exif, xmp = result.getexif(), result.info.get("xmp", b"")
+        assert result.size == (3 * RGB.shape[0], 3 * RGB.shape[1])  # turned
+        assert exif.get(ExifTags.Base.Orientation, 1) == 1
+        assert exif.get(ExifTags.Base.Copyright) == (None if strip else "somebody")
+        below, place = (exif.get_ifd(part) for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo))
+        assert bool(place) != strip
+        assert bool(below) != strip
+        if not strip:
+            assert below[ExifTags.Base.DateTimeOriginal] == "2026:11:30 09:00:00"
+            assert (below[ExifTags.Base.ExifImageWidth], below[ExifTags.Base.ExifImageHeight]) == result.size
+            assert place[ExifTags.GPS.GPSLatitudeRef] == "N"
+        assert (XMP in (xmp.encode() if isinstance(xmp, str) else xmp)) != strip
+        if suffix != "webp":
+            assert (round(result.info.get("dpi", (0, 0))[0]) == 300) != strip
+        if suffix == "png":
+            assert result.text.get("parameters") == (None if strip else "steps: 20")
+        if suffix == "jpg":
+            assert result.info.get("comment") == (None if strip else b"a comment")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_what_colours_mean_is_carried_over_or_said(tmp_path, suffix, capsys):
+    plain, path, out = tmp_path / "plain.png", tmp_path / f"a.{suffix}", tmp_path / "o"
+    Image.fromarray(RGB).save(plain)
+    content = plain.read_bytes()
+    chunks = {b"gAMA": struct.pack(">I", 100_000), b"cICP": bytes([9, 16, 0, 1])}
+    for name, data in chunks.items():
+        content = with_chunk(content, name, data, False)
+    path.write_bytes(content)
+    assert main(["upscale", str(path), "--out", str(out), "--model", "bicubic", "--strip"]) == 0
+    result = (out / f"a_x3.{suffix}").read_bytes()
+    for name, data in chunks.items():
+        assert (struct.pack(">I", len(data)) + name + data in result) == (suffix == "png")
+    assert ("JPEG cannot say what its colours mean" in capsys.readouterr().out) == (suffix == "jpg")
+
+
+def test_pieces_larger_than_a_format_can_hold_are_left_out_and_said(tmp_path):
+    texts, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    texts.add_itxt("XML:com.adobe.xmp", "x" * 70_000)
+    exif[ExifTags.Base.ImageDescription] = "y" * 70_000
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=texts, exif=exif)
+    picture = read_picture(tmp_path / "a.png")
+    assert len(picture.notes) == 2
+    assert not picture.metadata.xmp
+    assert picture.metadata.exif is None
+
+
+@pytest.mark.parametrize(("content", "kind"), [
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"), (b"\xff\x0a" + bytes(40), "JPEG XL"),
+    (b"%PDF-1.7", "PDF"), (b"<?xml version='1.0'?>\n<svg xmlns=''/>", "SVG")])
+def test_kinds_that_are_not_read_are_refused_by_name(tmp_path, content, kind):
+    (tmp_path / "a.heic").write_bytes(content)
+    with pytest.raises(UserError, match=f"is a {kind} picture.*Convert it"):
+        read_picture(find_images(tmp_path)[0])
 
 
 @pytest.mark.parametrize("suffix", ["gif", *(["avif"] if features.check("avif") else [])])
