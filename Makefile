@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 comma := ,
 
-.PHONY: help reproduce test lab lint
+.PHONY: help install reproduce test lab lint
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make reproduce   run 01 to 07 headlessly (PROFILE=smoke|demo|benchmark|paper; default demo), print the tables"
+	@echo "make install     only the installation, into $(VENV)"
 	@echo "make test        unit and integration tests, then nbval on the notebooks"
 	@echo "make lab         open the notebooks in JupyterLab (PROFILE=…; default demo)"
 	@echo "make lint        ruff on code, nbstripout on notebooks"
@@ -24,7 +25,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, found %d.%d; set PYTHON=/path/to/python3.11" % v)'
-	@echo "Installing into $(VENV): some minutes, 3.5 GB, or 8 GB with CUDA. Only the first call does this."
+	@echo "Installing into $(VENV): some minutes, 3.4 GB of disk, or 8 GB with CUDA. Only the first call does this."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip
 	@command -v nvidia-smi >/dev/null || $(PIP) --retries 0 --timeout 15 --index-url $(TORCH_CPU) $(TORCH) 2>/dev/null \
@@ -33,6 +34,8 @@ $(STAMP): pyproject.toml
 	@mkdir -p $(VENV)/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $(STAMP)
+
+install: $(STAMP)
 
 reproduce: $(STAMP)
 	$(BIN)/paperlib reproduce --profile $(PROFILE) $(ARGS)
