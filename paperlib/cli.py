@@ -223,7 +223,7 @@ def _prepare_div2k(settings: Any, **options: Any) -> None:
     from paperlib.data.div2k import prepare
 
     with _progress("B") as progress:
-        done = prepare(settings, progress=lambda name, have, size: progress(have, size), **options)
+        done = prepare(settings, progress=progress, **options)
     print("\n".join(done))
 
 

@@ -1,38 +1,36 @@
-"""Whether a training photograph shows what a test image shows: a copy, or a part of it at another
-scale (section 6).
+"""Whether a training photograph shows what a test image shows: a copy, or a part at another scale.
 
 Public sets share pictures: Set5's "woman" is a crop of a BSDS500 photograph at 0.72 of its size.
 The centre of each test image is looked for in each training photograph by normalised correlation of
 its luminance's detail: small and at many scales first, then finely where that was promising. A
-training photograph that is itself a small part of a test image, without the test image's centre, is
-not found.
+photograph that is a part of a test image without its centre is not found.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import uniform_filter
 
-from paperlib.data.photographs import Pair, Pairs
+from paperlib.data.photographs import Pairs
 from paperlib.data.pixel_store import PixelStore
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
-from paperlib.files import sha256_file, write_json
+from paperlib.files import read_json, sha256_file, write_json
 
 CENTRE = 0.6
 """Side of the square that is looked for, as a part of an image's shorter side."""
 SIDE, FINE = 12, 32
 """Pixels a side of that square, in the search and in the closer look."""
 ZOOM, STEP = 4.0, 1.06
-"""The square may be as large as a photograph's shorter side, or so many times smaller; factor
+"""The square is as large as a photograph's shorter side, or up to so many times smaller; factor
 between scales."""
 PROMISING, SAME = 0.6, 0.75
 """Correlation from which a place is looked at closely, and from which it shows the same. Planted
-crops of any scale have 0.92 and more; of all pairs of T91 with Set5, Set14, B100 and CLIC's
-validation set none has more than 0.56."""
+crops have 0.92 and more; T91 with Set5, Set14, B100 and CLIC's validation set at most 0.56."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,8 @@ class Overlap:
     """Of the details of the shared part; 1 is the same."""
 
     def __str__(self) -> str:
-        return f"{self.photograph} shows what {self.image} shows (correlation {self.correlation:.3f})"
+        return (f"{self.photograph} shows what {self.image} shows "
+                f"(correlation {self.correlation:.3f})")
 
 
 def _luminance(lr: np.ndarray) -> Image.Image:
@@ -58,19 +57,16 @@ def _detail(picture: Image.Image, short: float) -> np.ndarray:
     (h, w)."""
     factor = short / min(picture.size)
     size = tuple(round(length * factor) for length in picture.size)
-    pixels = smooth = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
-    for axis in (0, 1):
-        padded = np.pad(smooth, [(2, 2) if axis == other else (0, 0) for other in (0, 1)], mode="edge")
-        smooth = sum(np.take(padded, range(first, first + pixels.shape[axis]), axis) for first in range(5)) / 5
-    return pixels - smooth
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+    return pixels - uniform_filter(pixels, 5, mode="nearest")
 
 
 def _normal(rows: np.ndarray) -> np.ndarray:
-    """Rows (…, n) of mean 0 and length 1; those with hardly any detail (deviation below one grey
-    level) become 0."""
+    """Rows (…, n) of mean 0 and length 1; of hardly any detail (deviation below 1) become 0."""
     rows = rows - rows.mean(-1, keepdims=True)
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.where(length > rows.shape[-1] ** 0.5, rows / np.maximum(length, 1e-6), 0.0).astype(np.float32)
+    normal = np.where(length > rows.shape[-1] ** 0.5, rows / np.maximum(length, 1e-6), 0.0)
+    return normal.astype(np.float32)
 
 
 def _centre(picture: Image.Image, side: int) -> np.ndarray:
@@ -86,9 +82,10 @@ def _windows(detail: np.ndarray, side: int) -> np.ndarray:
     return _normal(windows.reshape(*windows.shape[:2], -1))
 
 
-def _close_look(picture: Image.Image, centre: np.ndarray, short: float, row: int, column: int) -> float:
-    """Largest correlation of a centre of `FINE` pixels with a picture near a place found at `SIDE`
-    pixels."""
+def _close_look(
+    picture: Image.Image, centre: np.ndarray, short: float, row: int, column: int,
+) -> float:
+    """Largest correlation of a centre of `FINE` pixels near a place found at `SIDE` pixels."""
     best = 0.0
     for zoom in np.linspace(1 / STEP, STEP, 9):
         ratio = FINE / SIDE * zoom
@@ -101,21 +98,16 @@ def _close_look(picture: Image.Image, centre: np.ndarray, short: float, row: int
 
 
 def overlaps(
-    photographs: Sequence[np.ndarray], names: Sequence[str], images: Sequence[np.ndarray], image_names: Sequence[str],
+    photographs: Iterable[tuple[str, np.ndarray]], images: Mapping[str, np.ndarray],
 ) -> list[Overlap]:
-    """Pairs of training photographs and test images that share a picture.
-
-    Args:
-        photographs, images: LR pixels, uint8 (h, w, 3).
-        names, image_names: theirs.
-    """
-    if not len(images):
+    """Which training photographs and test images, LR uint8 (h, w, 3) by name, share a picture."""
+    if not images:
         return []
-    others = [_luminance(lr) for lr in images]
+    others = [_luminance(lr) for lr in images.values()]
     centres = np.stack([_centre(other, SIDE) for other in others], axis=1)  # (SIDE², images)
     shorts = SIDE * STEP ** np.arange(int(np.log(ZOOM) / np.log(STEP)) + 1)
     found = []
-    for name, lr in zip(names, photographs, strict=True):
+    for name, lr in photographs:
         picture = _luminance(lr)
         best = np.zeros(len(others))
         places: dict[int, tuple[float, int, int]] = {}
@@ -129,17 +121,21 @@ def overlaps(
         for other, place in places.items():
             value = _close_look(picture, _centre(others[other], FINE), *place)
             if value >= SAME:
-                found.append(Overlap(name, image_names[other], value))
+                found.append(Overlap(name, list(images)[other], value))
     return found
 
 
 def _key(sets: Mapping[str, Pairs]) -> str:
     """Changes with the files of the sets, and with how is searched."""
-    files = [[name, source.name, sha256_file(source.hr)] for name, pairs in sets.items() for source in pairs.sources]
-    return sha256(json.dumps([CENTRE, SIDE, FINE, ZOOM, STEP, PROMISING, SAME, files]).encode()).hexdigest()[:16]
+    files = [[name, source.name, sha256_file(source.hr)]
+             for name, pairs in sets.items() for source in pairs.sources]
+    how = [CENTRE, SIDE, FINE, ZOOM, STEP, PROMISING, SAME, files]
+    return sha256(json.dumps(how).encode()).hexdigest()[:16]
 
 
-def check_overlaps(store: PixelStore, sets: Mapping[str, Pairs], tests: Sequence[str]) -> list[Overlap]:
+def check_overlaps(
+    store: PixelStore, sets: Mapping[str, Pairs], tests: Sequence[str],
+) -> list[Overlap]:
     """Training photographs that share a picture with an image of any set; remembered in the cache.
 
     One or two minutes on one core for 750 photographs and 130 images, once.
@@ -153,15 +149,15 @@ def check_overlaps(store: PixelStore, sets: Mapping[str, Pairs], tests: Sequence
     """
     path = cache_dir() / "overlaps" / f"{store.key}-{_key(sets)}.json"
     if path.is_file():
-        found = [Overlap(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    else:
-        pairs: dict[str, Pair] = {f"{name}/{pair.name}": pair for name, images in sets.items() for pair in images}
-        photographs = [store.lr(index) for index in range(len(store))]
-        found = overlaps(photographs, store.names, [pair.lr for pair in pairs.values()], list(pairs))
-        for overlap in found:
-            same = np.array_equal(store.hr(store.names.index(overlap.photograph)), pairs[overlap.image].hr)
-            if same and overlap.image.split("/")[0] in tests:
-                raise UserError(f"the training photograph {overlap.photograph} is the test image {overlap.image}. "
-                                "Leave it out of the folders that data.train names, or the set out of data.tests.")
-        write_json(path, [asdict(overlap) for overlap in found], place="PAPERLIB_CACHE")
+        return [Overlap(**entry) for entry in read_json(path)]
+    pairs = {f"{name}/{pair.name}": pair for name, images in sets.items() for pair in images}
+    photographs = ((name, store.lr(index)) for index, name in enumerate(store.names))
+    found = overlaps(photographs, {name: pair.lr for name, pair in pairs.items()})
+    for overlap in found:
+        hr = store.hr(store.names.index(overlap.photograph))
+        if overlap.image.split("/")[0] in tests and np.array_equal(hr, pairs[overlap.image].hr):
+            raise UserError(f"the training photograph {overlap.photograph} is the test image "
+                            f"{overlap.image}. Leave it out of the folders that data.train names, "
+                            "or the set out of data.tests.")
+    write_json(path, [asdict(overlap) for overlap in found], place="PAPERLIB_CACHE")
     return found

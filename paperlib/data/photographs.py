@@ -1,12 +1,8 @@
-"""Photographs as training pixels and evaluation pairs (paper sections 4 and 6).
-
-A pair is an HR photograph and its LR version by MATLAB's bicubic filter, or the data set's own LR
-file. Training photographs are decoded once into files of pixels (`PixelStore`), so that a
-patch costs a copy, not a PNG.
-"""
+"""Photographs as pairs (paper sections 4 and 6): HR, and LR by MATLAB's bicubic filter or the data
+set's own."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,60 +26,49 @@ class Pair:
     def add_to(self, digest: Any) -> None:
         """Update a hashlib digest with name, shapes and pixels."""
         for pixels in (self.lr, self.hr):
-            digest.update(f"{self.name} {pixels.shape}".encode(errors="surrogateescape") + pixels.tobytes())
+            head = f"{self.name} {pixels.shape}".encode(errors="surrogateescape")
+            digest.update(head + pixels.tobytes())
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one photograph comes from: its name, HR file, and LR file where the data set brings its
-    own.
-
-    `hr` is None only in what `div2k.validation_at_hand` finds: an LR file alone.
-    """
+    """A photograph's name, HR file (None only in `div2k.validation_at_hand`), and LR file where the
+    data set brings its own."""
 
     name: str
     hr: Path | None
     lr: Path | None = None
 
 
-def crop_to_scale(hr: np.ndarray, name: str) -> np.ndarray:
-    """HR cropped at the bottom and right to multiples of 3."""
-    height, width = hr.shape[:2]
-    if min(height, width) < SCALE:
-        raise UserError(f"{name} is {width}×{height} pixels: an HR image needs at least {SCALE}×{SCALE}. Leave it out.")
-    return hr[: height // SCALE * SCALE, : width // SCALE * SCALE]
+def make_pair(name: str, hr: np.ndarray, lr: np.ndarray | None = None, crop: int = 0) -> Pair:
+    """A pair from HR pixels, cropped at the bottom and right to multiples of 3; LR by MATLAB's
+    bicubic unless given.
 
-
-def make_pair(name: str, hr: np.ndarray, lr: np.ndarray | None = None) -> Pair:
-    """A pair from HR pixels; LR by MATLAB's bicubic unless given.
+    Args:
+        crop: take the central part of that many HR pixels a side, where it is not 0.
 
     Raises:
         UserError: HR too small, or an LR image that is not a third of it.
     """
-    hr = crop_to_scale(hr, name)
+    height, width = (side // SCALE for side in hr.shape[:2])
+    if not height or not width:
+        raise UserError(f"{name} is {hr.shape[1]}×{hr.shape[0]} pixels: an HR image needs at least "
+                        f"{SCALE}×{SCALE}. Leave it out.")
+    if lr is not None and lr.shape[:2] != (height, width):
+        raise UserError(f"{name}: LR is {lr.shape[1]}×{lr.shape[0]}, a third of HR is "
+                        f"{width}×{height}. Give the LR image that belongs to it, or none.")
+    rows, columns = (min(side, crop // SCALE or side) for side in (height, width))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    hr = hr[SCALE * top : SCALE * (top + rows), SCALE * left : SCALE * (left + columns)]
     if lr is None:
         return Pair(name, bicubic_downscale(hr), hr)
-    height, width = hr.shape[0] // SCALE, hr.shape[1] // SCALE
-    if lr.shape[:2] != (height, width):
-        raise UserError(f"{name}: LR is {lr.shape[1]}×{lr.shape[0]}, a third of HR is {width}×{height}. "
-                        "Give the LR image that belongs to it, or none.")
-    return Pair(name, lr, hr)
+    return Pair(name, lr[top : top + rows, left : left + columns], hr)
 
 
 def read_source(source: Source, crop: int = 0) -> Pair:
-    """Decode a photograph and its LR version; `crop` > 0 takes the central crop of that many HR
-    pixels a side."""
-    hr = crop_to_scale(read_rgb(source.hr), source.name)
+    """Decode a photograph and its LR version; `crop` as in `make_pair`."""
     lr = read_rgb(source.lr) if source.lr else None
-    if not crop:
-        return make_pair(source.name, hr, lr)
-    size = [min(side, crop) // SCALE * SCALE for side in hr.shape[:2]]
-    top, left = ((side - part) // 2 // SCALE * SCALE for side, part in zip(hr.shape[:2], size, strict=True))
-    cut = hr[top : top + size[0], left : left + size[1]]
-    if lr is not None:
-        make_pair(source.name, hr, lr)  # refuses an LR image of another size
-        lr = lr[top // SCALE :, left // SCALE :][: size[0] // SCALE, : size[1] // SCALE]
-    return make_pair(source.name, cut, lr)
+    return make_pair(source.name, read_rgb(source.hr), lr, crop)
 
 
 class Pairs(Sequence[Pair]):
@@ -102,9 +87,6 @@ class Pairs(Sequence[Pair]):
         """Height and width of the HR photograph that would be decoded, after the crop."""
         height, width = image_size(self.sources[index].hr)
         return (min(height, self.crop), min(width, self.crop)) if self.crop else (height, width)
-
-    def __iter__(self) -> Iterator[Pair]:
-        return (read_source(source, self.crop) for source in self.sources)
 
 
 def match_folders(
@@ -128,19 +110,19 @@ def match_folders(
         return [Source(name, path) for name, path in zip(names, files, strict=True)]
     small = find_images(lr_folder)
     found = {path.stem: path for path in small} | {path.name: path for path in small}
-    sources, lost = [], 0
+    sources = []
     for name, path in zip(names, files, strict=True):
         base = path.stem.removesuffix("_HR")
         tried = [path.name]
-        if stems[path.stem] == 1:
-            tried += [path.stem, f"{path.stem}x{SCALE}", base, f"{base}x{SCALE}", f"{base}_LR",
+        if name == path.stem:
+            tried += [name, f"{name}x{SCALE}", base, f"{base}x{SCALE}", f"{base}_LR",
                       f"{base}_LRBI_x{SCALE}"]
-        lr = next((found[name] for name in tried if name in found), lr_folder / path.name)
-        lost += not lr.is_file()
-        if not lr.is_file() and (complete or lost == len(files)):
-            raise UserError(f"{path} has no LR image in {lr_folder} (looked for {', '.join(tried[:2])}). "
-                            "Add it, or leave out --lr to make LR images by bicubic.")
-        sources.append(Source(name, path, lr))
+        lr = next((found[one] for one in tried if one in found), None)
+        sources.append(Source(name, path, lr or lr_folder / path.name))
+    lost = [source for source in sources if not source.lr.is_file()]
+    if len(lost) > (0 if complete else len(files) - 1):
+        raise UserError(f"{lost[0].hr} has no LR image in {lr_folder}, as {lost[0].name}x{SCALE}. "
+                        "Add it, or leave out --lr to make LR images by bicubic.")
     return sources
 
 

@@ -1,9 +1,8 @@
-"""Training photographs decoded once, shared by all runs (paper section 4's data, made cheap).
+"""Training photographs decoded once, so that a patch costs a copy, not a PNG (section 4).
 
 Every photograph has two files in the cache, HR and LR pixels, named by what they are made from, and
-one more for each teacher's output. A file is NumPy's .npy format followed by the SHA-256 of all
-that; it is checked when it is opened, and one that is missing or damaged is made again from its
-source.
+one more for each teacher's output: NumPy's .npy format and the SHA-256 of all that. A file that is
+missing, or damaged when it is opened, is made again from its source.
 """
 
 import json
@@ -11,7 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -45,8 +44,8 @@ def write_pixels(path: Path, pixels: np.ndarray) -> None:
 
 
 def read_pixels(path: Path) -> np.ndarray | None:
-    """What `write_pixels` has written, memory-mapped; None where there is no such file, or a
-    damaged one, which is said."""
+    """What `write_pixels` has written, memory-mapped; None where it is missing, or damaged, which
+    is said."""
     if not path.is_file():
         return None
     content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
@@ -57,7 +56,8 @@ def read_pixels(path: Path) -> np.ndarray | None:
 
 
 class PixelStore:
-    """Decoded training photographs: `hr(i)` uint8 (3h, 3w, 3) and `lr(i)` uint8 (h, w, 3), mapped.
+    """Decoded training photographs: `hr(i)` uint8 (3h, 3w, 3) and `lr(i)` uint8 (h, w, 3), mapped
+    read only.
 
     Args:
         folder: where the photographs' files lie.
@@ -70,21 +70,19 @@ class PixelStore:
                  photographs: Sequence[tuple[str, str, tuple[np.ndarray, np.ndarray]]],
                  left_out: dict[str, str]) -> None:
         self.folder, self.key, self.left_out = folder, key, left_out
-        self.names = [name for name, _, _ in photographs]
-        self._files = [file for _, file, _ in photographs]
-        self._pixels = [pixels for _, _, pixels in photographs]
-        self.lr_shapes = [(int(lr.shape[0]), int(lr.shape[1])) for lr, _ in self._pixels]
+        self.names, self._files, self._pixels = map(list, zip(*photographs, strict=True))
+        self.lr_shapes = [lr.shape[:2] for lr, _ in self._pixels]
         self._outputs: dict[str, list[np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def lr(self, index: int) -> np.ndarray:
-        """LR pixels of photograph `index`, uint8 (h, w, 3), read only."""
+        """LR pixels of photograph `index`."""
         return self._pixels[index][0]
 
     def hr(self, index: int) -> np.ndarray:
-        """HR pixels of photograph `index`, uint8 (3h, 3w, 3), read only."""
+        """HR pixels of photograph `index`."""
         return self._pixels[index][1]
 
     def hr_shape(self, index: int) -> tuple[int, int, int]:
@@ -96,19 +94,15 @@ class PixelStore:
         return self.folder / f"{self._files[index]}.{teacher}.npy"
 
     def teacher_outputs(self, teacher: str) -> list[np.ndarray]:
-        """Teacher outputs, one uint8 (3h, 3w, 3) for each photograph, checked once in a process.
-
-        Raises:
-            UserError: not all have been computed.
-        """
+        """Outputs of a teacher, one uint8 (3h, 3w, 3) a photograph, checked once in a process."""
         if teacher not in self._outputs:
             paths = [self.output_path(teacher, index) for index in range(len(self))]
             with ThreadPoolExecutor() as pool:
                 outputs = list(pool.map(read_pixels, paths))
             missing = [path for path, output in zip(paths, outputs, strict=True) if output is None]
             if missing:
-                raise UserError(f"{len(missing)} teacher outputs are missing, {missing[0]} among them. "
-                                "Run 03_teacher first, with the same settings.")
+                raise UserError(f"{len(missing)} teacher outputs are missing, {missing[0]} among "
+                                "them. Run 03_teacher first, with the same settings.")
             self._outputs[teacher] = outputs
         return self._outputs[teacher]
 
@@ -126,21 +120,19 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
     parallel.
 
     A photograph of the user's own folders that cannot be read is left out and named
-    (`PixelStore.left_out`); the key is another one without it.
-
-    Raises:
-        UserError: too little disk space, or a photograph of a published set that cannot be read.
+    (`PixelStore.left_out`); the key is another one without it. One of a published set is an error.
     """
-    sources, folder = split_sources(settings, "train"), cache_dir() / "photographs"
+    sources, crop = split_sources(settings, "train"), settings.train_crop
+    folder = cache_dir() / "photographs"
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_source_hash, sources))
-    files = [_key(LAYOUT, settings.train_crop, found) for found in hashes]
-    key = _key(LAYOUT, settings.train_crop, [source.name for source in sources], hashes)
+    files = [_key(LAYOUT, crop, found) for found in hashes]
+    key = _key(LAYOUT, crop, [source.name for source in sources], hashes)
     new = [source for source, file in zip(sources, files, strict=True)
            if not (folder / f"{file}.hr.npy").is_file()]
     kept, left_out = [], {}
-    with ThreadPoolExecutor(_at_once(new, settings.train_crop, folder)) as pool:
-        opened = pool.map(partial(_open, folder, settings.train_crop), sources, files)
+    with ThreadPoolExecutor(_at_once(new, crop, folder)) as pool:
+        opened = pool.map(lambda source, file: _open(folder / file, source, crop), sources, files)
         for done, (source, file, found) in enumerate(zip(sources, files, opened, strict=True), 1):
             if isinstance(found, str):
                 left_out[source.name] = found
@@ -154,35 +146,36 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
     return PixelStore(folder, key, kept, left_out)
 
 
-def _open(folder: Path, crop: int, source: Source, file: str) -> tuple[np.ndarray, np.ndarray] | str:
+def _open(place: Path, source: Source, crop: int) -> tuple[np.ndarray, np.ndarray] | str:
     """LR and HR pixels of a photograph, from the cache or decoded into it; or why it cannot be
     read."""
-    paths = {part: folder / f"{file}.{part}.npy" for part in ("lr", "hr")}
-    found = [read_pixels(path) for path in paths.values()]
-    if any(pixels is None for pixels in found):
+    paths = [place.with_name(f"{place.name}.{part}.npy") for part in ("lr", "hr")]
+    lr, hr = map(read_pixels, paths)
+    if lr is None or hr is None:
         try:
             pair = read_source(source, crop)
         except UserError as error:
             return str(error)
-        for part, path in paths.items():
-            write_pixels(path, getattr(pair, part))
-        found = [read_pixels(path) for path in paths.values()]
-    return found[0], found[1]
+        for path, pixels in zip(paths, (pair.lr, pair.hr), strict=True):
+            write_pixels(path, pixels)
+        lr, hr = map(read_pixels, paths)
+    return lr, hr
 
 
 def _at_once(sources: Sequence[Source], crop: int, folder: Path) -> int:
-    """How many photographs are decoded at a time, so that memory takes them."""
+    """How many photographs are decoded at a time, so that memory takes them; no space on the disk
+    for all is an error."""
     largest, need = 1, 0
     for source in sources:
-        try:
+        with suppress(UserError):  # told when it is decoded
             height, width = image_size(source.hr)
-        except UserError:  # told when it is decoded
-            continue
-        largest = max(largest, height * width)
-        need += 3 * min(height, crop or height) * min(width, crop or width)
+            largest = max(largest, height * width)
+            need += 3 * min(height, crop or height) * min(width, crop or width)
     need += need // SCALE**2
-    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+    place = next(place for place in (folder, *folder.parents) if place.is_dir())
+    free = shutil.disk_usage(place).free
     if need > free:
-        raise UserError(f"training pixels need {need / 1e9:.1f} GB more in {folder}, {free / 1e9:.1f} "
-                        "GB are free. Free some, or set PAPERLIB_CACHE to a larger disk.")
+        raise UserError(f"training pixels need {need / 1e9:.1f} GB more in {folder}, "
+                        f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a "
+                        "larger disk.")
     return min(max(1, free_memory() // (DECODING * largest)), os.cpu_count() or 1)

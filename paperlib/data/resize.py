@@ -1,5 +1,5 @@
-"""Bicubic resizing as the field's data sets use it (paper section 6): MATLAB's `imresize`, exact to
-the last bit.
+"""Bicubic resizing: MATLAB's `imresize` to the last bit, as the field makes its data sets (paper
+section 6), and PyTorch's.
 
 Keys' cubic kernel has one free parameter: a = −0.5 in MATLAB, −0.75 in PyTorch. MATLAB widens the
 kernel when it makes an image smaller, and mirrors it at its borders with the border row repeated;
@@ -26,22 +26,18 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _resized(x: np.ndarray, axis: int, out: int, a: float, mirror: bool = True, part: slice = slice(None),
-             ) -> np.ndarray:
-    """`x` resized along one axis to `out` pixels, in float64; the kernel is widened where that
-    makes it smaller.
-
-    Args:
-        part: which of the `out` pixels are wanted.
-    """
+def _resized(
+    x: np.ndarray, axis: int, out: int, kernel: str, part: slice = slice(None),
+) -> np.ndarray:
+    """`x` resized along one axis to `out` pixels, of which `part` is wanted, in float64."""
     size = x.shape[axis]
     narrow = min(out / size, 1.0)
     centre = (np.arange(out) + 0.5) * size / out - 0.5
     reach = int(np.ceil(2 / narrow))
     taps = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 2)  # (out, taps)
-    weights = cubic((centre[:, None] - taps) * narrow, a)
+    weights = cubic((centre[:, None] - taps) * narrow, KERNELS[kernel])
     weights /= weights.sum(1, keepdims=True)
-    if mirror:
+    if kernel == "matlab":
         taps %= 2 * size
         taps = np.where(taps < size, taps, 2 * size - 1 - taps)
     else:
@@ -67,47 +63,41 @@ def _to_8_bits(x: np.ndarray) -> np.ndarray:
     return np.floor(x + (0.5 + 1e-9)).clip(0, 255)
 
 
-def bicubic_downscale(hr: np.ndarray, scale: int = SCALE, round_each_axis: bool = True) -> np.ndarray:
+def bicubic_downscale(hr: np.ndarray, round_each_axis: bool = True) -> np.ndarray:
     """HR → LR by MATLAB's antialiased bicubic filter.
 
     Args:
-        hr: uint8 (H, W, 3), H and W multiples of `scale`.
+        hr: uint8 (3h, 3w, 3).
         round_each_axis: MATLAB rounds to 8 bits after rows and again after columns; False rounds
             once (for comparison).
 
     Returns:
-        uint8 (H/scale, W/scale, 3).
-
-    Raises:
-        ValueError: a side that is no multiple of `scale`.
+        uint8 (h, w, 3).
     """
     height, width = hr.shape[:2]
-    if height % scale or width % scale:
-        raise ValueError(f"{height}×{width} is no multiple of {scale}: crop first")
-    lr = np.empty((height // scale, width // scale, 3), np.uint8)
+    if height % SCALE or width % SCALE:
+        raise ValueError(f"{height}×{width} is no multiple of {SCALE}: crop first")
+    lr = np.empty((height // SCALE, width // SCALE, 3), np.uint8)
     for part in _bands(len(lr), width):
-        x = _resized(hr, 0, len(lr), KERNELS["matlab"], part=part)
-        x = _resized(_to_8_bits(x) if round_each_axis else x, 1, width // scale, KERNELS["matlab"])
+        x = _resized(hr, 0, len(lr), "matlab", part)
+        x = _resized(_to_8_bits(x) if round_each_axis else x, 1, width // SCALE, "matlab")
         lr[part] = _to_8_bits(x)
     return lr
 
 
-def bicubic_upscale(lr: np.ndarray, scale: int = SCALE, kernel: str = "torch") -> np.ndarray:
+def bicubic_upscale(lr: np.ndarray, kernel: str = "torch") -> np.ndarray:
     """LR → bicubic enlargement, the baseline of Table B.
 
     Args:
         lr: uint8 (h, w, 3).
-        kernel: "torch" (a = −0.75, what the authors' log scored) or "matlab" (a = −0.5, as in
-            `bicubic_downscale`).
+        kernel: "torch" (what the authors' log scored) or "matlab".
 
     Returns:
-        float32 (scale·h, scale·w, 3), clipped to 0..255, not rounded.
+        float32 (3h, 3w, 3), clipped to 0..255, not rounded.
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel {kernel!r} is neither 'torch' nor 'matlab'")
-    height, width = (scale * side for side in lr.shape[:2])
-    sr = np.empty((height, width, lr.shape[2]), np.float32)
+    height, width = (SCALE * side for side in lr.shape[:2])
+    sr = np.empty((height, width, 3), np.float32)
     for part in _bands(height, width):
-        x = _resized(lr, 0, height, KERNELS[kernel], kernel == "matlab", part)
-        sr[part] = _resized(x, 1, width, KERNELS[kernel], kernel == "matlab").clip(0, 255)
+        x = _resized(lr, 0, height, kernel, part)
+        sr[part] = _resized(x, 1, width, kernel).clip(0, 255)
     return sr

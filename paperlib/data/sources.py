@@ -1,5 +1,4 @@
-"""Which photographs train, validate and test (paper sections 4 and 6), from the wheels, from
-folders or from DIV2K."""
+"""Which photographs train, validate and test (paper sections 4 and 6)."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,21 +13,21 @@ from paperlib.settings import SCALE, DataSettings
 
 
 def status(settings: DataSettings) -> list[dict[str, str]]:
-    """What is there of a profile's photographs: one line a split, with what to do where it is
-    missing."""
+    """One line for each of two splits: its photographs, or what to do where they are missing."""
     lines = []
     for split in ("train", "valid"):
         try:
             sources = split_sources(settings, split)
-            folders = dict.fromkeys(str(source.hr.parent) for source in sources)
-            lines.append({"split": split, "state": f"{len(sources)} photographs", "where": ", ".join(folders)})
+            state = f"{len(sources)} photographs"
+            where = ", ".join(dict.fromkeys(str(source.hr.parent) for source in sources))
         except UserError as error:
-            lines.append({"split": split, "state": "missing", "where": str(error)})
+            state, where = "missing", str(error)
+        lines.append({"split": split, "state": state, "where": where})
     return lines
 
 
-EMBEDDED_TRAIN = ("astronaut.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png", "flower.jpg",
-                  "hubble_deep_field.jpg", "retina.jpg", "ihc.png")
+EMBEDDED_TRAIN = ("astronaut.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png",
+                  "flower.jpg", "hubble_deep_field.jpg", "retina.jpg", "ihc.png")
 EMBEDDED_VALID = ("coffee.png", "chelsea.png", "china.jpg")
 """Photographs in the scikit-image and scikit-learn wheels. The motorcycles are stereo twins: both
 train."""
@@ -40,7 +39,7 @@ def embedded_path(name: str) -> Path:
         spec = find_spec(package)
         if spec and (path := Path(spec.origin).parent / folder / name).is_file():
             return path
-    raise UserError(f"the photograph {name} is in neither the scikit-image nor the scikit-learn wheel. Install the "
+    raise UserError(f"neither scikit-image nor scikit-learn has the photograph {name}. Install the "
                     "kit, in a clone: pip install '.[kit]'.")
 
 
@@ -49,8 +48,8 @@ def named_folder(name: str) -> Path:
     path, root = user_path(name), data_dir()
     if not path.is_absolute():
         if root is None:
-            raise UserError(f"image folder {name!r}: PAPERLIB_DATA is unset. Set it to the folder that "
-                            f"holds {name!r}, or give an absolute path.")
+            raise UserError(f"image folder {name!r}: PAPERLIB_DATA is unset. Set it to the folder "
+                            f"that holds {name!r}, or give an absolute path.")
         path = root / name
     if not path.is_dir():
         fetch = f"Run `paperlib data fetch {name}`, correct" if name in SETS else "Correct"
@@ -69,8 +68,8 @@ def split_sources(settings: DataSettings, split: str) -> list[Source]:
     else:
         folders = settings.train if train else settings.valid
         if not folders:
-            raise UserError(f"data.source is 'folders' but data.{split} names none. Set it, for instance "
-                            f"--set 'data.{split}=[\"/my/photographs\"]'.")
+            raise UserError(f"data.source is 'folders' but data.{split} names none. Set it, for "
+                            f"instance --set 'data.{split}=[\"/my/photographs\"]'.")
         sources = [Source(f"{Path(folder).name}/{source.name}", source.hr)
                    for folder in folders for source in match_folders(named_folder(folder))]
     limit = settings.max_train if train else settings.max_valid
@@ -84,9 +83,6 @@ def validation_pairs(settings: DataSettings) -> list[Pair]:
 
 def load_test_sets(settings: DataSettings) -> dict[str, Pairs]:
     """The test sets by name, each a folder with HR/ and LR_bicubic/X3/, decoded when used."""
-    sets = {}
-    for name in settings.tests:
-        folder = named_folder(name)
-        sets[folder.name] = read_pairs(folder / "HR", folder / "LR_bicubic" / f"X{SCALE}")
-    return sets
-
+    folders = [named_folder(name) for name in settings.tests]
+    return {folder.name: read_pairs(folder / "HR", folder / "LR_bicubic" / f"X{SCALE}")
+            for folder in folders}

@@ -1,8 +1,6 @@
-"""Rendered text as training patches, which the photographs at hand hardly show. Ours, not the
-paper's.
+"""Rendered text as training patches, which photographs hardly show (ours, not the paper's).
 
-A page is drawn in HR and reduced by the same bicubic filter as the photographs. Other versions of
-Pillow's FreeType or of matplotlib's fonts draw other pixels of the same kind.
+Other versions of Pillow's FreeType or of matplotlib's fonts draw other pixels of the same kind.
 """
 
 from functools import lru_cache
@@ -11,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from paperlib.data.resize import SCALE, bicubic_downscale
+from paperlib.data.resize import bicubic_downscale
+from paperlib.settings import SCALE
 
 MARGIN = 2
-"""LR pixels beyond a patch whose HR pixels its reduction reads: the kernel reaches 5 HR pixels from
-a centre."""
-LETTERS = tuple("abcdefghijklmnopqrstuvwxyzetaoinshrdlu   ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()/&")
+"""LR pixels beyond a patch that its reduction reads: the kernel reaches 5 HR pixels."""
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyzetaoinshrdlu   ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                "0123456789.,:;-()/&")
 """Frequent ones stand twice, the space three times."""
 SIZE, LEADING = (16, 48), (1.2, 1.8)
 """Height of the letters in HR pixels, and of a line in heights of letters."""
@@ -32,15 +31,8 @@ def _font(number: int, height: int) -> ImageFont.FreeTypeFont:
 
 
 def render_text(side: int, random: np.random.Generator) -> np.ndarray:
-    """A square piece of a page of random letters, one font, size and pair of colours; half of them
-    near black on white or white on near black.
-
-    Args:
-        side: pixels.
-
-    Returns:
-        uint8 (side, side, 3).
-    """
+    """A square of `side` pixels of a page of random letters, uint8 (side, side, 3), in one font,
+    size and pair of colours; half of them near black on white or white on near black."""
     ink, paper = random.integers(0, 256, (2, 3))
     kind = random.integers(4)
     if kind < 2:
@@ -58,14 +50,8 @@ def render_text(side: int, random: np.random.Generator) -> np.ndarray:
 
 
 def text_patch(patch: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(LR, HR) of a piece of a page, cut from the middle of a larger one.
-
-    Args:
-        patch: LR pixels a side.
-
-    Returns:
-        uint8 (p, p, 3) and (3p, 3p, 3).
-    """
+    """A piece of a page as LR, uint8 (patch, patch, 3), and HR, thrice that; cut from the middle of
+    a larger one."""
     hr = render_text(SCALE * (patch + 2 * MARGIN), random)
     border = SCALE * MARGIN
     return bicubic_downscale(hr)[MARGIN:-MARGIN, MARGIN:-MARGIN], hr[border:-border, border:-border]

@@ -1,5 +1,4 @@
-"""Any image through a network of fixed input size: overlapping tiles, true borders (paper section
-5)."""
+"""Images of any size through a network of fixed input: overlapping tiles (paper section 5)."""
 
 from collections.abc import Callable
 
@@ -13,9 +12,6 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
     A tile that is too long is laid twice: from the first pixel on, and up to the last one (its
     start is negative).
-
-    Raises:
-        ValueError: the overlap is not smaller than the tile.
     """
     if length == tile:
         return [0]
@@ -33,8 +29,7 @@ def to_multiple(lr: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def _kept(places: list[int], index: int, tile: int, length: int) -> tuple[int, int]:
-    """The part of a tile that goes into the result: neighbours meet in the middle of what they
-    share."""
+    """The part of a tile in the result: neighbours meet in the middle of what they share."""
     here = places[index]
     first = 0 if index == 0 else (places[index - 1] + tile + here) // 2
     last = length if index == len(places) - 1 else (here + tile + places[index + 1]) // 2
@@ -42,20 +37,16 @@ def _kept(places: list[int], index: int, tile: int, length: int) -> tuple[int, i
 
 
 def run_padded(
-    run: Callable[[np.ndarray], np.ndarray], lr: np.ndarray, height: int, width: int, overlap: int = 16,
+    run: Callable[[np.ndarray], np.ndarray], lr: np.ndarray, height: int, width: int,
+    overlap: int = 16,
 ) -> np.ndarray:
     """Upscale as the authors evaluated their fixed file: reflected at the bottom and the right, and
-    cropped back.
+    cropped back; arguments and result as `run_tiled`, how their tiles met is not published.
 
-    The true border there sees mirrored pixels in place of the zeros that a convolution pads with,
-    and scores differ from those of a dynamic file. The mirror leaves out the edge pixel, half a
-    pixel off the symmetric border of MATLAB's bicubic, which costs nearly all in the outermost LR
-    row and column: up to 0.08 dB with our bundled student on four images of DIV2K; symmetric
-    padding costs at most 0.003. Where an image is larger, tiles overlap
-    by `overlap` LR pixels and meet in the middle of what they share (paper section 5; how theirs
-    met is not published).
-
-    Arguments and result as `run_tiled`.
+    The true border there sees mirrored pixels in place of the zeros that a convolution pads with.
+    The mirror leaves out the edge pixel, half a pixel off the symmetric border of MATLAB's bicubic:
+    that costs up to 0.08 dB with our bundled student on four images of DIV2K, nearly all in the
+    outermost LR row and column; symmetric padding costs at most 0.003.
     """
     h, w = lr.shape[:2]
     padded = np.pad(lr, ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0)), mode="reflect")
@@ -68,9 +59,9 @@ def run_tiled(
     """Upscale an image of any size with a network of fixed input size.
 
     At its border a convolution reads zeros; padding would put pixels there. An image smaller than
-    the tile is therefore run twice an axis, padded behind and padded in front (by reflection,
-    repeated where it is small), and each run gives the half that touches a true border. So a fixed
-    file gives what a dynamic one gives, from twice its reach on.
+    the tile is therefore run twice an axis, padded (by reflection) behind and in front, and each
+    run gives the half that touches a true border. So a fixed file gives what a dynamic one gives,
+    from twice its reach on.
 
     Args:
         run: (height, width, 3) → (3·height, 3·width, 3), same type.

@@ -19,7 +19,7 @@ from typing import Any
 import joblib
 import pandas as pd
 
-from paperlib.data.dataset import Data, calibration, drawn_calibration
+from paperlib.data.dataset import Data, calibration
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
@@ -190,7 +190,7 @@ def _files(run: Run, data: Data, model: Any, name: str, table: str, row: str, st
     dynamic, as `row`_learnt.
     """
     qgraph, folder, size = quantised_graph(model), run.stage_folder(name), settings.export
-    graph, images = post_training_graph(qgraph), drawn_calibration(data, settings)
+    graph, images = post_training_graph(qgraph), calibration(data, settings, drawn=True)
     dynamic = export_ptq(graph, images, folder / "ptq_int8.tflite")
     fixed = export_ptq(graph, images, folder / "ptq_fixed_int8.tflite", size.height, size.width)
     learnt = export_tflite(qgraph, folder / "dynamic_int8.tflite")
@@ -250,7 +250,7 @@ def _variant(run: Run, data: Data, name: str, settings: Settings) -> Rows:
     fused = fuse_model(recalibrated(run, data, settings=override(run.settings, before)), clamp=True)
     if name == "post_training":
         path = run.stage_folder(f"ablation/{name}-{settings.seed}") / "dynamic_int8.tflite"
-        export_ptq(deployment_graph(fused), drawn_calibration(data, settings), path)
+        export_ptq(deployment_graph(fused), calibration(data, settings, drawn=True), path)
         return measure(data, TFLiteUpscaler(path), table, row, "int8", steps=steps)
     model = stage3(run, data, fused, distillation_targets(run, data, 3, settings),
                    folder, settings).model

@@ -33,24 +33,23 @@ def planted(picture: Image.Image) -> dict[str, Image.Image]:
 
 
 def test_embedded_photographs_share_nothing():
-    train, valid = ([lr_of(Image.fromarray(read_rgb(embedded_path(name)))) for name in names]
+    train, valid = ({name: lr_of(Image.fromarray(read_rgb(embedded_path(name)))) for name in names}
                     for names in (EMBEDDED_TRAIN, EMBEDDED_VALID))
-    assert overlaps(train, EMBEDDED_TRAIN, valid, EMBEDDED_VALID) == []
-    assert overlaps(train, EMBEDDED_TRAIN, [], []) == []
-    twins = overlaps(valid, EMBEDDED_VALID, valid, EMBEDDED_VALID)
+    assert overlaps(train.items(), valid) == []
+    assert overlaps(train.items(), {}) == []
+    twins = overlaps(valid.items(), valid)
     assert [(one.photograph, one.image) for one in twins] == [(name, name) for name in EMBEDDED_VALID]
 
 
 @pytest.mark.parametrize("how", ["small", "crop", "part"])
 def test_an_embedded_picture_is_found_at_another_scale(how):
     coffee = Image.fromarray(read_rgb(embedded_path("coffee.png"))).crop((150, 40, 450, 380))
-    (found,) = overlaps([lr_of(planted(coffee)[how])], [how], [lr_of(coffee)], ["coffee"])
+    (found,) = overlaps([(how, lr_of(planted(coffee)[how]))], {"coffee": lr_of(coffee)})
     assert found.correlation > 0.85
     assert f"{how} shows what coffee shows" in str(found)
 
 
-def test_set5s_woman_is_told_when_the_data_are_opened(data_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+def test_set5s_woman_is_told_when_the_data_are_opened(data_root, tmp_path, cache, monkeypatch, capsys):
     (hr,) = sorted((data_root / "benchmark" / "Set5" / "HR").glob("*005*"))
     train = tmp_path / "photographs"
     train.mkdir()
@@ -62,10 +61,9 @@ def test_set5s_woman_is_told_when_the_data_are_opened(data_root, tmp_path, monke
     found = {one.photograph: one.image for one in open_data(settings).overlaps}
     assert found == {f"photographs/{name}": f"Set5/{hr.stem}" for name in ("small", "crop", "part")}
     assert capsys.readouterr().out.count("trained on what is measured: photographs/") == 3
-    monkeypatch.setattr(overlap, "overlaps", lambda *_: pytest.fail("searched again"))
-    assert len(open_data(settings).overlaps) == 3
-    monkeypatch.undo()
-    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(overlap, "overlaps", lambda *_: pytest.fail("searched again"))
+        assert len(open_data(settings).overlaps) == 3
     Image.open(hr).convert("RGB").save(train / "copy.png")
     with pytest.raises(UserError, match=r"photographs/copy is the test image Set5/.*Leave it out"):
         open_data(settings)

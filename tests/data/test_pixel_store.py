@@ -8,25 +8,14 @@ from PIL import Image
 from skimage.data import astronaut
 
 from paperlib.data import pixel_store
-from paperlib.data.images import free_memory
-from paperlib.data.photographs import read_source
+from paperlib.data.images import free_memory, read_rgb
+from paperlib.data.photographs import make_pair, read_source
 from paperlib.data.pixel_store import open_store, read_pixels, write_pixels
 from paperlib.environment import root
 from paperlib.errors import UserError
 from paperlib.settings import DataSettings
 
 RECORD = "results/reference/demo/records/01_data.json"
-
-
-@pytest.fixture
-def photographs(tmp_path, monkeypatch):
-    """A folder of three photographs, and a cache of its own."""
-    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for name, (top, size) in {"a": (0, (90, 120)), "b": (100, (63, 66)), "c": (200, (20, 150))}.items():
-        Image.fromarray(astronaut()[top : top + size[0], : size[1]]).save(folder / f"{name}.png")
-    return folder
 
 
 def folders(path, **more) -> DataSettings:
@@ -46,16 +35,23 @@ def test_pixels_come_back_and_damaged_ones_do_not(tmp_path, capsys):
         assert f"{path} is damaged" in capsys.readouterr().out
 
 
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of what is decoded."""
+    names = []
+    monkeypatch.setattr(pixel_store, "read_source",
+                        lambda source, crop: names.append(source.name) or read_source(source, crop))
+    return names
+
+
 @pytest.mark.parametrize("part", ["hr", "lr"])
-def test_damaged_pixels_are_named_and_decoded_again(photographs, capsys, monkeypatch, part):
+def test_damaged_pixels_are_named_and_decoded_again(photographs, capsys, decoded, part):
     store = open_store(folders(photographs))
     wanted = getattr(store, part)(1).copy()
     path = sorted(store.folder.glob(f"*.{part}.npy"), key=lambda path: path.stat().st_size)[1]
     before = path.read_bytes()
     path.write_bytes(before[:-100] + bytes(100))
-    decoded = []
-    monkeypatch.setattr(pixel_store, "read_source",
-                        lambda source, crop: decoded.append(source.name) or read_source(source, crop))
+    decoded.clear()
     again = open_store(folders(photographs))
     assert len(decoded) == 1
     assert np.array_equal(getattr(again, part)(1), wanted)
@@ -64,21 +60,23 @@ def test_damaged_pixels_are_named_and_decoded_again(photographs, capsys, monkeyp
     assert again.key == store.key
 
 
-def test_a_photograph_more_is_the_only_one_that_is_decoded(photographs, monkeypatch):
+def test_a_photograph_is_decoded_once(photographs, decoded):
     first = open_store(folders(photographs))
+    assert sorted(decoded) == ["photographs/a", "photographs/b", "photographs/c"]
+    for index, name in enumerate("abc"):
+        pair = make_pair(name, read_rgb(photographs / f"{name}.png"))
+        assert np.array_equal(first.hr(index), pair.hr)
+        assert np.array_equal(first.lr(index), pair.lr)
+    assert open_store(folders(photographs)).key == first.key
     Image.fromarray(astronaut()[300:400]).save(photographs / "d.png")
-    decoded = []
-    monkeypatch.setattr(pixel_store, "read_source",
-                        lambda source, crop: decoded.append(source.name) or read_source(source, crop))
     store = open_store(folders(photographs))
-    assert decoded == ["photographs/d"]
+    assert decoded[3:] == ["photographs/d"]
     assert store.key != first.key
     assert np.array_equal(store.hr(0), first.hr(0))
     assert not np.array_equal(open_store(folders(photographs, train_crop=30)).hr(0), first.hr(0))
 
 
-def test_the_key_is_that_of_the_committed_records(monkeypatch, tmp_path):
-    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+def test_the_key_is_that_of_the_committed_records(cache):
     record = json.loads((root() / RECORD).read_text(encoding="utf-8"))
     settings = DataSettings(**record["settings"]["data"])
     assert open_store(settings).key == record["inputs"]["training pixels"]

@@ -60,8 +60,6 @@ def test_upscale_matches_its_two_definitions():
     np.testing.assert_allclose(bicubic_upscale(image), wanted, atol=2e-3)
 
 
-def test_other_sizes_and_kernels_are_refused():
+def test_other_sizes_are_refused():
     with pytest.raises(ValueError, match="multiple of 3"):
         bicubic_downscale(np.zeros((10, 9, 3), np.uint8))
-    with pytest.raises(ValueError, match="kernel"):
-        bicubic_upscale(np.zeros((3, 3, 3), np.uint8), kernel="lanczos")

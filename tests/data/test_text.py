@@ -17,13 +17,6 @@ from paperlib.settings import DataSettings
 FOUR = DataSettings(source="embedded", max_train=4, train_crop=120)
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache of the test's own."""
-    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def test_the_share_is_kept_and_photographs_stay_the_ones_that_would_be_drawn(cache):
     store = open_store(FOUR)
     some, none = TrainSet(store, FOUR, 1, "s", 12, text=0.25), TrainSet(store, FOUR, 1, "s", 12)

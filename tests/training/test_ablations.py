@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from paperlib.data.dataset import TrainSet, drawn_calibration, lr_batches, open_data
+from paperlib.data.dataset import TrainSet, calibration, lr_batches, open_data
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import score_pairs
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
@@ -82,7 +82,8 @@ def test_the_seed_draws_the_photographs_of_post_training_quantisation(tmp_path):
     assert rows["post_training"]["values"][0] != rows["post_training"]["values"][1]
     assert rows["as_set"]["values"] == rows["qat_teacher_learnt"]["values"]  # one training, two names
     assert not (tmp_path / "records" / "07" / "as_set-1.json").exists()
-    drawn = [drawn_calibration(data, override(run.settings, {"seed": seed})) for seed in (1, 1, 2)]
+    drawn = [calibration(data, override(run.settings, {"seed": seed}), drawn=True)
+             for seed in (1, 1, 2)]
     assert all(np.array_equal(one, other) for one, other in zip(*drawn[:2], strict=True))
     assert not all(np.array_equal(one, other) for one, other in zip(*drawn[1:], strict=True))
 
