@@ -13,7 +13,7 @@ from paperlib.data.photographs import read_pairs
 from paperlib.data.resize import bicubic_downscale
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import psnr_rgb
-from paperlib.evaluation.scoring import score_pairs
+from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.export.convert import export_tflite, parity_images, shipped_graph
 from paperlib.export.inspection import inspect_tflite
@@ -106,7 +106,7 @@ def test_one_command_enlarges_a_photograph_better_than_bicubic(tmp_path):
 def test_it_scores_what_its_card_says(dataset, data_root):
     pairs = read_pairs(data_root / "benchmark" / dataset / "HR", data_root / "benchmark" / dataset / "LR_bicubic/X3")
     for name, precision in (("pretrained", "INT8 TFLite"), ("pretrained-float", "float")):
-        measured = score_pairs(load_upscaler(name), pairs)["psnr_rgb"]
+        measured = mean_psnr(pairs, load_upscaler(name))
         assert measured == pytest.approx(shipped_scores()[dataset, precision], abs=0.002)
 
 

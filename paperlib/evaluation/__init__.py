@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "metrics": ["psnr_rgb", "tensorflow_mean"],
         "paper_numbers": ["reported", "score"],
         "torch_upscalers": ["TorchUpscaler"],
-        "scoring": ["mean_psnr", "measure", "score_pairs"],
+        "scoring": ["mean_psnr", "measure"],
         "exported": ["export_run"],
         "upscalers": ["load_upscaler"],
         "verify": ["committed_div2k", "measured_authors"],

@@ -9,8 +9,9 @@ they raise ValueError where two shapes differ.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from skimage.metrics import structural_similarity
@@ -37,9 +38,10 @@ def _psnr(one: np.ndarray, other: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _in_strips(of_strip: Callable[[int, slice], np.ndarray], shape: tuple[int, ...], rows: int) -> list:
-    """`of_strip(channel, rows of the image)` for every channel, `rows` rows of the SSIM map at a
-    time.
+def _in_strips(
+    of_strip: Callable[[int, slice], Any], shape: tuple[int, ...], rows: int,
+) -> list[Any]:
+    """`of_strip(channel, rows of the image)` for every channel, `rows` of the SSIM map at a time.
 
     Strips that fit the cache are faster, and use all cores.
     """
@@ -51,8 +53,7 @@ def _in_strips(of_strip: Callable[[int, slice], np.ndarray], shape: tuple[int, .
 
 
 def _ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean SSIM of two (H, W, C) arrays in 0..255 where the window lies wholly inside; nan if
-    nowhere.
+    """Mean SSIM of two (H, W, C) arrays where the window lies wholly inside; nan if nowhere.
 
     scikit-image's result, which is the reference MATLAB code's, computed strip by strip.
     """
@@ -82,28 +83,22 @@ def _cropped_luma(sr_255: np.ndarray, hr_255: np.ndarray) -> tuple[np.ndarray, n
 
 
 def psnr_rgb(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """PSNR in dB over all channels and pixels of the clipped, unrounded output; inf for equal
-    images."""
+    """PSNR in dB over all channels and pixels of the clipped, unrounded output; inf if equal."""
     return _psnr(_clipped(sr_255, hr_255), hr_255)
 
 
 def ssim_rgb(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """Mean over the channels of SSIM (Wang et al. 2004) of the clipped, unrounded output.
-
-    nan where a side is shorter than the window (11 pixels).
-    """
+    """SSIM (Wang et al. 2004) of the clipped, unrounded output, mean of channels; nan if < 11 px."""
     return _ssim(_clipped(sr_255, hr_255), hr_255)
 
 
 def psnr_y(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """PSNR in dB of Y: output rounded to 8 bits, BT.601, 3 border pixels left out; nan if none is
-    left."""
+    """PSNR in dB of Y: output rounded to 8 bits, BT.601, no border pixels; nan if none is left."""
     return _psnr(*_cropped_luma(sr_255, hr_255))
 
 
 def ssim_y(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """SSIM of Y: output rounded to 8 bits, BT.601, 3 border pixels left out; nan as in
-    `ssim_rgb`."""
+    """SSIM of Y: output rounded to 8 bits, BT.601, no border pixels; nan as in `ssim_rgb`."""
     sr_y, hr_y = _cropped_luma(sr_255, hr_255)
     return _ssim(sr_y[..., None], hr_y[..., None])
 
@@ -114,14 +109,8 @@ def scores(sr_255: np.ndarray, hr_255: np.ndarray) -> dict[str, float]:
             "psnr_y": psnr_y(sr_255, hr_255), "ssim_y": ssim_y(sr_255, hr_255)}
 
 
-def mean_scores(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of per-image values (not of pooled errors), metric by metric; nan for a metric without
-    any.
-
-    Images without a finite value (equal to the original: PSNR inf; smaller than the window: SSIM
-    nan) do not count.
-    """
-    rows = list(rows)
+def mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of the finite per-image values (not of pooled errors) by metric; nan without any."""
     means = {}
     for metric in METRICS:
         values = [row[metric] for row in rows if math.isfinite(row[metric])]
@@ -132,7 +121,7 @@ def mean_scores(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def psnr_full_range_y(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
     """PSNR in dB of 0.299 R + 0.587 G + 0.114 B: no crop, not rounded (Y in the authors' report).
 
-    BT.601's 16..235, which `psnr_y` uses, has a smaller range and so a PSNR about 1.3 dB higher.
+    About 1.3 dB below `psnr_y`, whose range is 16..235.
     """
     weights = np.array([0.299, 0.587, 0.114])
     return _psnr(_clipped(sr_255, hr_255).astype(np.float64) @ weights, hr_255 @ weights)
@@ -142,9 +131,8 @@ def tensorflow_mean(values: np.ndarray) -> np.float32:
     """The mean as TensorFlow's CPU kernel takes it over a picture: float32, one number after
     another.
 
-    It is what `tf.reduce_mean(x, [1, 2])` gives for a channel of an (1, H, W, 3) tensor, bit for
-    bit. Once a sum of numbers near 1 passes 2²¹, neighbouring float32 values are 0.25 apart, and
-    every addition is rounded to that.
+    Bit for bit `tf.reduce_mean(x, [1, 2])` for a channel of an (1, H, W, 3) tensor. Once a sum of
+    numbers near 1 passes 2²¹, float32 values are 0.25 apart, and every addition is rounded to that.
     """
     values = np.asarray(values, np.float32).ravel()
     return np.add.accumulate(values)[-1] / np.float32(values.size)
@@ -178,10 +166,9 @@ def _tensorflow_map(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def ssim_tensorflow(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
     """The paper's SSIM: `tf.image.ssim` of a whole picture on a CPU, whose mean drifts upwards.
 
-    The formula is `ssim_rgb`'s; all of it is float32 and the mean is `tensorflow_mean`'s. For
-    pictures of DIV2K's size it is up to 0.02 too high, the more the better they are, so it compares
-    with nothing but the authors' report. Equal to TensorFlow 2.21 without oneDNN to 4e-6; oneDNN
-    rounds otherwise and moves TensorFlow's own result by up to 1.4e-5. nan as in `ssim_rgb`.
+    All of it is float32, and the mean is `tensorflow_mean`'s: up to 0.02 too high for pictures of
+    DIV2K's size, so it compares with nothing but the authors' report. Equal to TensorFlow 2.21 to
+    4e-6 without oneDNN, which itself moves the result by up to 1.4e-5. nan as in `ssim_rgb`.
     """
     one, other = (np.asarray(x, np.float32) for x in (_clipped(sr_255, hr_255), hr_255))
     if min(one.shape[:2]) < WINDOW:
@@ -190,6 +177,6 @@ def ssim_tensorflow(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
         np.ascontiguousarray(one[rows, :, channel]), np.ascontiguousarray(other[rows, :, channel])),
         one.shape, 32)
     count = len(strips) // 3
-    means = [tensorflow_mean(np.concatenate(strips[count * channel : count * (channel + 1)]))
-             for channel in range(3)]
-    return float((means[0] + means[1] + means[2]) / np.float32(3))
+    red, green, blue = (tensorflow_mean(np.concatenate(strips[start : start + count]))
+                        for start in range(0, 3 * count, count))
+    return float((red + green + blue) / np.float32(3))

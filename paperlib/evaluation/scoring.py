@@ -1,10 +1,4 @@
-"""Whatever can be scored, and the score of a set of images (paper section 6).
-
-An upscaler is one callable: LR pixels, uint8 (h, w, 3), to SR pixels, float32 (3h, 3w, 3), clipped
-    to 0..255; with a
-`name` for tables and `about` for provenance. A torch network, a TFLite file, bicubic and the
-teacher are all scored by the same code.
-"""
+"""The scores of an upscaler on a set of images (paper section 6)."""
 
 import hashlib
 import math
@@ -26,9 +20,9 @@ if TYPE_CHECKING:  # loads torch, which scoring a TFLite file does not need
 
 PROTOCOL = {
     "scale": 3,
-    "psnr_rgb, ssim_rgb": "RGB, no border crop, output clipped to 0..255 and not rounded (INT8: de-quantised values)",
-    "psnr_y, ssim_y": "output rounded to 8 bits, BT.601 studio-range Y not rounded, 3-pixel border crop",
-    "ssim": "Gaussian window 11, sigma 1.5, data range 255, population covariance, only windows inside the image",
+    "psnr_rgb, ssim_rgb": "RGB, no border crop, clipped to 0..255, not rounded; INT8: de-quantised",
+    "psnr_y, ssim_y": "output rounded to 8 bits, BT.601 studio-range Y, 3-pixel border crop",
+    "ssim": "Gaussian window 11, sigma 1.5, range 255, population covariance, inside the image",
     "mean": "of per-image values; images without a finite value are left out and named in notes",
 }
 
@@ -40,15 +34,8 @@ into tiles, which for INT8 files changes nothing and for float networks the roun
 TILE = 512
 
 
-def score_pairs(upscaler: Callable[[np.ndarray], np.ndarray], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Mean of the four metrics (`paperlib.evaluation.metrics.METRICS`) over pairs; an unreadable image is an
-    error."""
-    return mean_scores(scores(upscaler(pair.lr), pair.hr) for pair in pairs)
-
-
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows neither inf nor nan: such values are null, and `notes` says which images had
-    them."""
+    """JSON has no inf and no nan: such values are null, and `notes` says which images had them."""
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()}
 
@@ -61,7 +48,9 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{text}: {', '.join(names)}" for names, text in notes if names]
 
 
-def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(
+    upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | None = None,
+) -> dict[str, Any]:
     """Score an upscaler on pairs of LR and HR images.
 
     Args:
@@ -72,9 +61,8 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
 
     Returns:
         Values for JSON: `model`, `images` (name and four metrics each), `mean`, `failed`
-            (messages), `notes`,
-        `protocol`, `provenance` (the model's, the hash of all pixels that went in, versions,
-        device, threads).
+        (messages), `notes`, `protocol`, `provenance` (the model's, the hash of all pixels that went
+        in, versions, device, threads).
     """
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -84,27 +72,27 @@ def evaluate(upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | Non
             if isinstance(pairs, Pairs):
                 _check_size(pairs.sources[index].name, *pairs.size(index))  # before it is decoded
             pair = pairs[index]
-            _check_size(pair.name, *pair.hr.shape[:2])
             rows.append({"name": pair.name, **scores(_enlarged(upscaler, pair.lr), pair.hr)})
+            pair.add_to(digest)
         except UserError as error:
             failed.append(str(error))
-        else:
-            pair.add_to(digest)
         if progress:
             progress(index + 1, len(pairs))
+    seams = getattr(upscaler, "seams", None)
     return {
-        "model": upscaler.name, "images": [_plain(row) for row in rows], "mean": _plain(mean_scores(rows)),
-        "failed": failed,
-        "notes": [*_notes(rows), *filter(None, [getattr(upscaler, "seams", None)])], "protocol": PROTOCOL,
-        "provenance": {"model": upscaler.about, "inputs_sha256": digest.hexdigest()} | provenance()}
+        "model": upscaler.name, "images": [_plain(row) for row in rows],
+        "mean": _plain(mean_scores(rows)), "failed": failed,
+        "notes": _notes(rows) + ([seams] if seams else []), "protocol": PROTOCOL,
+        "provenance": {"model": upscaler.about, "inputs_sha256": digest.hexdigest(),
+                       **provenance()}}
 
 
 def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
-    """The upscaler's output; of a large picture put together from tiles, where its reach allows
-    that."""
+    """The upscaler's output; of a large picture from tiles, where the upscaler's reach allows it
+    and it cuts none itself."""
     height, width = lr.shape[:2]
     radius = upscaler.radius if height * width > MOST_AT_ONCE else None
-    own = getattr(upscaler, "fixed", None) or getattr(upscaler, "tile", None)  # it cuts into tiles by itself
+    own = getattr(upscaler, "fixed", None) or getattr(upscaler, "tile", None)
     strided = getattr(upscaler, "stride", 1) > 1
     if radius is None or own or strided or 2 * radius >= min(height, width, TILE):
         return upscaler(lr)
@@ -113,13 +101,15 @@ def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
 
 def _check_size(name: str, height: int, width: int) -> None:
     if height * width > MOST_PIXELS:
-        raise UserError(f"{name} is {width}×{height} pixels, more than the {MOST_PIXELS // 10**6} megapixels that "
-                        "are scored. Cut it into parts, or leave it out.")
+        raise UserError(f"{name} is {width}×{height} pixels, more than the "
+                        f"{MOST_PIXELS // 10**6} megapixels that are scored. Cut it into parts, or "
+                        "leave it out.")
 
 
 def score_lines(result: dict[str, Any]) -> str:
     """The result of `evaluate` as aligned text: one image a line, the mean last."""
-    rows = [row | {"name": shown(row["name"])} for row in (*result["images"], {"name": "mean", **result["mean"]})]
+    rows = [row | {"name": shown(row["name"])}
+            for row in (*result["images"], {"name": "mean", **result["mean"]})]
     width = max(len(row["name"]) for row in rows)
     lines = [" " * width + "".join(f"  {metric:>8}" for metric in METRICS)]
     for row in rows:
@@ -134,29 +124,17 @@ def mean_psnr(pairs: Sequence[Pair], upscale: Callable[[np.ndarray], np.ndarray]
     return float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))
 
 
-def _short(value: float | None) -> float | None:
-    """Five decimals, which is less than any difference that is spoken of, keep records small."""
-    return None if value is None else round(value, 5)
-
-
-METRIC_NAMES = {"psnr_rgb": "psnr", "ssim_rgb": "ssim", "psnr_y": "psnr_y", "ssim_y": "ssim_y"}
-"""Names in tables: the paper's PSNR and SSIM are those in RGB."""
-
-
 def measure(
     data: "Data", upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
 ) -> list[dict[str, Any]]:
-    """Score an upscaler on the validation photographs and every test set: four rows each, for
-    `Run.record`.
+    """Four rows for `Run.record` on the validation photographs and on every test set.
 
-    Each row keeps the values of its images (`images`, in the set's order), so that differences can
-    be paired.
+    Each keeps the values of its images (`images`, in the set's order, to five decimals), so that
+    differences can be paired. The paper's PSNR and SSIM (`psnr`, `ssim`) are those in RGB.
+    An image that cannot be read is an error: the mean over the others would be another number.
 
     Args:
         more: what belongs beside each number, such as the `steps` of the training behind it.
-
-    Raises:
-        UserError: an image of a set cannot be read; a mean over the others would be another number.
     """
     from paperlib.run import measured_row  # loads pandas and matplotlib
 
@@ -165,7 +143,9 @@ def measure(
         result = evaluate(upscaler, pairs)
         if result["failed"]:
             raise UserError(f"{dataset}: {result['failed'][0]}")
-        rows += [measured_row(table, row, precision, name, result["mean"][key], dataset,
-                              images=[_short(image[key]) for image in result["images"]], **more)
-                 for key, name in METRIC_NAMES.items()]
+        for metric in METRICS:
+            images = [image[metric] for image in result["images"]]
+            rows.append(measured_row(
+                table, row, precision, metric.removesuffix("_rgb"), result["mean"][metric], dataset,
+                images=[None if value is None else round(value, 5) for value in images], **more))
     return rows

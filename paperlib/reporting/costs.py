@@ -12,7 +12,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from paperlib.evaluation.audit import LAST, SETTLED, SelectionNoise, selection_noise
+from paperlib.evaluation.audit import stage3_epochs
 from paperlib.evaluation.paper_numbers import OURS, entries, ms_per_db, reported, score, score_gap
 from paperlib.reporting.results import Results
 from paperlib.reporting.tables import markdown
@@ -105,21 +105,24 @@ def portability_table(bench: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def selection_figure(noise: SelectionNoise) -> Figure:
+SETTLED, LAST = 30, 60
+"""Epoch from which stage 3's qparams are frozen, and how many last epochs say where it ended."""
+
+
+def selection_figure(psnr: pd.Series) -> Figure:
     """The authors' stage 3 by epoch, the mean of its last ones, and the epoch that was reported."""
+    settled, scatter = psnr.iloc[-LAST:].mean(), psnr.loc[SETTLED:].std()
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(noise.epochs, noise.psnr, marker=".", markersize=3, linewidth=0.8)
+    axes.plot(psnr.index, psnr, marker=".", markersize=3, linewidth=0.8)
     axes.axvline(SETTLED, linestyle=":", linewidth=1)
-    axes.annotate("grids frozen", (SETTLED, noise.psnr.min()), xytext=(4, 4), fontsize=8,
+    axes.annotate("grids frozen", (SETTLED, psnr.min()), xytext=(4, 4), fontsize=8,
                   textcoords="offset points")
-    axes.axhspan(noise.settled - noise.scatter, noise.settled + noise.scatter, alpha=0.15)
-    axes.axhline(noise.settled, linewidth=1, linestyle="--", label=(
-        f"mean of the last {LAST} epochs {noise.settled:.3f} dB, "
-        f"± {noise.scatter:.3f} between epochs"))
-    best = int(noise.psnr.argmax())
-    axes.plot(noise.epochs[best], noise.best, "o", markersize=7, fillstyle="none",
-              label=f"reported: the best epoch, {noise.best:.3f} dB")
+    axes.axhspan(settled - scatter, settled + scatter, alpha=0.15)
+    axes.axhline(settled, linewidth=1, linestyle="--", label=(
+        f"mean of the last {LAST} epochs {settled:.3f} dB, ± {scatter:.3f} between epochs"))
+    axes.plot(psnr.idxmax(), psnr.max(), "o", markersize=7, fillstyle="none",
+              label=f"reported: the best epoch, {psnr.max():.3f} dB")
     axes.set(xlabel="epoch of stage 3 (the authors' log)",
              ylabel="PSNR RGB on the reported images (dB)")
     axes.legend(fontsize=8, loc="lower right")
@@ -128,16 +131,16 @@ def selection_figure(noise: SelectionNoise) -> Figure:
 
 def selection_section(run: Run) -> Markdown:
     """What choosing the best epoch is worth: the figure, shown and saved, and two sentences."""
-    noise = selection_noise()
-    if noise is None:
+    psnr = stage3_epochs()
+    if psnr.empty:
         return Markdown("*The authors' log is not at hand: `paperlib verify` downloads it (3 MB), "
                         "or set `PAPERLIB_ASSETS` to a folder that holds their release as "
                         "`aio_mai/`.*")
-    display(run.figure("07_selection", selection_figure(noise)))
+    display(run.figure("07_selection", selection_figure(psnr)))
     teacher, direct = (
         reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
     return Markdown(
-        f"The best of {len(noise.psnr)} epochs, chosen on the images that are reported, is "
-        f"{noise.best - noise.settled:.3f} dB above the mean of the last {LAST}; epochs scatter by "
-        f"{noise.scatter:.3f} dB. Table D's {teacher - direct:.3f} dB is a difference of two such "
-        "maxima, of one run each.")
+        f"The best of {len(psnr)} epochs, chosen on the images that are reported, is "
+        f"{psnr.max() - psnr.iloc[-LAST:].mean():.3f} dB above the mean of the last {LAST}; epochs "
+        f"scatter by {psnr.loc[SETTLED:].std():.3f} dB. Table D's {teacher - direct:.3f} dB is a "
+        "difference of two such maxima, of one run each.")

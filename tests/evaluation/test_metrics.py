@@ -1,6 +1,7 @@
-"""PSNR and SSIM against closed forms, an independent SSIM and scikit-image."""
+"""PSNR and SSIM against closed forms, scikit-image and TensorFlow."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,27 +23,9 @@ from paperlib.evaluation.metrics import (
     tensorflow_mean,
 )
 
-LIBRARY = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-
 
 def noisy(hr: np.ndarray, sigma: float = 9.0) -> np.ndarray:
     return (hr + np.random.default_rng(1).normal(0, sigma, hr.shape)).astype(np.float32)
-
-
-def ssim_by_the_formula(one: np.ndarray, other: np.ndarray) -> float:
-    """Wang et al. 2004, equation 13, window by window: no filter library, no separability."""
-    ramp = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5**2))
-    weights = np.outer(ramp, ramp) / ramp.sum() ** 2
-    values = []
-    for top in range(one.shape[0] - 10):
-        for left in range(one.shape[1] - 10):
-            x, y = (image[top:top + 11, left:left + 11] for image in (one, other))
-            mx, my = (weights * x).sum(), (weights * y).sum()
-            vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
-            cov = (weights * (x - mx) * (y - my)).sum()
-            values.append((2 * mx * my + 6.5025) * (2 * cov + 58.5225)
-                          / ((mx**2 + my**2 + 6.5025) * (vx + vy + 58.5225)))
-    return float(np.mean(values))
 
 
 def test_constant_offset_of_one_is_48_13_db():
@@ -69,33 +52,27 @@ def test_y_rounds_and_leaves_three_pixels_out():
 
 
 def test_luma_is_bt601_studio_range():
-    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
-    np.testing.assert_allclose(luma_255(colours), [[16, 235, 81.481, 144.553, 40.966]], atol=1e-9)
+    np.testing.assert_allclose(luma_255(np.eye(3) * 255), [81.481, 144.553, 40.966], atol=1e-9)
     np.testing.assert_allclose(luma_255(coffee()), rgb2ycbcr(coffee())[..., 0], atol=1e-9)
 
 
-def test_ssim_is_the_formula():
-    hr = coffee()[100:130, 200:228]
-    sr = noisy(hr).clip(0, 255)
-    wanted = np.mean([ssim_by_the_formula(sr[..., c].astype(float), hr[..., c].astype(float)) for c in range(3)])
-    assert 0.5 < wanted < 0.99
-    assert ssim_rgb(sr, hr) == pytest.approx(wanted, abs=1e-9)
-    luma = [luma_255(image)[3:-3, 3:-3] for image in (np.rint(sr), hr)]
-    assert ssim_y(sr, hr) == pytest.approx(ssim_by_the_formula(*luma), abs=1e-9)
-
-
-@pytest.mark.parametrize("height", [11, 137, 138, 139, 300])
-def test_strips_change_nothing(height):
+@pytest.mark.parametrize("height", [17, 137, 138, 139, 300])
+def test_they_are_scikit_images_of_the_whole_picture(height):
     hr = astronaut()[:height, 50:170]
     sr = noisy(hr).clip(0, 255)
-    whole = structural_similarity(sr.astype(float), hr.astype(float), channel_axis=2, **LIBRARY)
+    ssim = partial(structural_similarity, data_range=255, gaussian_weights=True, sigma=1.5,
+                   use_sample_covariance=False)
+    whole = ssim(sr.astype(float), hr.astype(float), channel_axis=2)
     assert ssim_rgb(sr, hr) == pytest.approx(whole, abs=1e-12)
-    assert psnr_rgb(sr, hr) == pytest.approx(peak_signal_noise_ratio(hr.astype(float), sr, data_range=255))
+    luma = [luma_255(image)[3:-3, 3:-3] for image in (np.rint(sr), hr)]
+    assert ssim_y(sr, hr) == pytest.approx(ssim(*luma), abs=1e-12)
+    wanted = peak_signal_noise_ratio(hr.astype(float), sr, data_range=255)
+    assert psnr_rgb(sr, hr) == pytest.approx(wanted)
 
 
 def test_equal_images_and_images_below_the_window():
     hr = coffee()[:40, :40]
-    assert scores(hr, hr) == {"psnr_rgb": math.inf, "ssim_rgb": 1.0, "psnr_y": math.inf, "ssim_y": 1.0}
+    assert list(scores(hr, hr).values()) == [math.inf, 1.0, math.inf, 1.0]
     small = scores(hr[:12, :12] * 0.5, hr[:12, :12])  # 6 × 6 inside the border
     assert math.isfinite(small["psnr_y"])
     assert math.isfinite(small["ssim_rgb"])
@@ -106,7 +83,7 @@ def test_equal_images_and_images_below_the_window():
 
 
 def test_mean_is_of_images_and_leaves_out_what_has_no_value():
-    rows = [dict.fromkeys(METRICS, 30.0), dict.fromkeys(METRICS, 31.0), dict.fromkeys(METRICS, math.nan)]
+    rows = [dict.fromkeys(METRICS, value) for value in (30.0, 31.0, math.nan)]
     rows[2]["psnr_rgb"] = math.inf
     assert mean_scores(rows) == dict.fromkeys(METRICS, 30.5)
     assert all(math.isnan(value) for value in mean_scores(rows[2:]).values())
@@ -129,16 +106,10 @@ def test_the_mean_is_tensorflows_bit_for_bit(height, width):
         assert [tensorflow_mean(values[0, ..., channel]) for channel in range(3)] == wanted.tolist()
 
 
-def test_the_mean_drifts_with_the_size_of_the_picture():
-    """The values that TensorFlow 2.21 gives for uniform numbers in 0.9..1.0, truly 0.950."""
-    numbers = np.random.default_rng(0).uniform(0.9, 1, 2150 * 3830).astype(np.float32)
-    means = [tensorflow_mean(numbers[:count]) for count in (256**2, 1346 * 2030, 2150 * 3830)]
-    assert means == pytest.approx([0.9500, 0.9616, 0.9873], abs=3e-4)
-
-
 def test_ssim_tensorflow_is_tensorflows_and_on_large_pictures_too_high():
     tf = pytest.importorskip("tensorflow")
-    for hr, drift in ((coffee()[:90, :70], (-1e-5, 1e-5)), (np.tile(coffee(), (4, 3, 1)), (0.003, 0.03))):
+    large = np.tile(coffee(), (4, 3, 1))
+    for hr, drift in ((coffee()[:90, :70], (-1e-5, 1e-5)), (large, (0.003, 0.03))):
         sr = noisy(hr, 1.5).clip(0, 255)
         wanted = float(tf.image.ssim(sr[None], hr[None].astype(np.float32), 255.0)[0])
         assert ssim_tensorflow(sr, hr) == pytest.approx(wanted, abs=1e-5)

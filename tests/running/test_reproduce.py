@@ -233,7 +233,7 @@ def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     without = reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a"))
     (tmp_path / "cache" / "aio_mai").mkdir(parents=True)
-    for name in PUBLISHED:
+    for name in PUBLISHED.index:
         (tmp_path / "cache" / "aio_mai" / name).write_bytes(b"theirs")
     (tmp_path / "assets").rmdir()
     monkeypatch.delenv("PAPERLIB_ASSETS")

@@ -11,7 +11,7 @@ from torch import nn
 
 from paperlib.data.dataset import TrainSet, calibration, lr_batches, open_data
 from paperlib.errors import UserError
-from paperlib.evaluation.scoring import score_pairs
+from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
 from paperlib.export.inspection import inspect_tflite
@@ -291,14 +291,14 @@ def test_a_backbone_goes_through_the_papers_whole_pipeline(tmp_path):
     qat = read_quantised(folder / "stage3" / "qat.safetensors")
     assert qat.quantiser == "paper"
     values = {(row["row"], row["precision"]): row["images"][0] for row in rows}
-    fakequant = [score_pairs(QuantisedUpscaler(qat), [pair])["psnr_rgb"] for pair in data.valid]
+    fakequant = [mean_psnr([pair], QuantisedUpscaler(qat)) for pair in data.valid]
     assert values["repconv", "fp32"] == pytest.approx(fakequant, abs=1e-4)
-    unrounded = [score_pairs(TorchUpscaler(fused, ""), [pair])["psnr_rgb"] for pair in data.valid]
+    unrounded = [mean_psnr([pair], TorchUpscaler(fused, "")) for pair in data.valid]
     assert values["repconv_float", "fp32"] == pytest.approx(unrounded, abs=1e-4)
     for kind, row in (("ptq", "repconv"), ("dynamic", "repconv_learnt")):
         file = folder / "stage3" / f"{kind}_int8.tflite"
         assert inspect_tflite(file, 8, 8)["float_tensors"] == []
-        shipped = [score_pairs(TFLiteUpscaler(file), [pair])["psnr_rgb"] for pair in data.valid]
+        shipped = [mean_psnr([pair], TFLiteUpscaler(file)) for pair in data.valid]
         assert values[row, "int8"] == pytest.approx(shipped, abs=1e-4)
     assert values["repconv", "int8"] != values["repconv_learnt", "int8"]
 
@@ -338,7 +338,7 @@ def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured
     data = open_data(run.settings.data)
     rows = backbones(run, data)
     assert {(row["table"], row["row"], row["precision"]) for row in rows} == {("B", "bicubic", "fp32")}
-    expected = [score_pairs(Bicubic(), [pair])["psnr_rgb"] for pair in data.valid]
+    expected = [mean_psnr([pair], Bicubic()) for pair in data.valid]
     assert rows[0]["images"] == pytest.approx(expected, abs=1e-4)
     run.record("07_ablations", rows)
     assert len(backbones(run, data)) == len(rows)  # 07 run again: its own record is no reason to leave the row out
