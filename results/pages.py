@@ -25,7 +25,7 @@ from paperlib.profiles import NOTEBOOKS, load_settings
 from paperlib.reporting.report import write_report, write_summary
 from paperlib.reporting.results import TABLES, Results
 from paperlib.reporting.tables import effect_text, markdown, write_tables
-from paperlib.reporting.verdicts import MEANING, Verdict
+from paperlib.reporting.verdicts import Verdict
 from paperlib.run import Run
 
 HEADING = """# Committed results
@@ -85,7 +85,7 @@ def claims_text(runs: Mapping[str, Results]) -> str:
     words = [word for word in Verdict if word.value in {line["verdict"] for line in lines}]
     return "\n\n".join([
         CLAIMS, markdown(pd.DataFrame(lines)),
-        "\n".join(f"- *{word.value}*: {MEANING[word]}" for word in words),
+        "\n".join(f"- *{word.value}*: {word.meaning}" for word in words),
         "Table A: one formula gives all five published scores from PSNR and time (*recomputed*). "
         "The challenge's images and phone are not public, so nothing else can be measured."])
 

@@ -69,24 +69,24 @@ def challenge_section(source: Run | Results) -> Markdown:
         markdown(own) if len(own) else "not run"]))
 
 
-def cost_points(results: Results) -> list[dict[str, Any]]:
+def cost_points(results: Results) -> pd.DataFrame:
     """The peers and the run's students on Set5; empty where the run has not measured that set.
 
-    Each for `figures.scatter`: name, group, macs (thousands per LR pixel), psnr (dB, RGB, no crop).
+    Columns for `figures.quality_against_cost`: name, group, macs (thousands per LR pixel), psnr.
     """
     rows = results.rows
     rows = rows[(rows["metric"] == "psnr") & (rows["dataset"] == "Set5") & rows["value"].notna()]
     ours = [row for row in rows.itertuples() if (row.table, row.row, row.precision) in STUDENTS]
     if not ours:
-        return []
-    graph = deployment_graph(fuse_model(build_model(results.run.settings.student)))
-    peers = pd.read_csv(PEERS)
-    return [{"name": line.model, "group": f"{line.group}, {line.precision.upper()}",
-             "macs": line.macs_per_lr_pixel / 1e3, "psnr": line.psnr_rgb}
-            for line in peers[peers["set"] == "Set5"].itertuples()] + [
-           {"name": f"ours, {row.row.removeprefix('student_')}",
-            "group": f"this run, {row.precision.upper()}",
-            "macs": macs_per_lr_pixel(graph) / 1e3, "psnr": row.value} for row in ours]
+        return pd.DataFrame()
+    peers = pd.read_csv(PEERS).query("set == 'Set5'")
+    points = [(line.model, f"{line.group}, {line.precision.upper()}", line.macs_per_lr_pixel,
+               line.psnr_rgb) for line in peers.itertuples()]
+    macs = macs_per_lr_pixel(deployment_graph(fuse_model(build_model(results.run.settings.student))))
+    points += [(f"ours, {row.row.removeprefix('student_')}", f"this run, {row.precision.upper()}",
+                macs, row.value) for row in ours]
+    found = pd.DataFrame(points, columns=["name", "group", "macs", "psnr"])
+    return found.assign(macs=found["macs"] / 1e3)
 
 
 def portability_table(bench: Mapping[str, Any]) -> pd.DataFrame:

@@ -1,14 +1,18 @@
 """What `paperlib reproduce` prints at its end: what came out, whether it worked, where to look."""
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from paperlib.profiles import NOTEBOOKS, differences_from_paper, load_settings
+import pandas as pd
+
+from paperlib.profiles import NOTEBOOKS, TRAINED_BY, load_settings, note
 from paperlib.reporting.reference import reference_text
 from paperlib.reporting.results import Results
 from paperlib.reporting.verdicts import Verdict
 from paperlib.run import Run
-from paperlib.settings import Settings
+from paperlib.settings import flatten
 
 LADDER = (
     (("B", "bicubic"), "bicubic: a formula that has learned nothing"),
@@ -24,41 +28,55 @@ ALONE = ("bicubic", "box_int8")
 """Rungs that are not a step from the one before."""
 
 
-def _steps(settings: Settings) -> int:
-    return settings.stage1.steps + settings.stage2.steps + settings.stage3.steps
+def _settings(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that the run's last notebook recorded, and the paper's, by dotted name."""
+    recorded = [record["settings"] for name, record in results.records.items() if name in NOTEBOOKS]
+    mine = recorded[-1] if recorded else results.run.settings.model_dump(mode="json")
+    paper = load_settings("paper", {"method": "paper"}).model_dump(mode="json")
+    return flatten("", mine), flatten("", paper)
 
 
-def _heading(results: Results) -> str:
-    """How much ran, how long, and what of it is not the paper's."""
-    settings, records = results.run.settings, results.records
-    costs = records.get("00_reproduce", {}).get("notebooks", {})
-    ran = [name for name in NOTEBOOKS if name in records]
-    minutes = sum(costs[name]["seconds"] for name in ran if name in costs) / 60
-    start = f"Done: {len(ran)} notebook{'s' * (len(ran) != 1)} in {minutes:.0f} min."
-    if settings.profile == "paper" and not differences_from_paper(settings):
-        return f"{start} Profile paper: the paper's data, schedule and method."
-    small = any((record.get("teacher") or "").startswith("small") for record in records.values())
-    whose = "our method" if settings.method == "ours" else "the paper's method"
-    parts = [f"{_steps(settings):,} steps for {_steps(load_settings('paper')):,}"]
-    parts += ["other photographs than DIV2K's"] if settings.data.source != "div2k" else []
-    parts += ["a small teacher of its own"] if small else []
-    return (f"{start} Profile {settings.profile} is {whose} in small: {', '.join(parts)}.\n"
-            "So these are not the paper's numbers.")
+def settings_table(results: Results) -> pd.DataFrame:
+    """Every setting that the paper has otherwise, as JSON: setting, here, the paper."""
+    mine, paper = _settings(results)
+    return pd.DataFrame([
+        (name, *(json.dumps(value, ensure_ascii=False) for value in (mine[name], usual)))
+        for name, usual in paper.items()
+        if mine.get(name, usual) != usual and name != "profile" and not name.endswith(".expect")],
+        columns=["setting", "here", "the paper"])
+
+
+def about(results: Results) -> tuple[str, str, str]:
+    """Whose numbers these are, the teacher, and the method with its steps, each for a sentence."""
+    whose = note(results.run.settings)
+    named = [(record.get("teacher") or "").partition(";")[0] for record in results.records.values()]
+    teachers = dict.fromkeys(name + ")" * (name.count("(") - name.count(")"))
+                             for name in named if name)
+    mine, paper = _settings(results)
+    method = {"paper": "The paper's method", "released": "The released run's method",
+              "ours": "Our method"}.get(mine.get("method"), "")  # older records do not say
+    steps = [f"{stage} {mine[field]:,} steps for {paper[field]:,}"
+             for stage, name in TRAINED_BY.items() if name in results.records
+             and mine[field := f"{stage}.steps"] != paper[field]]
+    if settings_table(results).empty:
+        method += ", data and schedule"
+    said = ": ".join(filter(None, [method, ", ".join(steps)]))
+    return (whose[0].upper() + whose[1:], "; ".join(teachers) or "none was asked",
+            said and f"{said}.")
 
 
 def ladder(results: Results) -> list[tuple[str, float, str]]:
     """Every step that ran, in words, with its PSNR (dB) and what it gained on the one before."""
-    lines, before = [], None
-    files = results.records.get("06_tflite_eval", {}).get("parity") or []
+    lines: list[tuple[str, float, str]] = []
+    files = results.records.get("06_tflite_eval", {}).get("parity")
     for (table, row), words in LADDER:
         value = results.psnr(table, row)
         if value is None:
             continue
-        gain = "" if before is None or row in ALONE else f"{value - before:+.2f}"
+        gain = f"{value - lines[-1][1]:+.2f}" if lines and row not in ALONE else ""
         if row == "tflite_dynamic" and files:
             gain = f"{100 * files[0]['equal']:.2f} % of its values are stage 3's"
         lines.append((words, value, gain))
-        before = value
     return lines
 
 
@@ -91,13 +109,17 @@ def ending_text(source: Run | Results) -> str:
         return "Every notebook ran. Scores of profile smoke mean nothing."
     out, here = results.run.out, Path.cwd()
     out = out.relative_to(here) if out.is_relative_to(here) else out
-    pages = sorted(path.name for path in (results.run.out / "notebooks").glob("0*.html"))
-    pages = [pages[0], f"to {pages[-1][:2]}"] if len(pages) > 1 else pages
-    where = [f"Look         {out / 'report.html'}"]
-    where += [f"Read         {out / 'notebooks' / ' '.join(pages)}"] if pages else []
-    where += [f"All numbers  {out / 'summary.md'}, or: paperlib table --out {out}",
-              "Next         make lab"]
-    parts = [_heading(results), ladder_text(results),
+    where = [f"Look         {out / 'report.html'}",
+             f"Read         {out / 'notebooks'}: the notebooks, executed",
+             f"All numbers  {out / 'summary.md'}, or: paperlib table --out {out}",
+             "Next         make lab"]
+    ran = [name for name in NOTEBOOKS if name in results.records]
+    costs = results.records.get("00_reproduce", {}).get("notebooks", {})
+    minutes = sum(costs[name]["seconds"] for name in ran if name in costs) / 60
+    whose, teacher, steps = about(results)
+    done = (f"Done: {len(ran)} of {len(NOTEBOOKS)} notebooks in {minutes:.0f} min. {whose}.\n"
+            f"Teacher: {teacher}.\n{steps}")
+    parts = [done, ladder_text(results),
              "\n".join(filter(None, [reference_text(results), claims_text(results)])),
              "\n".join(where)]
     return "\n\n".join(filter(None, parts))

@@ -36,14 +36,11 @@ def most_detailed(hr: np.ndarray, size: int) -> tuple[int, int]:
     """Top and left (multiples of 3) of the `size`-pixel square with the most detail."""
     grey = hr.astype(np.float32).mean(2)
     detail = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    size = min(size, *detail.shape)
     total = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    rows, columns = (np.arange(0, max(1, side - size + 1), SCALE) for side in detail.shape)
-    bottom, right = (np.minimum(first + size, side)
-                     for first, side in zip((rows, columns), detail.shape, strict=True))
-    sums = (total[np.ix_(bottom, right)] - total[np.ix_(rows, right)]
-            - total[np.ix_(bottom, columns)] + total[np.ix_(rows, columns)])
-    best = np.unravel_index(np.argmax(sums), sums.shape)
-    return int(rows[best[0]]), int(columns[best[1]])
+    sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
+    top, left = np.unravel_index(sums[::SCALE, ::SCALE].argmax(), sums[::SCALE, ::SCALE].shape)
+    return int(top) * SCALE, int(left) * SCALE
 
 
 @style.context(STYLE)
@@ -59,17 +56,17 @@ def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, siz
         place: its top and left in HR pixels; None shows the most detailed part.
         here: give the PSNR of the part, too.
     """
-    size = min(size, *hr.shape[:2]) // SCALE * SCALE
-    place = place or most_detailed(hr, size)
-    top, left = (min(at, side - size) // SCALE * SCALE
-                 for at, side in zip(place, hr.shape[:2], strict=True))
-    part = (slice(top, top + size), slice(left, left + size))
-    small = tuple(slice(side.start // SCALE, side.stop // SCALE) for side in part)
-    panels = [(lr[small], f"LR\n{lr.shape[1]} × {lr.shape[0]} px")]
+    height, width = hr.shape[:2]
+    size = min(size, height, width) // SCALE * SCALE
+    top, left = place or most_detailed(hr, size)
+    top, left = min(top, height - size) // SCALE * SCALE, min(left, width - size) // SCALE * SCALE
+    part = np.s_[top : top + size, left : left + size]
+    small = lr[top // SCALE :, left // SCALE :][: size // SCALE, : size // SCALE]
+    panels = [(small, f"LR\n{lr.shape[1]} × {lr.shape[0]} px")]
     for name, sr in results.items():
         local = f", here {psnr_rgb(sr[part], hr[part]):.2f}" if here else ""
         panels.append((sr[part], f"{name}\n{psnr_rgb(sr, hr):.2f} dB{local}"))
-    panels.append((hr[part], f"HR\n{hr.shape[1]} × {hr.shape[0]} px"))
+    panels.append((hr[part], f"HR\n{width} × {height} px"))
     figure = Figure(figsize=(2.3 * len(panels), 2.8))
     for axes, (image, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _picture(axes, image, title)
@@ -77,9 +74,9 @@ def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, siz
 
 
 @style.context(STYLE)
-def patch_grid(lr: Tensor, hr: Tensor, count: int = 6) -> Figure:
-    """The first patches of a batch, LR (B, 3, p, p) above HR (B, 3, 3p, 3p), uint8."""
-    count = min(count, len(lr))
+def patch_grid(lr: Tensor, hr: Tensor) -> Figure:
+    """The first six patches of a batch, LR (B, 3, p, p) above HR (B, 3, 3p, 3p), uint8."""
+    count = min(6, len(lr))
     figure = Figure(figsize=(1.5 * count, 3.4))
     grid = figure.subplots(2, count, squeeze=False)
     for row, (name, batch) in enumerate((("LR", lr), ("HR", hr))):
@@ -112,17 +109,15 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "",
         history: rows of `Fit.history`: step, psnr_rgb (dB), loss and its terms (images in 0..1).
         loss: the weights of the terms, for the legend; the terms are drawn without them.
     """
-    figure, steps = Figure(figsize=(9, 3.3)), [row["step"] for row in history]
+    rows = pd.DataFrame(history).set_index("step")
+    figure = Figure(figsize=(9, 3.3))
     left, right = figure.subplots(1, 2)
-    names = [name for name in ("loss", *TERMS) if any(name in row for row in history)]
-    if len(names) == 2 and all(row.get(names[0]) == row.get(names[1]) for row in history):
+    names = [name for name in ("loss", *TERMS) if name in rows]
+    if len(names) == 2 and rows[names[0]].equals(rows[names[1]]):
         names = names[1:]  # a loss of one term
-    for place, name in enumerate(names):
-        marker = MARKERS[place % len(MARKERS)]
-        values = [row.get(name, np.nan) for row in history]
-        last = next(row[name] for row in reversed(history) if name in row)
-        left.plot(steps, values, marker=marker, markersize=4,
-                  label=f"{_term(name, loss)}: {last:.3g}")
+    for name, marker in zip(names, MARKERS, strict=False):
+        left.plot(rows.index, rows[name], marker=marker, markersize=4,
+                  label=f"{_term(name, loss)}: {rows[name].dropna().iloc[-1]:.3g}")
     left.set(xlabel="training step", ylabel="loss (images in 0…1)", yscale="log",
              title=f"{title}: training loss")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
@@ -130,15 +125,25 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "",
     low, high = left.get_ylim()
     left.yaxis.set_minor_formatter(plain if high < 10 * low else "")
     figure.legend(loc="outside lower left", ncols=len(names), fontsize=9)
-    values = [row["psnr_rgb"] for row in history]
-    best = int(np.argmax(values))
-    right.plot(steps, values, marker="o", markersize=4)
-    right.plot(steps[best], values[best], marker="*", markersize=12, color="C1")
+    psnr = rows["psnr_rgb"]
+    right.plot(rows.index, psnr, marker="o", markersize=4)
+    right.plot(psnr.idxmax(), psnr.max(), marker="*", markersize=12, color="C1")
     right.ticklabel_format(useOffset=False)
     at_least(right, 0.1)
     right.set(xlabel="training step", ylabel="PSNR RGB (dB)",
-              title=f"{title}: validation, best {values[best]:.2f} dB")
+              title=f"{title}: validation, best {psnr.max():.2f} dB")
     return figure
+
+
+def _map(where: Axes, counts: Axes, values: np.ndarray, limits: tuple[float, float],
+         colours: str, label: str) -> None:
+    """Values (H, W) as colours, and their histogram; beyond the limits they count as at them."""
+    drawn = where.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    where.set_axis_off()
+    where.figure.colorbar(drawn, ax=where, shrink=0.8)
+    counts.hist(np.clip(values, *limits).ravel(), bins=41, range=limits,
+                weights=np.full(values.size, 100 / values.size))
+    counts.set(xlabel=label, ylabel="pixels (%)")
 
 
 @style.context(STYLE)
@@ -147,34 +152,24 @@ def confidence(weights: np.ndarray, hr: np.ndarray) -> Figure:
     figure = Figure(figsize=(10, 3))
     image, where, counts = figure.subplots(1, 3)
     _picture(image, hr, "photograph")
-    drawn = where.imshow(weights, cmap="viridis", vmin=0, vmax=1)
-    where.set_axis_off()
+    _map(where, counts, weights, (0, 1), "viridis", "weight w(p)")
     where.set_title("distillation weight w(p)", loc="center", fontsize=10)
-    figure.colorbar(drawn, ax=where, shrink=0.8)
-    share = np.full(weights.size, 100 / weights.size)
-    counts.hist(weights.ravel(), bins=40, range=(0, 1), weights=share)
-    counts.set(xlabel="weight w(p)", ylabel="pixels (%)", title=f"mean {weights.mean():.2f}")
+    counts.set_title(f"mean {weights.mean():.2f}")
     return figure
 
 
 @style.context(STYLE)
-def error_map(one: np.ndarray, other: np.ndarray, title: str, limit: float = 4.0) -> Figure:
+def error_map(one: np.ndarray, other: np.ndarray, title: str) -> Figure:
     """Signed difference of two images (H, W, 3), mean over the channels, and its histogram.
 
-    Args:
-        limit: end of the colour scale, grey levels of 255; equal scales can be compared.
+    The scale ends at ±4 grey levels of 255 in every figure, so that they can be compared.
     """
     difference = (one.astype(np.float64) - other.astype(np.float64)).mean(2)
     figure = Figure(figsize=(9, 3.4))
     where, counts = figure.subplots(1, 2)
-    drawn = where.imshow(difference, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    where.set_axis_off()
+    _map(where, counts, difference, (-4, 4), "RdBu_r", "difference (grey levels of 255)")
     where.set_title(title)
-    figure.colorbar(drawn, ax=where, label="grey levels of 255", shrink=0.8, extend="both")
-    counts.hist(np.clip(difference, -limit, limit).ravel(), bins=61, range=(-limit, limit),
-                weights=np.full(difference.size, 100 / difference.size))
-    counts.set(xlabel="difference (grey levels of 255)", ylabel="pixels (%)",
-               title=f"root mean square {np.sqrt((difference**2).mean()):.2f}")
+    counts.set_title(f"root mean square {np.sqrt((difference**2).mean()):.2f}")
     return figure
 
 
@@ -184,23 +179,20 @@ def _name_layers(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 @style.context(STYLE)
-def layer_bars(rows: Sequence[Mapping[str, Any]], value: str, title: str, label: str) -> Figure:
-    """One bar a layer, in the network's order.
+def layer_sqnr(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Signal to quantisation noise after each layer, one bar a layer in the network's order.
 
     Args:
-        rows: {"name", `value`}; without a finite number a layer has no bar.
-        label: of the vertical axis, with its unit.
+        rows: of `quantisation.layer_sqnr`; without a finite number a layer has no bar.
     """
-    heights = [np.nan if row.get(value) is None else row[value] for row in rows]
-    heights = [height if np.isfinite(height) else np.nan for height in heights]
     figure = Figure(figsize=(max(6, 0.65 * len(rows)), 3.3))
     axes = figure.subplots()
-    drawn = axes.bar(np.arange(len(rows)), heights)
-    axes.bar_label(drawn, ["" if np.isnan(height) else f"{height:.3g}" for height in heights],
-                   fontsize=8, padding=1)
+    heights = np.array([row.get("sqnr_db") for row in rows], np.float64)
+    drawn = axes.bar(np.arange(len(rows)), np.where(np.isfinite(heights), heights, np.nan))
+    axes.bar_label(drawn, fmt="%.3g", fontsize=8, padding=1)
     axes.grid(visible=False, axis="x")
     _name_layers(axes, rows)
-    axes.set(ylabel=label, title=title)
+    axes.set(ylabel="SQNR (dB)", title="Signal to quantisation noise after each layer")
     return figure
 
 
@@ -216,7 +208,6 @@ def layer_ranges(rows: Sequence[Mapping[str, Any]]) -> Figure:
     spans, steps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     start = np.array([row.get("grid_low", row["low"]) for row in rows])
     end = np.array([row.get("grid_high", row["high"]) for row in rows])
-    step = np.array([row.get("step", np.nan) for row in rows])
     spans.bar(at, end - start, bottom=start, width=0.6, color="C5", label="grid")
     dots = [(index, value) for index, row in enumerate(rows)
             for value in [*row["channel_low"], *row["channel_high"]]]
@@ -225,9 +216,8 @@ def layer_ranges(rows: Sequence[Mapping[str, Any]]) -> Figure:
     spans.axhline(0, color="0.5", linewidth=0.8)
     spans.set(ylabel="activation (grey levels)", title="What each layer's grid has to span")
     spans.legend(loc="best")
-    drawn = steps.bar(at, step, width=0.6, color="C1")
-    steps.bar_label(drawn, ["" if np.isnan(value) else f"{value:.2f}" for value in step],
-                    fontsize=8, padding=1)
+    drawn = steps.bar(at, [row.get("step", np.nan) for row in rows], width=0.6, color="C1")
+    steps.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
     _name_layers(steps, rows)
     steps.set_ylabel("step (grey levels)")
     for axes in (spans, steps):
@@ -237,27 +227,29 @@ def layer_ranges(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @style.context(STYLE)
-def drops(rows: Sequence[Mapping[str, Any]], table: str = "C", dataset: str = "validation") -> Figure:
-    """PSNR of a table's networks in FP32 and INT8, from measured rows; the axis starts above 0."""
-    chosen = [row for row in rows if (row["table"], row["metric"], row["dataset"]) == (
-        table, "psnr", dataset) and row["value"] is not None
-        and not row["row"].endswith(("_float", "_learnt"))]  # further rows of the same networks
-    figure = Figure(figsize=(max(5, 1.8 * len({row["row"] for row in chosen})), 3.4))
+def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """PSNR of Table C's networks on the validation images in FP32 and INT8, from measured rows.
+
+    The axis starts above 0. Rows ending in _float or _learnt are of the same networks: left out.
+    """
+    found = pd.DataFrame([{"sd": None} | row for row in rows if row["value"] is not None and (
+        row["table"], row["metric"], row["dataset"]) == ("C", "psnr", "validation")
+        and not row["row"].endswith(("_float", "_learnt"))])
     title = "What INT8 costs each network"
-    if not chosen:
-        figure.set_figheight(0.8)
+    if found.empty:
+        figure = Figure(figsize=(5, 0.8))
         figure.suptitle(f"{title}: nothing measured", y=0.5, verticalalignment="center")
         return figure
-    axes, names = figure.subplots(), list(dict.fromkeys(row["row"] for row in chosen))
-    for index, precision in enumerate(sorted({row["precision"] for row in chosen})):
-        found = {row["row"]: row for row in chosen if row["precision"] == precision}
-        drawn = axes.bar([names.index(name) + 0.4 * index for name in found],
-                         [row["value"] for row in found.values()], 0.38, label=precision.upper(),
-                         yerr=[row.get("sd") or np.nan for row in found.values()], capsize=3)
+    names = list(found["row"].unique())
+    figure = Figure(figsize=(max(5, 1.8 * len(names)), 3.4))
+    axes = figure.subplots()
+    for index, (precision, part) in enumerate(found.groupby("precision")):
+        drawn = axes.bar([names.index(name) + 0.4 * index for name in part["row"]], part["value"],
+                         0.38, label=precision.upper(), yerr=part["sd"].astype(float), capsize=3)
         axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
-    values = [row["value"] for row in chosen]
-    margin = 0.15 * (max(values) - min(values)) or 0.1
-    axes.set_ylim(min(values) - margin, max(values) + margin)
+    low, high = found["value"].min(), found["value"].max()
+    margin = 0.15 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
     axes.set_xticks(np.arange(len(names)) + 0.2, names)
     axes.grid(visible=False, axis="x")
     axes.set(ylabel="PSNR RGB (dB)\n(axis does not start at 0)", title=title)
@@ -266,22 +258,19 @@ def drops(rows: Sequence[Mapping[str, Any]], table: str = "C", dataset: str = "v
 
 
 @style.context(STYLE)
-def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, ylabel: str,
-            title: str) -> Figure:
-    """Quality against cost, the cost on a logarithmic axis.
+def quality_against_cost(points: pd.DataFrame) -> Figure:
+    """Models of several groups by PSNR and multiply-accumulates, the cost on a logarithmic axis.
 
     Args:
-        points: {"name", "group", `x`, `y`}; a group has one colour and marker.
+        points: name, group, macs (thousands per LR pixel), psnr (dB, RGB, on Set5).
     """
     figure = Figure(figsize=(8, 4.6))
     axes = figure.subplots()
-    groups = list(dict.fromkeys(point["group"] for point in points))
-    for place, group in enumerate(groups):
-        marker = MARKERS[place % len(MARKERS)]
-        chosen = [point for point in points if point["group"] == group]
-        axes.scatter([point[x] for point in chosen], [point[y] for point in chosen], label=group,
-                     s=36, marker=marker)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log")
+    for (group, part), marker in zip(points.groupby("group", sort=False), MARKERS, strict=False):
+        axes.scatter(part["macs"], part["psnr"], label=group, s=36, marker=marker)
+    axes.set(xlabel="multiply-accumulates per LR pixel (thousands)", xscale="log",
+             ylabel="PSNR RGB on Set5 (dB)",
+             title="Quality against cost, public models on the same images")
     axes.margins(0.15)
     thousands = FuncFormatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_major_formatter(thousands)
@@ -289,9 +278,9 @@ def scatter(points: Sequence[Mapping[str, Any]], x: str, y: str, xlabel: str, yl
     axes.tick_params(axis="x", which="minor", labelsize=8)
     axes.ticklabel_format(axis="y", useOffset=False)
     at_least(axes, 0.2)
-    for index, point in enumerate(sorted(points, key=lambda point: point[y])):
+    for index, point in enumerate(points.sort_values("psnr", kind="stable").itertuples()):
         side = (6, "left") if index % 2 else (-6, "right")  # neighbours in height: either side
-        axes.annotate(point["name"], (point[x], point[y]), (side[0], 0), ha=side[1], va="center",
+        axes.annotate(point.name, (point.macs, point.psnr), (side[0], 0), ha=side[1], va="center",
                       textcoords="offset points", fontsize=8)
     figure.legend(ncols=2, loc="outside lower center")
     return figure
@@ -319,25 +308,19 @@ def cubic_kernels() -> Figure:
 
 
 @style.context(STYLE)
-def fake_quant(scale: float = 1.0, zero_point: int = 3, levels: int = 8) -> Figure:
+def fake_quant() -> Figure:
     """Rounding to a grid (left) and the gradient of the straight-through estimator (right).
 
-    Args:
-        scale: step of the grid.
-        zero_point: integer that stands for 0, in 0..levels − 1.
-        levels: how many values the grid has; 8 bits have 256, which nobody could see.
+    The grid has 8 steps of width 1, of which the fourth stands for 0; 256 nobody could see.
     """
     figure = Figure(figsize=(9.2, 3))
     stairs, slope = figure.subplots(1, 2)
-    low, high = -zero_point * scale, (levels - 1 - zero_point) * scale
-    x = np.linspace(low - 2 * scale, high + 2 * scale, 2000)
+    x = np.linspace(-5, 6, 2000)
     stairs.plot(x, x, color="0.6", linewidth=1, label="x")
-    rounded = np.clip(np.round(x / scale) + zero_point, 0, levels - 1) - zero_point
-    stairs.plot(x, scale * rounded, label="x̂")
-    stairs.set(xlabel="x", ylabel="x̂", title=f"forward: {levels} steps, 0 is step {zero_point}")
+    stairs.plot(x, np.clip(np.round(x), -3, 4), label="x̂")
+    stairs.set(xlabel="x", ylabel="x̂", title="forward: 8 steps, 0 is step 3")
     stairs.legend(loc="upper left")
-    inside = (x > low - scale / 2) & (x < high + scale / 2)
-    slope.plot(x, inside.astype(float), color="C1", label="what training uses")
+    slope.plot(x, ((x > -3.5) & (x < 4.5)).astype(float), color="C1", label="what training uses")
     slope.plot(x, 0 * x, color="C0", linestyle="--", label="true slope: 0 almost everywhere")
     slope.set(xlabel="x", ylabel="∂x̂/∂x", ylim=(-0.15, 1.45),
               title="backward: straight through, 0 where clipped")
@@ -380,16 +363,16 @@ def shares(found: pd.DataFrame) -> Figure:
         found: of `training.gradient_shares`, one line a term.
     """
     figure = Figure(figsize=(9.2, 0.5 * len(found) + 1.5))
-    axes, at = figure.subplots(), np.arange(len(found))
-    for index, what in enumerate(("value", "gradient")):
-        parts = [100 * part for part in found[f"{what} share"]]
-        place = at + 0.2 * (2 * index - 1)
-        drawn = axes.barh(place, parts, 0.38, label=f"share of the {what}")
-        labels = [f"{part:.1f} %" if part >= 0.05 else f"{part:.2g} %" for part in parts]
-        axes.bar_label(drawn, labels, padding=3, fontsize=9)
-    axes.set_yticks(at, [TERMS.get(name, name) for name in found["term"]])
+    axes = figure.subplots()
+    parts = 100 * found[["value share", "gradient share"]].set_axis(
+        ["share of the value", "share of the gradient"], axis=1)
+    parts.set_index(found["term"].replace(TERMS)).plot.barh(ax=axes, width=0.78)
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt=lambda part: f"{part:.1f} %" if part >= 0.05 else f"{part:.2g} %",
+                       padding=3, fontsize=9)
     axes.invert_yaxis()
-    axes.set(xlabel="share of the weighted loss (%)", xlim=(0, 112), title="Who pulls the student?")
+    axes.set(xlabel="share of the weighted loss (%)", ylabel="", xlim=(0, 112),
+             title="Who pulls the student?")
     axes.grid(visible=False, axis="y")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.02))
     return figure
@@ -426,24 +409,26 @@ def equal_scores() -> Figure:
 
 @style.context(STYLE)
 def mean_drift(images: pd.DataFrame) -> Figure:
-    """How far TensorFlow's float32 mean is off for uniform numbers, by size; and SSIM of real images.
+    """How far TensorFlow's float32 mean is off for uniform numbers, by size; SSIM of real images.
 
     Args:
         images: of `evaluation.committed_div2k`; empty: the first panel alone.
     """
     figure = Figure(figsize=(9.2, 3.6) if len(images) else (5, 3.6))
-    panels = figure.subplots(1, 2 if len(images) else 1, squeeze=False)[0]
+    first, *second = figure.subplots(1, 2 if len(images) else 1, squeeze=False)[0]
     sizes = np.geomspace(2**14, 2160 * 3840, 24).astype(int)
     for low in (0.9, 0.8, 0.5):
         numbers = np.random.default_rng(0).uniform(low, 1, sizes[-1]).astype(np.float32)
-        drift = [tensorflow_mean(numbers[:size]) - numbers[:size].mean(dtype=np.float64) for size in sizes]
-        panels[0].plot(sizes / 1e6, drift, label=f"uniform in {low}..1")
-    panels[0].axvline(2.8, linestyle=":", linewidth=1, color="0.4")
-    panels[0].annotate("DIV2K", (2.8, 0.03), (4, 0), textcoords="offset points", fontsize=9)
-    panels[0].set(xlabel="numbers added (million)", ylabel="float32 mean − true mean", xscale="log",
-                  title="The mean drifts with size")
-    panels[0].legend()
-    if len(images):
-        panels[1].plot(images["ssim"], images["ssim_tensorflow"] - images["ssim"], "o", markersize=5)
-        panels[1].set(xlabel="SSIM", ylabel="paper's SSIM − SSIM", title="Real images, authors' INT8 file")
+        drift = [tensorflow_mean(numbers[:size]) - numbers[:size].mean(dtype=np.float64)
+                 for size in sizes]
+        first.plot(sizes / 1e6, drift, label=f"uniform in {low}..1")
+    first.axvline(2.8, linestyle=":", linewidth=1, color="0.4")
+    first.annotate("DIV2K", (2.8, 0.03), (4, 0), textcoords="offset points", fontsize=9)
+    first.set(xlabel="numbers added (million)", ylabel="float32 mean − true mean", xscale="log",
+              title="The mean drifts with size")
+    first.legend()
+    for axes in second:
+        axes.plot(images["ssim"], images["ssim_tensorflow"] - images["ssim"], "o", markersize=5)
+        axes.set(xlabel="SSIM", ylabel="paper's SSIM − SSIM",
+                 title="Real images, authors' INT8 file")
     return figure

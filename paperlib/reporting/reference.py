@@ -5,7 +5,6 @@ then ends is measured (results/reference/spread.json); values further apart than
 Where settings or teacher differ there is nothing to compare.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from paperlib.environment import root
 from paperlib.errors import UserError
-from paperlib.files import reading
+from paperlib.files import read_json, reading
 from paperlib.profiles import HARMLESS, NOTEBOOKS, load_settings
 from paperlib.reporting.results import Results
 from paperlib.run import Run
@@ -24,6 +23,7 @@ PRINTED = 1e-4
 """Nobody sees smaller differences: tables print four places."""
 MOST = 6
 """Lines of values that do not agree; more are counted."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -59,9 +59,8 @@ def stated_spread() -> dict[str, dict[str, float]]:
     """
     path = root() / "results" / "reference" / "spread.json"
     with reading(path, "a record of how far machines differ"):
-        stated = json.loads(path.read_text(encoding="utf-8"))["stated"]
         return {kind: {metric: max(float(limit), PRINTED) for metric, limit in limits.items()}
-                for kind, limits in stated.items()}
+                for kind, limits in read_json(path)["stated"].items()}
 
 
 def _teacher(results: Results) -> str:
@@ -120,25 +119,22 @@ def reference_text(source: Run | Results) -> str:
         found = compare(here, there, stated_spread())
     except UserError as error:
         return f"Did it work? Not compared with the committed run of {profile}: {error}"
-    values, agree = found.values, int(found.values["agrees"].sum())
-    otherwise = [f"  {name} was not compared: {'; '.join(fields[:3])}"
-                 + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
-                 for name, fields in found.different.items()]
-    if found.missing:
-        otherwise.append(f"  {found.missing} values of that run were not measured here.")
+    values, beyond = found.values, found.values[~found.values["agrees"]]
     if values.empty:
-        return "\n".join([f"Did it work? Nothing can be compared with the committed {profile}.",
-                          *otherwise])
-    if agree == len(values):
-        return "\n".join([
-            f"Did it work? Yes: {agree} of {len(values)} values agree with the committed run of "
-            "another machine (as closely as two machines agree).", *otherwise])
-    beyond = values[~values["agrees"]]
-    order = ((beyond["here"] - beyond["there"]).abs() / beyond["allowed"]).sort_values()
-    lines = [f"  {row.record} {row.table} {row.row} {row.precision} {row.metric} on {row.dataset}: "
-             f"{row.here:.4f}, there {row.there:.4f}, at most ±{row.allowed:.4f}"
-             for row in beyond.loc[order.index[::-1]].head(MOST).itertuples()]
-    rest = [f"  and {len(beyond) - MOST} more"] if len(beyond) > MOST else []
-    return "\n".join([
-        f"Did it work? Not as here before: {len(beyond)} of {len(values)} values differ by more "
-        "than two machines do:", *lines, *rest, *otherwise])
+        lines = [f"Did it work? Nothing can be compared with the committed {profile}."]
+    elif beyond.empty:
+        lines = [f"Did it work? Yes: {len(values)} of {len(values)} values agree with the committed "
+                 "run of another machine (as closely as two machines agree)."]
+    else:
+        lines = [f"Did it work? Not as here before: {len(beyond)} of {len(values)} values differ by "
+                 "more than two machines do:"]
+        apart = (beyond["here"] - beyond["there"]).abs() / beyond["allowed"]
+        lines += [f"  {row.record} {row.table} {row.row} {row.precision} {row.metric} on "
+                  f"{row.dataset}: {row.here:.4f}, there {row.there:.4f}, at most ±{row.allowed:.4f}"
+                  for row in beyond.loc[apart.nlargest(MOST).index].itertuples()]
+        lines += [f"  and {len(beyond) - MOST} more"] if len(beyond) > MOST else []
+    lines += [f"  {name} was not compared: {'; '.join(fields[:3])}"
+              + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
+              for name, fields in found.different.items()]
+    lines += [f"  {found.missing} values of that run were not measured here."] if found.missing else []
+    return "\n".join(lines)

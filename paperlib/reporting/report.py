@@ -5,7 +5,6 @@ phone and can be printed (paper section 7).
 """
 
 import html
-import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,13 +16,12 @@ from markupsafe import Markup
 
 from paperlib.environment import to_portable
 from paperlib.files import read_json, write_text
-from paperlib.profiles import NOTEBOOKS, TRAINED_BY, load_settings, note
+from paperlib.profiles import NOTEBOOKS
 from paperlib.reporting import costs, ending, figures, notes, tables, viewer
 from paperlib.reporting.results import TABLES, Results
 from paperlib.reporting.tables import inert, markdown
-from paperlib.reporting.verdicts import MEANING, Verdict
+from paperlib.reporting.verdicts import Verdict
 from paperlib.run import Run
-from paperlib.settings import flatten
 
 CAPTIONS = {
     "pair": "One pair: LR, the baseline, HR. PSNR is over the whole photograph.",
@@ -37,7 +35,8 @@ CAPTIONS = {
     "shares": "What each term of the loss is worth, in value and in gradient.",
     "sqnr": "How much of the signal survives the rounding up to each layer. The skip brings the "
             "picture itself back, which is large: there the ratio rises.",
-    "backbones": "Trained on one short, equal schedule; the bars compare with each other alone.",
+    "backbones": "Trained on one short, equal schedule: the bars compare with each other alone, and "
+                 "where they lie below bicubic not even that.",
     "cost": "Public models on the same images. Peers were trained for longer, on DIV2K and more.",
 }
 """Part of a figure's name → its caption; the first that is in the name."""
@@ -48,34 +47,7 @@ def caption(name: str) -> str:
     return next((text for part, text in CAPTIONS.items() if part in name), "")
 
 
-def _settings(results: Results) -> tuple[str, pd.DataFrame]:
-    """How many steps were trained, in a sentence; and every setting that the paper has otherwise."""
-    recorded = [record["settings"] for name, record in results.records.items() if name in NOTEBOOKS]
-    mine = flatten("", recorded[-1] if recorded else results.run.settings.model_dump(mode="json"))
-    paper = flatten("", load_settings("paper", {"method": "paper"}).model_dump(mode="json"))
-    found = [(name, mine[name], value) for name, value in paper.items()
-             if mine.get(name, value) != value and name != "profile" and not name.endswith(".expect")]
-    trained = [f"{stage}.steps" for stage, name in TRAINED_BY.items() if name in results.records]
-    steps = ", ".join(f"{name.removesuffix('.steps')} {value:,} steps for {usual:,}"
-                      for name, value, usual in found if name in trained)
-    whose = {"paper": "The paper's method", "released": "The released run's method",
-             "ours": "Our method"}.get(mine.get("method"), "")
-    said = ": ".join(filter(None, [whose, steps])) if found else f"{whose}, data and schedule"
-    shown = [(name, json.dumps(value, ensure_ascii=False), json.dumps(usual, ensure_ascii=False))
-             for name, value, usual in found]
-    return said and f"{said}.", pd.DataFrame(shown, columns=["setting", "here", "the paper"])
-
-
-def _saw(results: Results) -> Markup:
-    """What each notebook saw, a list under its name."""
-    lines = ((name, notes.sentences(results.records, name)) for name in NOTEBOOKS)
-    return Markup("\n\n".join(
-        f"**{name[:2]} · {re.sub('stage', 'stage ', name[3:]).replace('_', ' ')}**\n\n"
-        + "\n".join(f"- {line}" for line in said)
-        for name, said in lines if said))
-
-
-def _folded(results: Results, settings: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _folded(results: Results) -> dict[str, pd.DataFrame]:
     """Tables by title, without those in which nothing was measured."""
     bench = results.run.out / "bench.json"
     found = {}
@@ -90,7 +62,7 @@ def _folded(results: Results, settings: pd.DataFrame) -> dict[str, pd.DataFrame]
             tables.measured(results, results.rows["table"].unique()),
         "The shipped file in other runtimes":
             costs.portability_table(read_json(bench) if bench.is_file() else {}),
-        "Settings that the paper has otherwise": settings}
+        "Settings that the paper has otherwise": ending.settings_table(results)}
     return {title: table for title, table in found.items() if len(table)}
 
 
@@ -114,34 +86,33 @@ def _records(results: Results) -> pd.DataFrame:
 
 def _draw_costs(results: Results) -> None:
     """Save the one figure that no notebook draws: quality against cost, where Set5 was measured."""
-    if points := costs.cost_points(results):
-        results.run.figure("08_cost", figures.scatter(
-            points, "macs", "psnr", "multiply-accumulates per LR pixel (thousands)",
-            "PSNR RGB on Set5 (dB)", "Quality against cost, public models on the same images"))
+    if len(points := costs.cost_points(results)):
+        results.run.figure("08_cost", figures.quality_against_cost(points))
 
 
 def _text(results: Results, dividers: str) -> str:
     """The text; only the divider differs between summary and page."""
-    run, whose = results.run, note(results.run.settings)
-    steps, settings = _settings(results)
-    named = [(record.get("teacher") or "").partition(";")[0] for record in results.records.values()]
-    teachers = dict.fromkeys(name + ")" * (name.count("(") - name.count(")")) for name in named if name)
+    run = results.run
+    whose, teacher, steps = ending.about(results)
     claims = tables.claims_table(results)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: markdown(value) if isinstance(value, pd.DataFrame) else inert(value))
     return environment.get_template("summary.md.jinja").render(
-        run=run, question=_question(run), whose=whose[0].upper() + whose[1:], steps=steps,
-        teacher="; ".join(teachers) or "none was asked", dividers=Markup(dividers),
+        run=run, question=_question(run), whose=whose, teacher=teacher, steps=steps,
+        dividers=Markup(dividers),
         ladder=pd.DataFrame([(words, f"{value:.2f}", gain)
                              for words, value, gain in ending.ladder(results)],
                             columns=["step", "PSNR (dB)", "against the line above"]),
-        upscale_page=(run.out / "upscale.html").is_file(), saw=_saw(results), claims=claims,
+        saw=pd.DataFrame([(what, value, name[:2]) for name in NOTEBOOKS
+                          for what, value in notes.findings(results.records, name)],
+                         columns=["measured", "value", "notebook"]),
+        upscale_page=(run.out / "upscale.html").is_file(), claims=claims,
         unmeasured=len(results.claims) - len(claims), claimed=len(results.claims),
-        meanings={word: MEANING[word] for word in Verdict if word in set(claims["verdict"])},
+        verdicts=[word for word in Verdict if word in set(claims["verdict"])],
         figures={path.name: caption(path.stem) for path in sorted(run.out.glob("figures/[0-9]*"))
                  if path.suffix in (".png", ".webp")},
-        folded=_folded(results, settings), records=_records(results))
+        folded=_folded(results), records=_records(results))
 
 
 def _question(run: Run) -> str:

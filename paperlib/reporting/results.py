@@ -1,6 +1,5 @@
 """What a run measured, read once: records, rows, claims, the paper's tables (paper section 7)."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -111,8 +110,8 @@ class Results:
 
         claim: its text. reported: the paper's difference in dB. effect, low, high: ours and its
         95 % interval, None where there is none. seeds, images: how many were paired. verdict: a
-        `Verdict`. reported_inside: "yes" or "no", "" without interval. evidence: records and
-        remarks (also alone, as `remarks`). needs: what would decide or strengthen it.
+        `Verdict`. reported_inside: "yes" or "no", "" without interval. remarks: a list. needs: what
+        would decide or strengthen it.
         """
         return [self._judged(claim, "psnr") for claim in CLAIMS]
 
@@ -146,39 +145,40 @@ class Results:
         answer: dict[str, Any] = {
             "claim": claim.text, "reported": paper, "effect": None, "low": None, "high": None,
             "seeds": None, "images": None, "verdict": Verdict.NOT_RUN, "reported_inside": "",
-            "evidence": "", "remarks": [], "needs": "a run that measures it"}
-        keys = [(*claim.measured_as.get(model, model), metric) for model in claim.models]
+            "remarks": [], "needs": "a run that measures it"}
+        models = *claim.plus, *claim.minus
+        keys = [(*claim.measured_as.get(model, model), metric) for model in models]
         found = [self._beside(key) for key in keys]
-        other_ssim = metric == "ssim" and any(model in OTHER_SSIM for model in claim.models)
-        if other_ssim or any(line is None for line, _ in found):
-            return answer
         rows = [line for line, _ in found if line is not None]
+        other_ssim = metric == "ssim" and any(model in OTHER_SSIM for model in models)
+        if other_ssim or len(rows) < len(keys):
+            return answer
         signs = [1.0] * len(claim.plus) + [-1.0] * len(claim.minus)
         remarks = list(dict.fromkeys(remark for _, remark in found if remark))
         steps = list(dict.fromkeys(row["steps"] for row in rows))
         if None not in steps and len(steps) > 1:
             remarks.append(f"trained for {' and '.join(f'{count:,}' for count in steps)} steps")
-        effect = signed_effect(rows, signs)
-        if effect is None:
+        if (effect := signed_effect(rows, signs)) is None:
             mean = sum(sign * row["value"] for sign, row in zip(signs, rows, strict=True))
             effect, word = Effect(mean, None, None, 0, 0), Verdict.UNDECIDED
             remarks.append("other seeds")
         else:
             word = verdict_of(paper, effect, metric, self.papers(*keys))
+        needs = {Verdict.HOLDS: "DIV2K and the published schedule",
+                 Verdict.FAILS: "DIV2K and the published schedule",
+                 Verdict.UNDECIDED: effect.needs, Verdict.ONE_SEED: effect.needs}
         inside = "" if effect.low is None else "yes" if effect.low <= paper <= effect.high else "no"
-        records = dict.fromkeys(f"records/{row['record']}.json" for row in rows)
         return answer | {
             "effect": effect.mean, "low": effect.low, "high": effect.high, "seeds": effect.seeds,
             "images": effect.images, "verdict": word, "reported_inside": inside,
-            "evidence": "; ".join([*records, *remarks]), "remarks": remarks,
-            "needs": _needs(word, effect)}
+            "remarks": remarks, "needs": needs.get(word, "")}
 
     def _line(self, key: Key) -> dict[str, Any]:
         """A reported number with what was measured and the claim that decides its verdict."""
         line, remark = self._beside(key)
         answer = dict(zip(COLUMNS[:4], key, strict=True)) | {
-            "reported": reported()[key], "verdict": Verdict.NOT_RUN, "evidence": "",
-            "reported_inside": ""}
+            "reported": reported()[key], "verdict": Verdict.NOT_RUN, "reported_inside": "",
+            "evidence": ""}
         if line is None:
             return answer
         evidence = [f"records/{line['record']}.json"]
@@ -195,12 +195,10 @@ class Results:
             evidence += filter(None, [remark, "nothing to compare it with was run"])
             return answer | {"evidence": "; ".join(evidence)}
         chosen = min(judged, key=lambda claim: WEAKEST.index(claim["verdict"]))
-        evidence += [chosen["claim"], *chosen["remarks"]]
-        return answer | {
-            "verdict": chosen["verdict"], "evidence": "; ".join(evidence),
-            "effect_reported": chosen["reported"], "effect": chosen["effect"],
-            "low": chosen["low"], "high": chosen["high"], "seeds": chosen["seeds"],
-            "images": chosen["images"], "reported_inside": chosen["reported_inside"]}
+        fields = ("verdict", "effect", "low", "high", "seeds", "images", "reported_inside")
+        return answer | {field: chosen[field] for field in fields} | {
+            "effect_reported": chosen["reported"],
+            "evidence": "; ".join([*evidence, chosen["claim"], *chosen["remarks"]])}
 
     def _challenge(self, key: Key) -> dict[str, Any]:
         """A line of Table A: its score is arithmetic, all else needs what is not public."""
@@ -218,6 +216,8 @@ class Results:
         lines = []
         for name, record in self.records.items():
             for line in record.get("audit") or []:
+                if (word := Verdict(line["verdict"])) in WEAKEST:
+                    raise ValueError(f"verdict {word.value!r} is for what was trained here")
                 kernel = OTHER_KERNEL if line["row"].startswith("bicubic") else ""
                 evidence = filter(None, [f"records/{name}.json", kernel, line.get("evidence")])
                 paper, value = line.get("reported"), line.get("reproduced")
@@ -225,21 +225,6 @@ class Results:
                 lines.append({
                     "table": "audit", "row": line["row"], "precision": line["precision"],
                     "metric": line["metric"], "reported": paper, "reproduced": value,
-                    "delta": value - paper if alike else None, "verdict": _audited(line),
+                    "delta": value - paper if alike else None, "verdict": word,
                     "evidence": "; ".join(evidence)})
         return lines
-
-
-def _needs(word: Verdict, effect: Effect) -> str:
-    """What would decide or strengthen a verdict."""
-    if word in (Verdict.HOLDS, Verdict.FAILS):
-        return "DIV2K and the published schedule"
-    return effect.needs if word in (Verdict.UNDECIDED, Verdict.ONE_SEED) else ""
-
-
-def _audited(line: Mapping[str, Any]) -> Verdict:
-    """The verdict of an audit's line, which says nothing of a training of ours."""
-    word = Verdict(line["verdict"])
-    if word in WEAKEST:
-        raise ValueError(f"verdict {word.value!r} is for what was trained here, not for the audit")
-    return word

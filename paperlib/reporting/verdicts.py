@@ -26,35 +26,29 @@ UNTRAINED = ("bicubic", "bicubic_matlab", "post_training")
 
 
 class Verdict(StrEnum):
-    """What may be said; there are no other words."""
+    """What may be said, each with its meaning; there are no other words."""
 
-    REPRODUCED = "reproduced"
-    EVALUATION = "reproduced (evaluation)"
-    MISSED = "missed"
-    HOLDS = "trend holds"
-    FAILS = "trend fails"
-    UNDECIDED = "undecided"
-    ONE_SEED = "one seed"
-    RECOMPUTED = "recomputed"
-    NOT_PUBLIC = "not public"
-    NOT_RUN = "not run"
+    meaning: str
 
+    def __new__(cls, word: str, meaning: str) -> "Verdict":
+        verdict = str.__new__(cls, word)
+        verdict._value_, verdict.meaning = word, meaning
+        return verdict
 
-MEANING = {
-    Verdict.REPRODUCED: "with the paper's data, schedule and method; the interval holds the "
-                        "paper's difference and excludes zero",
-    Verdict.EVALUATION: "the authors' own file gives their own values on the paper's photographs",
-    Verdict.MISSED: "with the paper's data, schedule and method; the interval excludes the "
-                    "paper's difference",
-    Verdict.HOLDS: "a smaller experiment; the interval lies on the paper's side of zero",
-    Verdict.FAILS: "a smaller experiment; the interval lies on the other side of zero, or within "
-                   "±0.02 dB of nothing where the paper reports more",
-    Verdict.UNDECIDED: "several seeds, and the interval allows both",
-    Verdict.ONE_SEED: "a single training decides nothing",
-    Verdict.RECOMPUTED: "arithmetic on reported or published values",
-    Verdict.NOT_PUBLIC: "needs the challenge's test images or its device",
-    Verdict.NOT_RUN: "nothing measured, or nothing that can be compared",
-}
+    REPRODUCED = "reproduced", ("with the paper's data, schedule and method; the interval holds the "
+                                "paper's difference and excludes zero")
+    EVALUATION = "reproduced (evaluation)", (
+        "the authors' own file gives their own values on the paper's photographs")
+    MISSED = "missed", ("with the paper's data, schedule and method; the interval excludes the "
+                        "paper's difference")
+    HOLDS = "trend holds", "a smaller experiment; the interval lies on the paper's side of zero"
+    FAILS = "trend fails", ("a smaller experiment; the interval lies on the other side of zero, or "
+                            "within ±0.02 dB of nothing where the paper reports more")
+    UNDECIDED = "undecided", "several seeds, and the interval allows both"
+    ONE_SEED = "one seed", "a single training decides nothing"
+    RECOMPUTED = "recomputed", "arithmetic on reported or published values"
+    NOT_PUBLIC = "not public", "needs the challenge's test images or its device"
+    NOT_RUN = "not run", "nothing measured, or nothing that can be compared"
 
 
 @dataclass(frozen=True)
@@ -82,38 +76,29 @@ class Effect:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] ({counted})"
 
 
-def paired_effect(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Effect:
-    """Effect of `one` minus `other`.
+def effect_of(differences: np.ndarray) -> Effect:
+    """Mean and interval of paired differences by seed and image, S × I.
 
     Crossed design: with d[s, i] the difference for seed s on image i, SE² = V(seed means)/S +
     V(image means)/I − V(rest)/(S·I), not below either of the first two, with Satterthwaite's
     degrees of freedom.
-
-    Args:
-        one, other: values by seed and image, S × I; the same seeds and images in the same order.
-
-    Raises:
-        ValueError: different shapes, or nothing to compare.
     """
-    difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
-    if np.shape(one) != np.shape(other) or difference.ndim != 2 or not difference.size:
-        raise ValueError(f"values of {np.shape(one)} and {np.shape(other)} cannot be paired")
     from scipy.stats import t  # slow to load, and only needed where something is judged
 
-    seeds, images = difference.shape
-    mean = float(difference.mean())
+    seeds, images = differences.shape
+    mean = float(differences.mean())
     if seeds < 2:
         return Effect(mean, None, None, seeds, images)
-    by_seed, by_image = difference.mean(1), difference.mean(0)
+    by_seed, by_image = differences.mean(1), differences.mean(0)
     of_seeds = float(by_seed.var(ddof=1)) / seeds
     of_images = float(by_image.var(ddof=1)) / images if images > 1 else 0.0
-    rest = difference - by_seed[:, None] - by_image[None] + mean
+    rest = differences - by_seed[:, None] - by_image[None] + mean
     of_rest = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1)) / (seeds * images)
     squared = max(of_seeds, of_images, of_seeds + of_images - of_rest)
     needs = "more images" if of_images > of_seeds else "more seeds"
     if squared == 0:
         return Effect(mean, mean, mean, seeds, images, needs)
-    below = of_seeds**2 / (seeds - 1) + (of_images**2 / (images - 1) if images > 1 else 0.0)
+    below = of_seeds**2 / (seeds - 1) + of_images**2 / max(1, images - 1)
     half = float(t.ppf(0.975, max(1.0, squared**2 / below))) * math.sqrt(squared)
     return Effect(mean, mean - half, mean + half, seeds, images, needs)
 
@@ -140,11 +125,11 @@ def verdict_of(
     return Verdict.HOLDS if near > 0 else Verdict.UNDECIDED
 
 
-def change_word(effect: Effect, metric: str = "psnr") -> str:
-    """One word for a difference that the paper does not report."""
+def change_word(effect: Effect) -> str:
+    """One word for a difference in PSNR that the paper does not report."""
     if effect.low is None or effect.high is None:
         return Verdict.ONE_SEED.value
-    if max(-effect.low, effect.high) <= EQUAL[metric]:
+    if max(-effect.low, effect.high) <= EQUAL["psnr"]:
         return "no difference"
     if effect.low > 0:
         return "better"
@@ -162,16 +147,12 @@ class Claim:
     """Rows of ours that stand beside a reported number in this claim alone."""
 
     @property
-    def models(self) -> tuple[Model, ...]:
-        """Every number that the claim is made of."""
-        return *self.plus, *self.minus
-
-    @property
     def judges(self) -> tuple[Model, ...]:
         """The rows of the paper's tables that it decides; of mixed precisions, those in INT8."""
+        models = *self.plus, *self.minus
         if self.measured_as:
             return ()
-        return tuple(model for model in self.models if model[2] == "int8") or self.models
+        return tuple(model for model in models if model[2] == "int8") or models
 
     def reported(self, metric: str = "psnr") -> float:
         """The paper's difference in dB or SSIM."""
@@ -218,13 +199,6 @@ OTHER_SSIM = dict.fromkeys(
 """Reported rows whose SSIM is not the one that this kit measures; it is never compared."""
 
 
-def values_of(row: Mapping[str, Any]) -> np.ndarray:
-    """A measured row's values by seed and image, (S, I); (S, 1) where images are not known."""
-    if row.get("images"):
-        return np.atleast_2d(np.asarray(row["images"], np.float64))
-    return np.asarray(row.get("values") or [row["value"]], np.float64)[:, None]
-
-
 def signed_effect(
     rows: Sequence[Mapping[str, Any]], signs: Sequence[float]
 ) -> Effect | None:
@@ -232,29 +206,25 @@ def signed_effect(
 
     Rows without values of every image are compared by their means. None where the seeds differ.
     """
-    parts = [values_of(row) for row in rows]
-    by_image = len({part.shape[1] for part in parts}) == 1 and all(
-        row.get("images") for row in rows)
+    parts = [np.atleast_2d(np.asarray(row["images"], np.float64)) if row.get("images")
+             else np.asarray(row.get("values") or [row["value"]], np.float64)[:, None]
+             for row in rows]  # (S, I), or (S, 1) where images are not known
+    by_image = all(row.get("images") for row in rows) and len({len(part[0]) for part in parts}) == 1
     if not by_image:
         parts = [part.mean(1, keepdims=True) for part in parts]
     trained = [index for index, row in enumerate(rows) if row.get("row") not in UNTRAINED]
     named = [rows[index].get("seed_ids") for index in trained]
     if named and all(named):
         common = [seed for seed in dict.fromkeys(named[0]) if all(seed in ids for ids in named)]
-        if not common:
-            return None
         for index, ids in zip(trained, named, strict=True):
             parts[index] = parts[index][[ids.index(seed) for seed in common]]
     elif len({tuple(seeds) for seeds in named if seeds}) > 1:
         return None
-    most = max(len(part) for part in parts)
-    for index, part in enumerate(parts):
-        if index not in trained and len(part) == 1:
-            parts[index] = np.repeat(part, most, 0)
-    if len({part.shape for part in parts}) > 1:
+    # what was not trained stands beside every seed
+    seeds = {len(part) for index, part in enumerate(parts) if index in trained or len(part) > 1}
+    if len(seeds) > 1 or 0 in seeds:
         return None
-    total = sum(sign * part for sign, part in zip(signs, parts, strict=True))
-    effect = paired_effect(total, np.zeros_like(total))
+    effect = effect_of(sum(sign * part for sign, part in zip(signs, parts, strict=True)))
     return effect if by_image else replace(effect, images=0)
 
 

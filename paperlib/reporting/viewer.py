@@ -1,4 +1,4 @@
-"""Pictures to look at closely: a divider between two versions, and any part by any models (section 6).
+"""Pictures to look at closely: a divider between two versions, any part by any models (section 6).
 
 The divider is a range input over two stacked images: it works by mouse, finger and keyboard, in
 notebooks, their exported pages and the report, without a library and without a network.
@@ -28,12 +28,12 @@ from paperlib.run import STYLE, Run
 from paperlib.settings import SCALE
 
 STYLESHEET = Path(__file__).with_name("compare.css")
+SIZE = 288
+"""Side of the part that is compared, HR pixels."""
 PICK = """function pick(menu, role) {
   const images = menu.closest("figure").querySelectorAll("img");
   images.forEach((image, index) => image.classList.toggle(role, index == menu.value));
 }"""
-Upscale = Callable[[np.ndarray], np.ndarray]
-"""LR uint8 (h, w, 3) → SR (3h, 3w, 3) in 0..255."""
 
 
 def interactive() -> bool:
@@ -42,21 +42,25 @@ def interactive() -> bool:
     return (os.environ.get("PAPERLIB_WIDGETS") or served) == "1"
 
 
-def explore(images: Sequence[Pair], upscalers: Mapping[str, Upscale]) -> Still | None:
+def explore(
+    images: Sequence[Pair], upscalers: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+) -> Still | None:
     """Any part of any photograph by any two models; without a front end a still of all models.
 
     Args:
         images: photographs with different names; the first is shown.
-        upscalers: label → upscaler; each runs once a photograph, when it is first shown.
+        upscalers: label → upscaler, LR uint8 (h, w, 3) → SR (3h, 3w, 3) in 0..255; each runs once a
+            photograph, when it is first shown.
     """
-    pairs = {pair.name: pair for pair in images}
+    pairs, labels = {pair.name: pair for pair in images}, list(upscalers)
 
     @cache
     def upscaled(photograph: str, label: str) -> np.ndarray:
         return np.clip(upscalers[label](pairs[photograph].lr), 0, 255)
 
-    def draw(photograph: str, labels: Sequence[str], size: int, place: tuple[int, int] | None) -> Figure:
-        pair, results = pairs[photograph], {label: upscaled(photograph, label) for label in labels}
+    def draw(photograph: str, chosen: Sequence[str], size: int,
+             place: tuple[int, int] | None = None) -> Figure:
+        pair, results = pairs[photograph], {label: upscaled(photograph, label) for label in chosen}
         return crops(pair.lr, results, pair.hr, size, place, here=True)
 
     def show(photograph: str, left: str, right: str, zoom: int, across: float, down: float) -> None:
@@ -66,18 +70,18 @@ def explore(images: Sequence[Pair], upscalers: Mapping[str, Upscale]) -> Still |
         figure.set_size_inches(13, 4)
         display(_still(figure, photograph))
 
-    first = next(iter(pairs))
+    first = images[0]
     if not interactive():
-        return _still(draw(first, list(upscalers), 120, None), f"{first}, most detailed part")
-    named, labels = {"continuous_update": False, "readout_format": ".0f"}, list(upscalers)
-    top, left = most_detailed(pairs[first].hr, 90)
-    height, width = pairs[first].hr.shape[:2]
+        return _still(draw(first.name, labels, 120), f"{first.name}, most detailed part")
+    top, left = most_detailed(first.hr, 90)
+    height, width = first.hr.shape[:2]
+    slow = {"continuous_update": False, "readout_format": ".0f"}
     ipywidgets.interact(
         show, photograph=list(pairs), left=ipywidgets.Dropdown(options=labels, value=labels[0]),
         right=ipywidgets.Dropdown(options=labels, value=labels[-1]),
         zoom=ipywidgets.IntSlider(4, 1, 8, continuous_update=False),
-        across=ipywidgets.FloatSlider(100 * left / width, description="across, %", **named),
-        down=ipywidgets.FloatSlider(100 * top / height, description="down, %", **named))
+        across=ipywidgets.FloatSlider(100 * left / width, description="across, %", **slow),
+        down=ipywidgets.FloatSlider(100 * top / height, description="down, %", **slow))
     return None
 
 
@@ -87,55 +91,45 @@ def _still(figure: Figure, alt: str) -> Still:
     return Still(buffer.getvalue(), format="png", width=round(figure.get_figwidth() * 80), alt=alt)
 
 
-def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray],
-                    size: int = 288) -> HTML:
+def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray]) -> HTML:
     """Save the most detailed part of each image for the report, and give the divider for display.
 
     Args:
         photograph: its name.
         images: label → (3h, 3w, 3) in 0..255, in the order of the menus; the last is the original.
-        size: side of the part, HR pixels.
     """
     photograph = re.sub(r"[^A-Za-z0-9]+", "-", photograph)
     original = np.asarray(list(images.values())[-1])
-    size = min(size, *original.shape[:2]) // SCALE * SCALE
+    size = min(SIZE, *original.shape[:2]) // SCALE * SCALE
     top, left = most_detailed(original, size)
     folder = run.folder("figures")
-    for old in _saved(folder, photograph):
+    for old in folder.glob(f"compare__{photograph}__*"):
         old.unlink()
-    pictures = {}
     for index, (label, image) in enumerate(images.items()):
         part = np.clip(np.round(image[top : top + size, left : left + size]), 0, 255)
-        buffer = BytesIO()
-        Image.fromarray(part.astype(np.uint8)).save(buffer, format="WEBP", lossless=True, method=6)
         name = f"compare__{photograph}__{index}__{label.replace(' ', '-')}.webp"
         with atomic_path(folder / name) as temporary:
-            temporary.write_bytes(buffer.getvalue())
-        pictures[label] = buffer.getvalue()
-    style = f"<style>{STYLESHEET.read_text(encoding='utf-8')}</style><script>{PICK}</script>"
-    return HTML(style + divider(photograph, pictures))
-
-
-def _saved(folder: Path, photograph: str = "*") -> list[Path]:
-    return sorted(folder.glob(f"compare__{photograph}__*__*.webp"))
+            Image.fromarray(part.astype(np.uint8)).save(temporary, "WEBP", lossless=True, method=6)
+    css = STYLESHEET.read_text(encoding="utf-8")
+    shown = divider(photograph, saved_comparisons(run)[photograph])
+    return HTML(f"<style>{css}</style><script>{PICK}</script>{shown}")
 
 
 def saved_comparisons(run: Run) -> dict[str, dict[str, bytes]]:
     """What `save_comparison` left in a run: photograph → label → bytes of WebP, in their order."""
     found: dict[str, dict[str, bytes]] = {}
-    for path in _saved(run.out / "figures"):
+    for path in sorted((run.out / "figures").glob("compare__*__*__*.webp")):
         _, photograph, _, label = path.stem.split("__")
         found.setdefault(photograph, {})[label.replace("-", " ")] = path.read_bytes()
     return found
 
 
 def data_url(picture: bytes) -> str:
-    """A PNG or WebP file as a URL that needs no network; packed anew as WebP where that is smaller."""
+    """A PNG or WebP file as a URL that needs no network; as a new WebP where that is smaller."""
     with Image.open(BytesIO(picture), formats=["PNG", "WEBP"]) as opened:
         kind, buffer = str(opened.format).lower(), BytesIO()
         opened.convert("RGB").save(buffer, format="WEBP", quality=75, method=6)
-    kinds = (kind, picture), ("webp", buffer.getvalue())
-    kind, data = min(kinds, key=lambda found: len(found[1]))
+    kind, data = min((kind, picture), ("webp", buffer.getvalue()), key=lambda found: len(found[1]))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -144,21 +138,18 @@ def divider(photograph: str, pictures: Mapping[str, bytes]) -> str:
 
     The page must hold `STYLESHEET` and `PICK` once.
     """
-    labels, name = list(pictures), html.escape(photograph)
-    sides = {"over": 0, "under": max(len(labels) - 2, min(1, len(labels) - 1))}
-
-    def image(index: int, label: str) -> str:
-        roles = " ".join(role for role, chosen in sides.items() if chosen == index)
-        return (f'<img class="{roles}" alt="{name}, {html.escape(label)}" '
-                f'src="{data_url(pictures[label])}">')
+    labels, name = [html.escape(label) for label in pictures], html.escape(photograph)
+    sides = {"over": 0, "under": max(len(labels) - 2, 1)}
 
     def menu(side: str, role: str) -> str:
         options = "".join(f'<option value="{index}"{" selected" * (index == sides[role])}>'
-                          f"{html.escape(label)}</option>" for index, label in enumerate(labels))
-        return (f'<label>{side} <select onchange="pick(this, \'{role}\')">{options}</select>'
-                "</label>")
+                          f"{label}</option>" for index, label in enumerate(labels))
+        return f'<label>{side} <select onchange="pick(this, \'{role}\')">{options}</select></label>'
 
-    images = "".join(image(index, label) for index, label in enumerate(labels))
+    images = ""
+    for index, (label, picture) in enumerate(zip(labels, pictures.values(), strict=True)):
+        roles = " ".join(role for role, chosen in sides.items() if chosen == index)
+        images += f'<img class="{roles}" alt="{name}, {label}" src="{data_url(picture)}">'
     return (f'<figure class="compare"><div class="stack">{images}<span class="bar"></span>'
             f'<input type="range" min="0" max="100" value="50" step="0.5" '
             f'aria-label="divider between the two versions of {name}" oninput='

@@ -39,7 +39,7 @@ def test_one_seed_decides_nothing_and_the_end_says_where_to_look(run):
     assert len(text.splitlines()) <= 20
     assert "with one, none is decided" in text
     assert str(run.out / "report.html") in text
-    assert "890 steps for 47,500" in text
+    assert "stage1 500 steps for 30,000, stage2 150 steps for 10,000." in text
 
 
 def test_smoke_ends_in_one_line(tmp_path):

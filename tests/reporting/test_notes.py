@@ -1,4 +1,4 @@
-"""What we saw: the sentences follow the values, whichever way they point."""
+"""What a notebook measured beside what it is compared with; code, tables and records for display."""
 
 import pandas as pd
 import pytest
@@ -13,74 +13,47 @@ def row(table, name, value, precision="fp32"):
     return measured_row(table, name, precision, "psnr", value, "validation")
 
 
-def records(**parts):
-    """Records by name, from their rows and other fields."""
-    return {name: {"rows": rows} | more for name, (rows, more) in parts.items()}
+STAGE1 = {"rows": [row("stages", "stage1", 27.5)], "silent": [7, 4, 0]}
+TERMS = [{"term": "dct", "gradient share": 0.785}, {"term": "kd", "gradient share": 0.0249}]
+DROP = [{"what": what, "drop": drop} for what, drop in (
+    ("float", 0.0), ("weights only", 0.639), ("both", 0.6))]
+PARITY = [{"equal": 0.99, "max_lsb": 1.0}, {"equal": 0.98, "max_lsb": 2.000005}]
 
 
-def test_a_difference_in_words():
-    assert notes.against(0.5, "bicubic") == "0.50 dB above bicubic"
-    assert notes.against(-0.0301, "bicubic") == "0.030 dB below bicubic"
-    assert notes.against(-0.0049, "bicubic") == "level with bicubic"
-
-
-def test_a_score_stands_beside_what_ran_and_nothing_else():
-    stage1 = ([row("stages", "stage1", 27.5)], {"silent": [7, 4, 0]})
-    assert notes.sentences(records(stage1=stage1), "01_data") == []
-    alone = records(**{"02_stage1": stage1})
-    assert notes.sentences(alone, "02_stage1") == ["Stage 1: 27.50 dB.", "11 channels fell silent."]
-    both = records(**{"01_data": ([row("B", "bicubic", 28.0)], {}), "02_stage1": stage1})
-    assert notes.sentences(both, "02_stage1")[0] == "Stage 1: 27.50 dB, 0.50 dB below bicubic."
-
-
-@pytest.mark.parametrize(("psnr", "weaker"), [(26.8, True), (28.8, False)])
-def test_a_teacher_weaker_than_its_student_is_called_so(psnr, weaker):
-    found = records(**{"02_stage1": ([row("stages", "stage1", 27.5)], {}),
-                       "03_teacher": ([row("stages", "teacher", psnr)], {})})
-    assert any("weaker" in line for line in notes.sentences(found, "03_teacher")) == weaker
-
-
-def test_what_rounding_costs_and_what_training_won():
-    rows = [row("stages", "fused_before_qat", 27.7), row("stages", "rounded_before_qat", 27.1),
-            row("stages", "fakequant", 27.708)]
-    drop = [{"what": what, "drop": drop} for what, drop in (
-        ("float", 0.0), ("weights only", 0.639), ("activations only", 0.033), ("both", 0.6))]
-    said = notes.sentences(records(**{"05_fuse_qat": (rows, {"drop": drop})}), "05_fuse_qat")
-    assert said == [
-        "Rounded to 8 bits, not trained for it: 27.10 dB, 0.60 dB below the float network.",
-        "Trained for 8 bits: 27.71 dB, 0.61 dB above plain rounding, 0.008 dB above the float network.",
-        "Rounding the weights alone costs 0.639 dB, the activations alone 0.033 dB, both 0.600 dB."]
-
-
-@pytest.mark.parametrize(("far", "words"), [(1.000005, "more than 1 step away"), (2, "more than 2 steps away")])
-def test_the_file_beside_the_network_it_was_made_from(far, words):
-    parity = [{"equal": 0.99, "max_lsb": 1.0}, {"equal": 0.98, "max_lsb": far}]
-    rows = [row("export", "tflite_dynamic", 27.66), row("box", "box_int8", 28.4)]
-    said = notes.sentences(records(**{"06_tflite_eval": (rows, {"parity": parity})}), "06_tflite_eval")
-    assert said[1] == ("The shipped file, trained for much longer: 28.40 dB, 0.74 dB above this "
-                       "run's own file.")
-    assert said[2].startswith("98.00 % of the file's values")
-    assert said[2].endswith(f"no other is {words}.")
-
-
-def test_networks_below_bicubic_say_nothing_of_an_order():
-    rows = [row("C", name, value, "int8") for name, value in (
-        ("repdw", 27.5), ("mobileone", 27.0), ("mobileone_learnt", 29.0))]
-    shares = [{"condition": "qat_teacher", "kd value": 0.0007, "kd gradient": 0.0123}]
-    found = records(**{"01_data": ([row("B", "bicubic", 26.0)], {}), "07_ablations": (rows, {"shares": shares})})
-    said = notes.sentences(found, "07_ablations")
-    assert said == ["The teacher has 0.07 % of stage 3's loss and 1.2 % of its gradient when the stage begins.",
-                    "Table C, INT8: RepDW 27.50 dB, MobileOne 27.00 dB."]
-    found["01_data"]["rows"][0]["value"] = 28.0
-    assert "below bicubic (28.00 dB)" in notes.sentences(found, "07_ablations")[-1]
+@pytest.mark.parametrize(("records", "lines"), [
+    ({"02_stage1": STAGE1}, [("Stage 1", "27.50 dB"), ("Channels that fell silent", "11")]),
+    ({"01_data": {"rows": [row("B", "bicubic", 28.0)]}, "02_stage1": STAGE1 | {"silent": [0]}}, [
+        ("Stage 1", "27.50 dB"), ("Stage 1, against bicubic", "-0.500 dB"),
+        ("Channels that fell silent", "0")]),
+    ({"02_stage1": STAGE1, "03_teacher": {"rows": [row("stages", "teacher", 28.8)]}}, [
+        ("The teacher", "28.80 dB"), ("The teacher, against the student of stage 1", "+1.300 dB")]),
+    ({"02_stage1": STAGE1, "04_stage2": {"rows": [], "shares": TERMS}}, [
+        ("DCT, share of the loss's gradient", "78.5 %"),
+        ("distillation, share of the loss's gradient", "2.5 %")]),
+    ({"05_fuse_qat": {"rows": [row("stages", "fakequant", 27.708), row("stages", "fused_before_qat", 27.7)],
+                      "drop": DROP}}, [
+        ("Trained for 8 bits", "27.71 dB"), ("Trained for 8 bits, against the float network", "+0.008 dB"),
+        ("Lost by rounding weights only", "0.639 dB"), ("Lost by rounding both", "0.600 dB")]),
+    ({"06_tflite_eval": {"rows": [], "parity": PARITY}}, [
+        ("Values of the file that are those of the network trained in stage 3", "98.00 %"),
+        ("Largest difference, in steps of 255", "2")]),
+    ({"07_ablations": {"rows": [], "shares": [
+        {"condition": "qat_direct", "kd gradient": 0.0},
+        {"condition": "qat_teacher", "kd gradient": 0.0123}]}}, [
+        ("The teacher's share of stage 3's gradient when the stage begins", "1.23 %")])])
+def test_what_was_measured_stands_beside_what_ran_and_nothing_else(records, lines):
+    assert notes.findings(records, list(records)[-1]) == lines
+    assert notes.findings({}, list(records)[-1]) == []
 
 
 def test_a_smoke_run_is_named_in_red_first(tmp_path):
     smoke, demo = (open_run(profile, tmp_path / profile) for profile in ("smoke", "demo"))
     for run in (smoke, demo):
         run.record("01_data", [row("B", "bicubic", 27.0)])
-    assert notes.saw(smoke, "01_data").data.startswith('<span style="color:#d93025">')
-    assert notes.saw(demo, "01_data").data == "- Bicubic with PyTorch's kernel: 27.00 dB."
+    assert notes.saw(smoke, "01_data").data.startswith('<p style="color:#d93025">')
+    shown = notes.saw(demo, "01_data").data
+    assert shown.startswith("<table")
+    assert "<td>27.00 dB</td>" in shown
 
 
 def test_a_function_is_shown_as_it_stands_under_its_file():

@@ -13,15 +13,15 @@ from paperlib.reporting.verdicts import (
     Effect,
     Verdict,
     change_word,
+    effect_of,
     paired,
-    paired_effect,
     signed_effect,
     verdict_of,
 )
 
 
 def test_one_seed_has_no_interval_and_decides_nothing():
-    effect = paired_effect([[30.0, 31.0]], [[29.0, 30.0]])
+    effect = effect_of(np.array([[1.0, 1.0]]))
     assert effect == Effect(1.0, None, None, 1, 2)
     assert verdict_of(0.5, effect) is Verdict.ONE_SEED
     assert verdict_of(0.5, effect, papers=True) is Verdict.ONE_SEED
@@ -30,8 +30,7 @@ def test_one_seed_has_no_interval_and_decides_nothing():
 
 def test_without_spread_over_images_it_is_the_paired_t_interval_over_seeds():
     by_seed = np.array([0.10, 0.13, 0.08, 0.11, 0.12])
-    one = np.repeat(by_seed[:, None], 14, axis=1) + np.arange(14)
-    effect = paired_effect(one, np.tile(np.arange(14.0), (5, 1)))
+    effect = effect_of(np.repeat(by_seed[:, None], 14, axis=1))
     low, high = stats.t.interval(0.95, 4, by_seed.mean(), stats.sem(by_seed))
     assert (effect.mean, effect.low, effect.high) == pytest.approx((by_seed.mean(), low, high))
     assert effect.needs == "more seeds"
@@ -39,7 +38,7 @@ def test_without_spread_over_images_it_is_the_paired_t_interval_over_seeds():
 
 def test_without_spread_over_seeds_it_is_the_paired_t_interval_over_images():
     by_image = np.random.default_rng(0).normal(0.1, 0.05, 20)
-    effect = paired_effect(np.tile(by_image, (3, 1)), np.zeros((3, 20)))
+    effect = effect_of(np.tile(by_image, (3, 1)))
     low, high = stats.t.interval(0.95, 19, by_image.mean(), stats.sem(by_image))
     assert (effect.low, effect.high) == pytest.approx((low, high))
     assert effect.needs == "more images"
@@ -52,7 +51,7 @@ def test_the_variance_is_never_below_its_larger_part():
     parts = [by_seed.var(ddof=1) / 2, by_image.var(ddof=1) / 3]
     rest = values - by_seed[:, None] - by_image + values.mean()
     assert sum(parts) - (rest**2).sum() / 2 / 6 < 0 < max(parts)
-    effect = paired_effect(values, np.zeros((2, 3)))
+    effect = effect_of(values)
     degrees = max(parts) ** 2 / (parts[0] ** 2 + parts[1] ** 2 / 2)
     half = stats.t.ppf(0.975, max(1, degrees)) * math.sqrt(max(parts))
     assert effect.high - effect.low == pytest.approx(2 * half)
@@ -66,25 +65,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(seeds, images, over_s
         values = (0.04 + random.normal(0, over_seeds, (seeds, 1))
                   + random.normal(0, over_images, (1, images))
                   + random.normal(0, 0.02, (seeds, images)))
-        effect = paired_effect(values, np.zeros_like(values))
+        effect = effect_of(values)
         hits += effect.low <= 0.04 <= effect.high
     assert hits / runs >= 0.93  # never less sure than it says; it may be wider
-
-
-def test_pairing_takes_out_what_both_share():
-    random = np.random.default_rng(2)
-    images, seeds = random.normal(30, 3, (1, 14)), random.normal(0, 0.5, (5, 1))
-    noise = random.normal(0, 0.005, (2, 5, 14))
-    effect = paired_effect(images + seeds + 0.05 + noise[0], images + seeds + noise[1])
-    assert effect.low > 0.04
-    assert effect.high < 0.06
-
-
-def test_what_cannot_be_paired_is_refused():
-    for one, other in (([[1.0]], [[1.0, 2.0]]), ([], []), ([1.0], [1.0])):
-        with pytest.raises(ValueError, match="cannot be paired"):
-            paired_effect(one, other)
-    assert math.isclose(paired_effect([[2.0], [2.0]], [[1.0], [1.0]]).high, 1.0)
 
 
 HOLDS, FAILS, UNDECIDED = Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED
@@ -140,6 +123,15 @@ def test_only_common_seeds_are_paired_and_a_training_named_twice_is_one():
     assert paired(measured([[1.0]] * 2, [1, 1]), measured([[0.0]] * 2, [1, 1])).seeds == 1
     assert signed_effect([one, measured([[1.0, 2.0]], [7])], [1, -1]) is None
     assert paired(one, measured([[1.0, 2.0]], [7])).low is None
+
+
+def test_pairing_takes_out_what_both_share():
+    random = np.random.default_rng(2)
+    shared = random.normal(30, 3, (1, 14)) + random.normal(0, 0.5, (5, 1))
+    noise = random.normal(0, 0.005, (2, 5, 14))
+    seeds = list(range(5))
+    effect = paired(measured(shared + 0.05 + noise[0], seeds), measured(shared + noise[1], seeds))
+    assert 0.04 < effect.low < effect.high < 0.06
 
 
 def test_what_was_not_trained_stands_beside_every_seed():

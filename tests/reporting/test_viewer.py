@@ -94,16 +94,16 @@ def test_widgets_only_where_a_server_started_the_kernel(monkeypatch):
 
 def test_comparisons_are_saved_and_read_back_in_order(tmp_path):
     run, hr = open_run("smoke", tmp_path), photograph()
-    viewer.save_comparison(run, "noise", {"old": hr, "more": hr, "original": hr}, size=60)
-    shown = viewer.save_comparison(run, "noise", {"bicubic": hr.astype(np.float32) + 0.4, "INT8 student": hr * 0.0,
-                                                   "original": hr}, size=60)
+    viewer.save_comparison(run, "noise", {"old": hr, "more": hr, "original": hr})
+    shown = viewer.save_comparison(run, "noise", {
+        "bicubic": hr.astype(np.float32) + 0.4, "INT8 student": hr * 0.0, "original": hr})
     found = viewer.saved_comparisons(run)
     assert list(found) == ["noise"]
     assert list(found["noise"]) == ["bicubic", "INT8 student", "original"]
     paths = sorted((tmp_path / "figures").glob("compare__noise__*.webp"))
     bicubic, student, original = (np.asarray(Image.open(path)) for path in paths)
     assert np.array_equal(bicubic, original)
-    assert student.shape == (60, 60, 3)
+    assert student.shape == (90, 90, 3)
     assert student.max() == 0
     assert viewer.data_url(found["noise"]["original"]) in shown.data
 
