@@ -1,7 +1,6 @@
 """The paper's own numbers, and the challenge's score, which is arithmetic on them (section 7)."""
 
 import csv
-import math
 from functools import cache
 from pathlib import Path
 
@@ -45,14 +44,3 @@ def entries() -> dict[str, tuple[float, float]]:
     return {row: (value, reported()["A", row, "int8", "npu_latency"])
             for (table, row, precision, metric), value in reported().items()
             if (table, precision, metric) == ("A", "int8", "psnr")}
-
-
-def score_gap(entry: tuple[float, float], other: tuple[float, float]) -> dict[str, float]:
-    """How far `other` is ahead of `entry`, each (dB, ms), in log2 of the score; and its parts."""
-    quality, time = 2 * (other[0] - entry[0]), math.log2(entry[1] / other[1])
-    return {"psnr": quality, "time": time, "total": quality + time}
-
-
-def ms_per_db(decibels: float, milliseconds: float) -> float:
-    """Time that may be added to `milliseconds` for `decibels` more PSNR at an unchanged score."""
-    return milliseconds * (2 ** (2 * decibels) - 1)

@@ -8,8 +8,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "notes": ["committed_audit", "saw", "shown", "source"],
         "viewer": ["explore", "save_comparison"],
-        "costs": ["challenge_section", "selection_section"],
-        "tables": ["audit_table", "changes", "claims_table", "leaderboard", "measured",
+        "costs": ["selection_section"],
+        "tables": ["abstract_table", "audit_table", "changes", "claims_table", "leaderboard", "measured",
                    "reported_vs_measured"],
     },
 )

@@ -1,8 +1,4 @@
-"""What quality costs: the challenge's score, other models, benchmarks (paper section 7, Table A).
-
-score = 2^(2·PSNR) / (C·t) with one C for all published rows: in log2 of the score a decibel counts
-2 and a halved time 1. The leaderboard's figures are reported; everything else is computed.
-"""
+"""What quality costs: other models, other runtimes, and choosing the best epoch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +9,8 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from paperlib.evaluation.audit import stage3_epochs
-from paperlib.evaluation.paper_numbers import OURS, entries, ms_per_db, reported, score, score_gap
+from paperlib.evaluation.paper_numbers import reported
 from paperlib.reporting.results import Results
-from paperlib.reporting.tables import markdown
 from paperlib.run import Run
 from paperlib.student.graph import macs_per_lr_pixel
 from paperlib.student.models import build_model, deployment_graph, fuse_model
@@ -24,49 +19,6 @@ PEERS = Path(__file__).with_name("peers.csv")
 """Published models of similar size, scored on the same images: parameters, multiply-accumulates
 per LR pixel, PSNR in dB, the LR pixels they were trained on, protocol, where the weights are."""
 STUDENTS = (("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8"))
-
-
-def leaders() -> pd.DataFrame:
-    """The gap of the paper's entry to every other, in log2 of the score, and what would close it:
-    a PSNR at its own time, or a time at its own PSNR."""
-    psnr, ms = mine = entries()[OURS]
-    lines = []
-    for row, entry in entries().items():
-        if row != OURS:
-            parts = score_gap(mine, entry)
-            lines.append({
-                "entry": row, "score": f"{score(*entry):.1f}",
-                "ahead, log2": f"{parts['total']:+.2f}", "from PSNR": f"{parts['psnr']:+.2f}",
-                "from time": f"{parts['time']:+.2f}",
-                f"{OURS} level at (dB)": f"{psnr + parts['total'] / 2:.2f}",
-                "or at (ms)": f"{ms / 2 ** parts['total']:.2f}",
-                "0.1 dB is worth (ms)": f"{ms_per_db(0.1, entry[1]):.2f}"})
-    return pd.DataFrame(lines)
-
-
-def score_levers(source: Run | Results) -> pd.DataFrame:
-    """What this run's own variants would add to the score, largest first; empty where not run."""
-    psnr = Results.of(source).psnr
-    shipped, whole = psnr("B", "student_deploy"), psnr("export", "float_before_qat")
-    lines = []
-    for change, better, worse in (
-            ("no loss by INT8: the fused network's PSNR in the file", whole, shipped),
-            ("stage 2's float PSNR in the file", psnr("B", "student_stage2"), shipped),
-            ("learned grids instead of post-training ones (done)", shipped,
-             psnr("export", "tflite_post_training"))):
-        if better is not None and worse is not None:
-            lines.append((better - worse, change))
-    return pd.DataFrame(
-        [{"change": change, "PSNR": f"{gain:+.3f} dB", "log2": f"{2 * gain:+.3f}",
-          "score": f"×\u00a0{4 ** gain:.3f}"} for gain, change in sorted(lines, reverse=True)])
-
-
-def challenge_section(source: Run | Results) -> Markdown:
-    """What it would take to win: the gap to every entry, and what this run's variants would add."""
-    own = score_levers(source)
-    return Markdown("\n\n".join([
-        markdown(leaders()), "What this run's own variants would move:",
-        markdown(own) if len(own) else "not run"]))
 
 
 def cost_points(results: Results) -> pd.DataFrame:

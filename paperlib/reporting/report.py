@@ -57,6 +57,7 @@ def _folded(results: Results) -> dict[str, pd.DataFrame]:
             found[title] = tables.by_row(table)
     found |= {
         "The authors' own files": tables.audit_table(results),
+        "What the abstract says of the method": tables.abstract_table(results),
         "Stage 3's choices, one changed at a time": tables.changes(results),
         "Everything measured, on every image set":
             tables.measured(results, results.rows["table"].unique()),

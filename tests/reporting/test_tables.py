@@ -183,3 +183,17 @@ def test_a_larger_weight_of_the_teacher_is_held_against_none(tmp_path):
     run.record("07_ablations", [stage3(name, [values[name]] * 2)
                                 for name in ("qat_teacher", "kd_100")])
     assert [line.against for line in tables.differences(run)] == ["qat_teacher"]
+
+
+def test_the_abstract_is_a_table_of_paired_differences(tmp_path):
+    """Positive is for the abstract, also where INT8's cost is compared."""
+    run = open_with(tmp_path, {("abstract_claims", row, precision, "psnr"): value
+                               for row, precision, value in (
+        ("published", "fp32", 30.0), ("published", "int8", 29.8), ("kd_off", "fp32", 30.1),
+        ("clip_off", "fp32", 30.2), ("clip_off", "int8", 29.5), ("post_training", "int8", 29.0))})
+    lines = tables.abstract_table(run)
+    assert dict(zip(lines["the abstract"], lines["effect (dB)"].str[:6], strict=True)) == {
+        "distillation from a teacher": "-0.100", "quantisation-aware training": "+0.800",
+        "weight clipping": "+0.500", "a score of 1.8 in the challenge": ""}
+    assert set(lines["so it is"]) == {"one seed", "not public"}
+    assert tables.abstract_table(open_with(tmp_path / "none", BICUBIC)).empty
