@@ -31,7 +31,7 @@ def scan_inputs(tokens: int, grad: bool = False) -> list[Tensor]:
 def _forward_and_back(inputs: list[Tensor], backend: str) -> None:
     for x in inputs:
         x.grad = None
-    selective_scan(*inputs, delta_softplus=True, backend=backend).sum().backward()
+    selective_scan(*inputs, backend=backend).sum().backward()
 
 
 def bench_scan(
@@ -45,15 +45,15 @@ def bench_scan(
     """
     keep_freed_memory()
     inputs, short = scan_inputs(tokens), scan_inputs(1024, grad=True)
-    jobs = {"ours": lambda: selective_scan(*inputs, delta_softplus=True),
-            "loop": lambda: selective_scan(*inputs, delta_softplus=True, backend="loop")}
+    jobs = {"ours": lambda: selective_scan(*inputs),
+            "loop": lambda: selective_scan(*inputs, backend="loop")}
     with torch.no_grad():
         seconds = interleaved(jobs, rounds)
     training = interleaved({name: lambda backend=backend: _forward_and_back(short, backend)
                             for name, backend in (("ours", "auto"), ("loop", "loop"))}, rounds)
     long = {length: scan_inputs(length) for length in lengths}
     with torch.no_grad():
-        growth = interleaved({str(length): lambda x=x: selective_scan(*x, delta_softplus=True)
+        growth = interleaved({str(length): lambda x=x: selective_scan(*x)
                               for length, x in long.items()}, rounds)
     per_token = {length: 1e9 * value / int(length) for length, value in growth.items()}
     return {

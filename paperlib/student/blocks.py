@@ -1,8 +1,9 @@
-"""The student's re-parameterisable blocks and how each folds into one deployable form (paper section 1, Table C).
+"""The student's re-parameterisable blocks and how they fold (paper section 1, Table C).
 
-A block has an expanded form (branches with BatchNorm) and a fused form: one convolution that
-computes the same (RepDW: two). Folding a branch: W' = γ/√(σ²+ε)·W and b' = β + γ/√(σ²+ε)·(b − μ); a
-1×1 kernel is padded to the centre of a 3×3, an identity is a Dirac 3×3, and branches add up.
+A block, (B, C, H, W) → (B, C, H, W), has an expanded form (branches with BatchNorm) and a fused
+one: a convolution that computes the same (RepDW: two). Folding a branch: W' = γ/√(σ²+ε)·W and
+b' = β + γ/√(σ²+ε)·(b − μ); a 1×1 kernel is padded to the centre of a 3×3, an identity is a Dirac
+3×3, and branches add up.
 """
 
 import torch
@@ -14,14 +15,13 @@ KernelBias = tuple[Tensor, Tensor]
 
 
 def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> KernelBias:
-    """Fold a BatchNorm that follows a convolution into the convolution, differentiably.
+    """Kernel and bias of one convolution that equals another with a BatchNorm behind it.
+
+    In evaluation mode, differentiably (paper section 1).
 
     Args:
         weight: (O, I/groups, k, k); bias: (O,) or None for zero.
         bn: the layer after it; its running statistics are used.
-
-    Returns:
-        Kernel and bias of one convolution that equals the pair in evaluation mode (paper section 1).
     """
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     shift = -bn.running_mean if bias is None else bias - bn.running_mean
@@ -30,9 +30,7 @@ def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> KernelBi
 
 def dirac(like: Tensor, groups: int = 1) -> Tensor:
     """Kernel (O, I/groups, 3, 3) of the identity, in the type and on the device of `like`."""
-    channels = like.shape[0]
-    kernel = torch.zeros(channels, channels // groups, 3, 3, dtype=like.dtype, device=like.device)
-    return nn.init.dirac_(kernel, groups)
+    return nn.init.dirac_(like.new_zeros(len(like), len(like) // groups, 3, 3), groups)
 
 
 def _pad_1x1(weight: Tensor) -> Tensor:
@@ -40,7 +38,7 @@ def _pad_1x1(weight: Tensor) -> Tensor:
 
 
 class FusedConv(nn.Module):
-    """Fused MobileOne or RepConv block: conv 3×3 with bias, then ReLU; (B, C, H, W) → (B, C, H, W)."""
+    """Fused MobileOne or RepConv block: conv 3×3 with bias, then ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,7 +50,7 @@ class FusedConv(nn.Module):
 
 
 class FusedRepDW(nn.Module):
-    """Fused RepDW block: depthwise 3×3, pointwise 1×1, residual, ReLU; (B, C, H, W) → (B, C, H, W)."""
+    """Fused RepDW block: depthwise 3×3, pointwise 1×1, residual, ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,10 +63,10 @@ class FusedRepDW(nn.Module):
 
 
 class RepConv(nn.Module):
-    """Ablation block RepConv: 1×1 (no bias) → 3×3 → 1×1 in series, plus a parallel 1×1, then BN and ReLU.
+    """Ablation block RepConv: 1×1 → 3×3 → 1×1 in series, plus a parallel 1×1, then BN and ReLU.
 
-    All of width C: the series is not widened inside. The first 1×1 carries no bias, so zero padding of the 3×3 means
-    the same before and after fusing.
+    All of width C. The first 1×1 carries no bias, so that zero padding of the 3×3 means the same
+    before and after fusing.
     """
 
     def __init__(self, channels: int) -> None:
@@ -84,16 +82,16 @@ class RepConv(nn.Module):
         return self.act(self.bn(self.expand(self.conv(self.squeeze(x))) + self.shortcut(x)))
 
     def kernel_and_bias(self) -> KernelBias:
-        """Kernel (C, C, 3, 3) and bias (C,) of the equal convolution, differentiable in all branches."""
+        """Kernel (C, C, 3, 3) and bias (C,) of the equal convolution, differentiable."""
         squeeze, expand = self.squeeze.weight[:, :, 0, 0], self.expand.weight[:, :, 0, 0]
-        kernel = torch.einsum("om,mnyx,ni->oiyx", expand, self.conv.weight,
-                              squeeze) + _pad_1x1(self.shortcut.weight)
+        series = torch.einsum("om,mnyx,ni->oiyx", expand, self.conv.weight, squeeze)
+        kernel = series + _pad_1x1(self.shortcut.weight)
         bias = expand @ self.conv.bias + self.expand.bias + self.shortcut.bias
         return fold_bn(kernel, bias, self.bn)
 
 
 class RepDW(nn.Module):
-    """Ablation block RepDW: (depthwise 3×3+BN + depthwise 1×1+BN + identity BN) → pointwise 1×1 → residual → ReLU."""
+    """Ablation block RepDW: depthwise 3×3+BN, 1×1+BN and identity BN → 1×1 → residual → ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,33 +108,34 @@ class RepDW(nn.Module):
         return self.act(self.pointwise(mixed) + x)
 
     def kernel_and_bias(self) -> KernelBias:
-        """Kernel (C, 1, 3, 3) and bias (C,) of the depthwise part, differentiable in all branches."""
+        """Kernel (C, 1, 3, 3) and bias (C,) of the depthwise part, differentiable."""
         kernel3, bias3 = fold_bn(self.conv3.weight, None, self.bn3)
         kernel1, bias1 = fold_bn(self.conv1.weight, None, self.bn1)
-        kernel0, bias0 = fold_bn(dirac(self.conv3.weight, groups=self.conv3.groups), None, self.bn0)
+        kernel0, bias0 = fold_bn(dirac(self.conv3.weight, self.conv3.groups), None, self.bn0)
         return kernel3 + _pad_1x1(kernel1) + kernel0, bias3 + bias1 + bias0
 
 
 def mobileone(channels: int, branches: int) -> MobileOneBlock:
-    """The paper's block: `branches` × (3×3+BN), one 1×1+BN, an identity BN, summed, ReLU (timm's implementation)."""
+    """The paper's block, timm's: `branches` × (3×3+BN), one 1×1+BN, identity BN, summed, ReLU."""
     return MobileOneBlock(channels, channels, 3, num_conv_branches=branches)
 
 
 def kernel_and_bias(block: nn.Module) -> KernelBias:
-    """Kernel and bias of the convolution that equals an expanded block (RepDW: its depthwise part), differentiable."""
+    """Kernel and bias of the convolution that a block equals (RepDW: its depthwise part)."""
     if not isinstance(block, MobileOneBlock):
         return block.kernel_and_bias()
     pairs = [fold_bn(branch.conv.weight, None, branch.bn) for branch in block.conv_kxk]
     kernel_scale, bias_scale = fold_bn(block.conv_scale.conv.weight, None, block.conv_scale.bn)
     pairs.append((_pad_1x1(kernel_scale), bias_scale))
     pairs.append(fold_bn(dirac(block.conv_kxk[0].conv.weight), None, block.identity))
-    return torch.stack([kernel for kernel, _ in pairs]).sum(0), torch.stack([bias for _, bias in pairs]).sum(0)
+    kernels, biases = zip(*pairs, strict=True)
+    return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
 
 
 def collapsed_forward(block: nn.Module, x: Tensor) -> Tensor:
     """An expanded block computed as its fused form, gradients reaching every branch.
 
-    Equals the block in evaluation mode; costs one convolution instead of one per branch. x: (B, C, H, W).
+    Equals the block in evaluation mode, for one convolution instead of one a branch.
     """
     kernel, bias = kernel_and_bias(block)
     if isinstance(block, RepDW):

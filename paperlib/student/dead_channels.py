@@ -1,12 +1,9 @@
 """Dead channels of the body, and their new start (ours, not the paper's).
 
-A ReLU whose input is never positive passes no gradient on: the channel is lost for the rest of the training, and what
-is deployed has less capacity than it pays for. `find_dead_channels` names them; `reinitialise` gives them fresh kernels
-and leaves the function as it is, so that the next stage can use them.
+A ReLU whose input is never positive passes no gradient on: the channel is lost for the rest of the
+training. `find_dead_channels` names them; `reinitialise` gives them fresh kernels and leaves the
+function as it is, so that the next stage can use them.
 """
-
-from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from timm.models.byobnet import MobileOneBlock
@@ -16,20 +13,19 @@ from paperlib.student.blocks import kernel_and_bias
 from paperlib.student.network import Student, fuse, with_form
 
 DEAD = 1e-3
-"""A channel is dead whose largest value is below this part of its block's median standard deviation."""
+"""A channel is dead if its maximum is below this part of its block's median standard deviation."""
 LAST_BLOCK = 0.05
-"""Size of a new channel of the last block, against its neighbours: the head reads it at once (global skip)."""
+"""Size of a new channel of the last block against its neighbours, for the head reads it at once."""
 
 
 @torch.no_grad()
-def _block_maps(student: Student, lr_255: Tensor) -> Iterator[Tensor]:
-    """The body's maps on a batch, as deployed, one by one: the stem's output, then each block's; (B, C, h, w)."""
+def _block_maps(student: Student, lr_255: Tensor) -> list[Tensor]:
+    """The body's maps on a batch, as deployed: the stem's output, each block's; (B, C, h, w)."""
     fused = fuse(student).eval()
-    features = fused.stem(lr_255)
-    yield features
+    maps = [fused.stem(lr_255)]
     for block in fused.body:
-        features = block(features)
-        yield features
+        maps.append(block(maps[-1]))
+    return maps
 
 
 def _spread(images: Tensor) -> Tensor:
@@ -38,52 +34,40 @@ def _spread(images: Tensor) -> Tensor:
 
 
 def _dead(features: Tensor) -> Tensor:
-    """Which channels of a block's output (B, C, h, w), never negative, are closed everywhere; (C,)."""
+    """Which channels of a block's output (B, C, h, w), never negative, are dead; (C,)."""
     return features.amax((0, 2, 3)) <= DEAD * _spread(features).median()
 
 
 def find_dead_channels(student: Student, lr_255: Tensor) -> list[list[int]]:
-    """Per block the numbers of its output channels that are dead.
-
-    Args:
-        student: in any form, of any block.
-        lr_255: (B, 3, h, w) in 0..255, images.
-    """
-    blocks = islice(_block_maps(student, lr_255), 1, None)
-    return [torch.nonzero(_dead(features)).flatten().tolist() for features in blocks]
+    """Per block the numbers of its dead output channels, on images (B, 3, h, w) in 0..255."""
+    return [torch.nonzero(_dead(features)).flatten().tolist()
+            for features in _block_maps(student, lr_255)[1:]]
 
 
 def can_reinitialise(model: nn.Module) -> bool:
-    """Whether `reinitialise` knows a network: a student of MobileOne blocks that still has its branches."""
+    """Whether `reinitialise` knows a network: a student of MobileOne blocks, not fused."""
     return isinstance(model, Student) and all(isinstance(block, MobileOneBlock)
                                               for block in model.body)
 
 
 @torch.no_grad()
 def reinitialise(student: Student, lr_255: Tensor, seed: int) -> tuple[Student, list[int]]:
-    """A copy with dead channels re-initialised; the next block's weights for them are zero: the function stays.
+    """A copy with dead channels re-initialised, and the number of such channels of each block.
 
-    The branches of such a channel get PyTorch's start, as large as their block's others, and the BN
-    statistics of the images given. The last block's channels, which the skip adds to the stem's,
-    begin at `LAST_BLOCK` of that size.
+    The next block's weights for them are zero, so the function stays. The branches of such a
+    channel get PyTorch's start, as large as their block's others, and the BN statistics of the
+    images given. The last block's channels, which the skip adds to the stem's, begin at
+    `LAST_BLOCK` of that size.
 
     Args:
-        student: MobileOne blocks, not fused; left unchanged.
+        student: of those that `can_reinitialise`; left unchanged.
         lr_255: (B, 3, h, w) in 0..255, images.
         seed: of the fresh kernels.
-
-    Returns:
-        The copy, and the number of such channels of each block.
-
-    Raises:
-        ValueError: other blocks, or a fused student.
     """
-    if not can_reinitialise(student):
-        raise ValueError("only a student of MobileOne blocks that is not fused has branches to start anew")
-    twin, generator, counts = with_form(student,
-                                        "collapsed"), torch.Generator().manual_seed(seed), []
-    # one look before anything changes: a new neighbour would raise the median that the others are held against
-    maps = list(_block_maps(twin, lr_255))
+    twin, counts = with_form(student, "collapsed"), []
+    generator = torch.Generator().manual_seed(seed)
+    # one look before anything changes: a new neighbour would raise the others' median
+    maps = _block_maps(twin, lr_255)
     found = [(_dead(features), _spread(features)) for features in maps[1:]]
     for index, (block, (dead, spread)) in enumerate(zip(twin.body, found, strict=True)):
         counts.append(int(dead.sum()))
@@ -92,14 +76,14 @@ def reinitialise(student: Student, lr_255: Tensor, seed: int) -> tuple[Student, 
         size = float(spread[~dead].median()) if (~dead).any() else 1.0
         last = index + 1 == len(twin.body)
         _restart(block, dead, maps[index], size * (LAST_BLOCK if last else 1.0), generator)
-        maps = list(_block_maps(twin, lr_255))
+        maps = _block_maps(twin, lr_255)
         if not last:
             _zero_inputs(twin.body[index + 1], dead, maps[index + 1])
     return with_form(twin, student.form), counts
 
 
 def _set_statistics(bn: nn.BatchNorm2d, chosen: Tensor, out: Tensor) -> None:
-    """BN statistics of the chosen channels from a map (B, C, h, w); a channel without spread keeps variance 1."""
+    """BN statistics of the chosen channels from a map (B, C, h, w); without spread variance 1."""
     flat = out.transpose(0, 1).flatten(1)
     mean, var = flat.mean(1), flat.var(1)
     bn.running_mean[chosen] = mean[chosen]
@@ -108,7 +92,7 @@ def _set_statistics(bn: nn.BatchNorm2d, chosen: Tensor, out: Tensor) -> None:
 
 def _restart(block: MobileOneBlock, chosen: Tensor, before: Tensor, size: float,
              generator: torch.Generator) -> None:
-    """Fresh kernels for the chosen outputs of a block; their sum has mean 0 and standard deviation 2·`size`.
+    """Fresh kernels for the chosen outputs of a block; mean 0, standard deviation 2·`size` in all.
 
     A ReLU leaves a bit more than half of that.
     """

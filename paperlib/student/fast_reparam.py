@@ -1,14 +1,10 @@
-"""A MobileOne block in training mode without computing its branches one by one (ours; the numbers are the paper's).
+"""A MobileOne block in training mode, all branches at once (ours; the numbers are the paper's).
 
 BatchNorm needs mean and variance of what a convolution gives, not its pixels. A branch k (C·9
-values an output channel) applied to the 3×3 patches p of the input gives k·p, so with the patches'
-mean m and second moments S = E[p pᵀ]
-
-    mean = k·m,    variance = kᵀ (S − m mᵀ) k
-
-for all branches at once. With them every branch is a scaled kernel and they add up to one
-convolution, forwards and backwards. S follows from the input's autocorrelation over shifts of up to
-two pixels; patches at the border see zeros.
+values an output channel) on the 3×3 patches p of the input gives k·p, so with the patches' mean m
+and second moments S = E[p pᵀ] its mean is k·m and its variance kᵀ (S − m mᵀ) k. With them branches
+are scaled kernels that add up to one convolution, forwards and backwards. S follows from the
+input's autocorrelation over shifts of up to two pixels; patches at the border see zeros.
 """
 
 import torch
@@ -20,7 +16,7 @@ from paperlib.student.blocks import dirac
 
 
 class _Autocorrelation(torch.autograd.Function):
-    """a[c, k, 2+dy, 2+dx] = Σ x[c, y, x]·x[k, y+dy, x+dx] over images and pixels, zeros outside; (C, C, 5, 5)."""
+    """a[c, k, 2+dy, 2+dx] = Σ x[c, y, x]·x[k, y+dy, x+dx], zeros outside; (C, C, 5, 5)."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -37,7 +33,7 @@ class _Autocorrelation(torch.autograd.Function):
 
 
 class _Borders(torch.autograd.Function):
-    """The last and first row (N, C, W), the last and first column (N, C, H); one sum of gradients for all four."""
+    """Last and first row (N, C, W), last and first column (N, C, H); one sum of their gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
@@ -54,28 +50,24 @@ class _Borders(torch.autograd.Function):
 
 
 def _along(line: Tensor) -> Tensor:
-    """Second moments of the three-pixel patches that lie in one row or column (N, C, L); summed, (C, C, 3, 3)."""
+    """Summed second moments of three-pixel patches in a row or column (N, C, L); (C, C, 3, 3)."""
     shifted = torch.einsum("ncl,nkls->cks", line, F.pad(line, (2, 2)).unfold(2, 5, 1))
     return torch.stack([shifted[..., 2 - tap:5 - tap] for tap in range(3)], 2)
 
 
 def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and second moments of all 3×3 patches of a batch that is padded by zeros, differentiable.
+    """Moments of all 3×3 patches p of a batch (N, C, H, W) that is padded by zeros, differentiable.
 
-    Args:
-        x: (N, C, H, W).
-
-    Returns:
-        E[p], (9C,), and E[p pᵀ], (9C, 9C); p in the order of a kernel's values, as
-        `torch.nn.functional.unfold` has it.
+    E[p], (9C,), and E[p pᵀ], (9C, 9C); p in the order of a kernel's values, as in `F.unfold`.
     """
     channels = x.shape[1]
     near = _Autocorrelation.apply(x)
-    second = torch.stack([near[:, :, 2 - dy:5 - dy, 2 - dx:5 - dx] for dy in range(3) for dx in range(3)], 2)
+    second = torch.stack([near[:, :, 2 - dy:5 - dy, 2 - dx:5 - dx]
+                          for dy in range(3) for dx in range(3)], 2)
     second = second.reshape(channels, channels, 3, 3, 3, 3)
     mean = x.sum((0, 2, 3)).reshape(channels, 1, 1).repeat(1, 3, 3)
     bottom, top, right, left = _Borders.apply(x)
-    # a kernel's first row (0) never sees the last row of pixels, its last row (2) never the first; so with columns
+    # a kernel's first row (0) never sees the last row of pixels, its last (2) never the first
     for tap, row, column in ((0, bottom, right), (2, top, left)):
         second[:, :, tap, :, tap, :] -= _along(row)
         second[:, :, :, tap, :, tap] -= _along(column)
@@ -94,16 +86,15 @@ def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def can_merge(block: nn.Module, x: Tensor) -> bool:
     """Whether `merged_forward` computes a block: MobileOne's, in training, on a CPU.
 
-    A GPU's convolutions may round to ten bits (TF32), which BN's statistics would not bear from sums of squares.
+    A GPU's convolutions may round to ten bits (TF32): too few for statistics from sums of squares.
     """
     return isinstance(block, MobileOneBlock) and block.training and x.device.type == "cpu"
 
 
 def merged_forward(block: MobileOneBlock, x: Tensor) -> Tensor:
-    """The block's own forward pass in training mode, running statistics included, but for the rounding of sums.
+    """The block's forward pass in training mode with running statistics, but for rounding of sums.
 
-    Args:
-        x: (N, C, H, W), more than one pixel in all.
+    x is (N, C, H, W), with more than one pixel in all.
     """
     norms = [*(branch.bn for branch in block.conv_kxk), block.conv_scale.bn, block.identity]
     kernels = torch.stack([*(branch.conv.weight for branch in block.conv_kxk),
@@ -116,16 +107,16 @@ def merged_forward(block: MobileOneBlock, x: Tensor) -> Tensor:
     variance = ((flat @ (second - torch.outer(mean_patch, mean_patch))) * flat).sum(1).clamp(min=0)
     gain = torch.cat([norm.weight for norm in norms]) / torch.sqrt(variance + norms[0].eps)
     kernel = (gain.reshape(branches, channels, 1, 1, 1) * kernels).sum(0)
-    bias = (torch.cat([norm.bias for norm in norms]) - gain * mean).reshape(branches, channels).sum(0)
+    bias = torch.cat([norm.bias for norm in norms]) - gain * mean
+    bias = bias.reshape(branches, channels).sum(0)
     _track(norms, mean.detach().reshape(branches, channels),
-           variance.detach().reshape(branches, channels),
-           x.numel() // channels)
+           variance.detach().reshape(branches, channels), x.numel() // channels)
     return F.relu(F.conv2d(x, kernel, bias, padding=1))
 
 
 @torch.no_grad()
 def _track(norms: list[nn.BatchNorm2d], means: Tensor, variances: Tensor, count: int) -> None:
-    """BatchNorm's running statistics: the moving average, or the plain one where `momentum` is None."""
+    """BatchNorm's running statistics: the moving average, or without `momentum` the plain one."""
     for norm, mean, variance in zip(norms, means, variances, strict=True):
         norm.num_batches_tracked += 1
         weight = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum

@@ -1,7 +1,7 @@
-"""The deployed network as data (paper section 5): what is quantised, rebuilt in TensorFlow, counted and drawn.
+"""The deployed network as data (paper section 5): quantised, rebuilt in TensorFlow, counted.
 
-A `Graph` is a list of nodes in the order of execution, read off a fused model. Each node's output is one tensor of the
-shipped file. PixelShuffle's channel order is kept here; the export permutes it once.
+A `Graph` is a list of nodes in the order of execution, read off a fused model. Each node's output
+is one tensor of the shipped file, in PixelShuffle's channel order, which the export permutes once.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from paperlib.settings import SCALE
 
 Op = Literal["input", "conv", "prelu", "add", "concat", "repeat", "depth_to_space", "clamp"]
 SHARES_GRID = ("concat", "repeat", "depth_to_space", "clamp")
-"""Operators whose output must lie on the grid of their inputs (TFLite's rule: they move values, nothing more)."""
+"""Operators that only move values: TFLite wants their output on the grid of their inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,7 @@ class Node:
     """One operator; its output tensor bears its name.
 
     conv: weight (O, I/groups, k, k), bias (O,), stride 1, zero padding k//2. prelu: weight (C,).
-        repeat: each channel
-    `SCALE`² times in a row. clamp: to 0..255.
+    repeat: each channel `SCALE`² times in a row. clamp: to 0..255.
     """
 
     name: str
@@ -41,34 +40,18 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in the order of execution; the first is the input image, the last its ×3 enlargement, both in 0..255."""
+    """Nodes in the order of execution, from the image to its ×3 enlargement, both in 0..255."""
 
     nodes: tuple[Node, ...]
 
     def __getitem__(self, name: str) -> Node:
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        return {node.name: node for node in self.nodes}[name]
 
     def with_weights(self, weights: dict[str, tuple[Tensor, Tensor]]) -> "Graph":
-        """A copy with other (weight, bias) for the named nodes, of the same shapes.
-
-        Raises:
-            ValueError: an unknown node, or a shape that differs.
-        """
-        unknown = set(weights) - {node.name for node in self.nodes if node.weight is not None}
-        if unknown:
-            raise ValueError(f"no weights at {sorted(unknown)}")
-        changed = []
-        for node in self.nodes:
-            if node.name in weights:
-                weight, bias = weights[node.name]
-                if weight.shape != node.weight.shape or (bias is None) != (node.bias is None):
-                    raise ValueError(f"{node.name}: {tuple(weight.shape)} is not {tuple(node.weight.shape)}")
-                node = replace(node, weight=weight, bias=bias)
-            changed.append(node)
-        return Graph(tuple(changed))
+        """A copy with other (weight, bias), of the same shapes, for the named nodes."""
+        return Graph(tuple(
+            replace(node, weight=weights[node.name][0], bias=weights[node.name][1])
+            if node.name in weights else node for node in self.nodes))
 
 
 def conv_node(name: str, conv: nn.Conv2d, source: str, relu: bool = False) -> Node:
@@ -107,9 +90,9 @@ def run_graph(
 
     Args:
         weights: gives the (weight, bias) a node is computed with; default: its own.
-        after: called with every node and its output, returns what the next nodes see; default: the
-            output itself. Fake-quantisation and measurements enter here.
-        prelu: computes a PReLU node from (node, input, slopes) where a device's arithmetic is wanted.
+        after: called with every node and its output, returns what the next nodes see:
+            fake-quantisation and measurements enter here.
+        prelu: computes a PReLU node from (node, input, slopes) in a device's arithmetic.
     """
     tensors: dict[str, Tensor] = {}
     last_use = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
@@ -120,8 +103,8 @@ def run_graph(
             weight, bias = weights(node) if weights else (node.weight, node.bias)
             inputs = [tensors[source] for source in node.inputs]
             special = prelu and node.op == "prelu"
-            out = prelu(node, inputs[0], weight) if special else _compute(node,
-                    inputs, weight, bias)
+            out = (prelu(node, inputs[0], weight) if special
+                   else _compute(node, inputs, weight, bias))
         tensors[node.name] = after(node, out) if after else out
         for source in set(node.inputs):
             if last_use[source] == index:
@@ -136,7 +119,7 @@ def parameters(graph: Graph) -> int:
 
 
 def receptive_radius(graph: Graph) -> int:
-    """How many LR pixels away a pixel can still change the result: the sum of k//2 over all k×k convolutions.
+    """How many LR pixels away a pixel can change the result: the sum of k//2 of all convolutions.
 
     Exact for a chain, and never too small.
     """
@@ -144,7 +127,7 @@ def receptive_radius(graph: Graph) -> int:
 
 
 def macs_per_lr_pixel(graph: Graph) -> int:
-    """Multiply–accumulates per LR pixel: every weight of every convolution once (all run at LR resolution)."""
+    """Multiply–accumulates per LR pixel: every weight of every convolution, all at LR size."""
     return sum(node.weight.numel() for node in graph.nodes if node.op == "conv")
 
 

@@ -1,4 +1,4 @@
-"""Networks by name, and their weights on disk: ours as .safetensors, the authors' as published (section 1)."""
+"""Networks by name, and their weights on disk: .safetensors, and the authors' files (section 1)."""
 
 import copy
 import hashlib
@@ -15,21 +15,16 @@ from torch import Tensor, nn
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, reading
 from paperlib.settings import StudentSettings
-from paperlib.student.baselines import ABPN, FSRCNN, STUDENTS, abpn_nodes, fsrcnn_nodes
+from paperlib.student.baselines import ABPN, FSRCNN
 from paperlib.student.graph import Graph, Node
-from paperlib.student.network import Student, fuse, student_nodes
+from paperlib.student.network import Student, fuse
 
 
 def deployment_graph(model: nn.Module) -> Graph:
-    """The deployed graph of a fused model, with copies of its weights; it always ends with the clip to 0..255.
-
-    Raises:
-        ValueError: the model is not in form "fused".
-    """
+    """The deployed graph of a fused model, with copies of its weights; it ends with the clip."""
     if getattr(model, "form", None) != "fused":
-        raise ValueError(f"only a fused model has a deployment graph; this one is {getattr(model, 'form', model)!r}")
-    readers = {Student: student_nodes, FSRCNN: fsrcnn_nodes, ABPN: abpn_nodes}
-    nodes = readers[type(model)](model)
+        raise ValueError("only a fused model has a deployment graph")
+    nodes = model.nodes()
     shuffle = Node("shuffle", "depth_to_space", (nodes[-1].name,))
     return Graph((Node("input", "input"), *nodes, shuffle, Node("output", "clamp", ("shuffle",))))
 
@@ -37,16 +32,15 @@ def deployment_graph(model: nn.Module) -> Graph:
 def build_model(settings: StudentSettings, form: str = "expanded",
                 clamp: bool = False) -> nn.Module:
     """The network that the settings name, with fresh weights; ABPN's only form is "fused"."""
-    if settings.arch in STUDENTS:
-        return Student(settings, form, clamp)
-    return FSRCNN(settings, form, clamp) if settings.arch == "fsrcnn" else ABPN(settings, clamp)
+    if settings.arch == "abpn":
+        return ABPN(settings, clamp)
+    return (FSRCNN if settings.arch == "fsrcnn" else Student)(settings, form, clamp)
 
 
 def fuse_model(model: nn.Module, clamp: bool | None = None) -> nn.Module:
-    """The deployable copy of any network; one without anything to fold (a quantised one, a teacher) is just copied.
+    """The deployable copy of any network; one without anything to fold is just copied.
 
-    Args:
-        clamp: end with a clip to 0..255 (student and baselines); None keeps the network's own choice.
+    `clamp` ends it with a clip to 0..255; None keeps the network's own choice.
     """
     if isinstance(model, Student):
         return fuse(model, clamp)
@@ -66,7 +60,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def save_student(student: nn.Module, path: str | Path, **metadata: Any) -> Path:
-    """Write weights as .safetensors, atomically; `metadata` stands beside architecture, form and clamp."""
+    """Write weights as .safetensors; `metadata` stands beside architecture, form and clamp."""
     about = {"architecture": student.settings.model_dump(), "form": student.form,
              "clamp": student.clamp, **metadata}
     tensors = {name: tensor.detach().cpu().contiguous()
@@ -77,11 +71,7 @@ def save_student(student: nn.Module, path: str | Path, **metadata: Any) -> Path:
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a .safetensors checkpoint of this kit.
-
-    Raises:
-        UserError: there is none, or its metadata name no architecture and form.
-    """
+    """Tensors and metadata of a .safetensors checkpoint of this kit."""
     with reading(path, "a checkpoint of this kit"), safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {})["paperlib"])
         StudentSettings.model_validate(about["architecture"])
@@ -94,18 +84,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
-        # of observers that have seen nothing: infinite
-        unseen = name.endswith(("min_val", "max_val"))
+        unseen = name.endswith(("min_val", "max_val"))  # of observers: infinite at first
         if value.is_floating_point() and not (~value.isnan() if unseen else value.isfinite()).all():
             raise ValueError(f"{name} is not finite")
 
 
 def load_model(path: str | Path) -> nn.Module:
-    """A student or baseline from a checkpoint of this kit, in the form it was saved in, evaluation mode.
-
-    Raises:
-        UserError: no such file, a quantised checkpoint, or weights that do not fit.
-    """
+    """A float student or baseline from a checkpoint of this kit, in evaluation mode."""
     tensors, about = read_weights(path)
     if about["form"] == "qat":
         raise UserError(f"{path} is quantised: `paperlib export` reads it. Name a float student.")
@@ -118,11 +103,7 @@ def load_model(path: str | Path) -> nn.Module:
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
     """Load a file's state dict into a network, in place: all names, equal shapes, finite values.
 
-    Returns:
-        The network, in evaluation mode.
-
-    Raises:
-        UserError: the weights are those of another network, or not finite; the file is named.
+    Returns the network, in evaluation mode.
     """
     with reading(path, "a checkpoint of this network"):
         if odd := sorted(model.state_dict().keys() ^ tensors.keys()):
@@ -135,11 +116,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pa
 def load_pickle(path: str | Path, what: str) -> Any:
     """What a .pt or .pth file holds, tensors and plain values only; nothing in it is executed.
 
-    Args:
-        what: what the file should be, for the message.
-
-    Raises:
-        UserError: there is no such file, or it cannot be read.
+    `what` is what the file should be, for the message.
     """
     with reading(path, what):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -154,11 +131,7 @@ def key_from_published(published: str) -> str:
 
 
 def read_published(path: str | Path) -> Student:
-    """The authors' fused student from one of their `*_deploy.pt` files, evaluation mode.
-
-    Raises:
-        UserError: no such file, or another layout.
-    """
+    """The authors' fused student from one of their `*_deploy.pt` files, evaluation mode."""
     what = "one of the authors' deploy checkpoints"
     published = load_pickle(path, what)
     with reading(path, what):

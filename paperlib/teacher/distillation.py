@@ -55,38 +55,25 @@ class TeacherSource:
         return f"{self.name} ({count:,} parameters; {self.reason}; scan: {scan_backend(device)})"
 
 
-def download_weights(path: Path, urls: tuple[str, ...], expected: str = PUBLISHED_SHA256,
-                     size: int = BYTES) -> str:
-    """Fetch the published weights to `path`, checked; gives "" or in a few words why not."""
-    failures = []
-    for url in urls:
-        try:
-            problem = fetch(url, path, size, expected, retries=1)
-        except UserError as error:  # an unwritable cache: a small teacher needs none
-            return str(error)
-        if not problem:
-            return ""
-        failures.append(f"{urllib.parse.urlsplit(url).hostname or url}: {problem}")
-    return "; ".join(dict.fromkeys(failures))
-
-
 def published_weights() -> tuple[Path | None, str]:
-    """The published file, from PAPERLIB_ASSETS, the cache, or downloaded; or None and the reason."""
+    """The published file, from PAPERLIB_ASSETS, the cache, or downloaded; or None and why not."""
     places = [folder / FILE for folder in (assets_dir(), cache_dir() / "weights") if folder]
     for path in places:
         if path.is_file():
             return path, f"found at {path}"
+    absent = f"not at {' or '.join(map(str, places))}, and"
     if os.environ.get("PAPERLIB_OFFLINE"):
-        return None, f"not at {' or '.join(map(str, places))}, and downloads are off"
-    problem = download_weights(places[-1], URLS)
-    if problem:
-        return None, f"not at {' or '.join(map(str, places))}, and not downloadable ({problem})"
-    return places[-1], "downloaded"
-
-
-def _read_pin(path: Path) -> dict[str, str]:
-    """Which teacher a run has: `kind`, `reason`, and its weights' `sha256` once they are there."""
-    return read_json(path) if path.is_file() else {}
+        return None, f"{absent} downloads are off"
+    failures = []
+    for url in URLS:
+        try:
+            problem = fetch(url, path, BYTES, PUBLISHED_SHA256, retries=1)
+        except UserError as error:  # an unwritable cache: a small teacher needs none
+            problem = str(error)
+        if not problem:
+            return path, "downloaded"
+        failures.append(f"{urllib.parse.urlsplit(url).hostname or url}: {problem}")
+    return None, f"{absent} not downloadable ({'; '.join(dict.fromkeys(failures))})"
 
 
 def decide_teacher(settings: TeacherSettings, pin: Path) -> TeacherSettings:
@@ -94,11 +81,11 @@ def decide_teacher(settings: TeacherSettings, pin: Path) -> TeacherSettings:
 
     Published weights that turn up later, or are gone, give no later notebook another teacher.
     """
-    kind, kept = settings.kind, _read_pin(pin)
+    kind, kept = settings.kind, read_json(pin) if pin.is_file() else {}
     if kept and kind not in ("auto", kept["kind"]):
-        raise UserError(f"this run learns from the {kept['kind']} teacher ({pin}), but teacher.kind="
-                        f"{kind}. Set teacher.kind={kept['kind']}, choose another --out, or delete "
-                        f"{pin.parent} and the stages trained with it.")
+        raise UserError(f"this run learns from the {kept['kind']} teacher ({pin}), but "
+                        f"teacher.kind={kind}. Set teacher.kind={kept['kind']}, choose another "
+                        f"--out, or delete {pin.parent} and the stages trained with it.")
     if kept:
         kind = kept["kind"]
     elif kind == "auto":
@@ -111,13 +98,13 @@ def decide_teacher(settings: TeacherSettings, pin: Path) -> TeacherSettings:
 
 def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
     """Keep a run's teacher with its weights' hash in the file `pin`, which also gives `reason`."""
-    kept = _read_pin(pin)
+    kept = read_json(pin) if pin.is_file() else {}
     if kind == "small":
         source = replace(source, reason=kept.get("reason", source.reason))
     if kept.get("sha256", source.sha256) != source.sha256:
         raise UserError(f"the teacher has other weights ({source.sha256[:16]}…) than this run has "
-                        f"learnt from ({kept['sha256'][:16]}…, {pin}). Put those back, choose another "
-                        f"--out, or delete {pin.parent} and the stages trained with it.")
+                        f"learnt from ({kept['sha256'][:16]}…, {pin}). Put those back, choose "
+                        f"another --out, or delete {pin.parent} and the stages trained with it.")
     if "sha256" not in kept:
         write_json(pin, {"kind": kind, "reason": source.reason} | kept | {"sha256": source.sha256})
     return source
@@ -125,15 +112,7 @@ def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
 
 def find_teacher(settings: TeacherSettings,
                  train_small: Callable[[nn.Module], nn.Module]) -> TeacherSource:
-    """The teacher of a decided kind (`decide_teacher`).
-
-    Args:
-        settings: `kind` published or small.
-        train_small: trains the small network (or loads it, when done).
-
-    Raises:
-        UserError: the published weights cannot be had.
-    """
+    """The teacher of a decided kind; `train_small` trains the small network, or loads it."""
     if settings.kind == "published":
         return published_teacher()
     with torch.random.fork_rng():  # the same start every time; nobody else's random numbers move
@@ -146,32 +125,26 @@ def find_teacher(settings: TeacherSettings,
 
 
 def published_teacher() -> TeacherSource:
-    """The published teacher.
-
-    Raises:
-        UserError: its weights cannot be had.
-    """
+    """The published teacher, or a UserError where its weights cannot be had."""
     path, reason = published_weights()
     if path is None:
+        folder = cache_dir() / "weights"
         raise UserError(f"the published teacher is needed: {reason}. Put {FILE} (SHA-256 "
-                        f"{PUBLISHED_SHA256}) into {cache_dir() / 'weights'}, set PAPERLIB_ASSETS to "
-                        "its folder, or begin a run with teacher.kind=small in another --out.")
+                        f"{PUBLISHED_SHA256}) into {folder}, set PAPERLIB_ASSETS to its folder, or "
+                        "begin a run with teacher.kind=small in another --out.")
     name = "MambaIRv2-light (published weights)"
     return TeacherSource(load_teacher(path), name, PUBLISHED_SHA256, reason)
 
 
 def published_upscaler() -> TeacherUpscaler:
-    """The published teacher as an upscaler, for `paperlib evaluate teacher`.
-
-    The process then keeps freed memory.
-    """
+    """The published teacher as an upscaler; the process then keeps freed memory."""
     keep_freed_memory()
     source = published_teacher()
     return TeacherUpscaler(source.model, source.name, source.sha256)
 
 
 def outputs_key(source: TeacherSource) -> str:
-    """Key of a teacher's cached outputs: weights, routing, and the longest side that stays whole."""
+    """Key of a teacher's cached outputs: weights, routing, longest side that stays whole."""
     return f"{source.sha256[:16]}-argmax-tile{TILE}"
 
 
@@ -179,9 +152,8 @@ def teacher_outputs(store: PixelStore, source: TeacherSource,
                     progress: Progress | None = None) -> list[np.ndarray]:
     """The teacher's outputs for all training photographs, uint8 (3h, 3w, 3), computed once.
 
-    Each photograph is upscaled as a whole, so that a patch's target knows more than the patch;
-    rounding to 8 bits costs at most half a grey level. Each has a file of its own: what is stopped
-    goes on, and a folder more costs its own photographs only. The process then keeps freed memory.
+    Each photograph is upscaled as a whole, so that a patch's target knows more than the patch, and
+    has a file of its own: what is stopped goes on. The process then keeps freed memory.
     """
     keep_freed_memory()
     key, upscale = outputs_key(source), TeacherUpscaler(source.model, source.name)
@@ -190,8 +162,8 @@ def teacher_outputs(store: PixelStore, source: TeacherSource,
     need, free = sum(map(np.prod, shapes)), shutil.disk_usage(store.folder).free
     if need > free:
         raise UserError(f"the teacher's outputs need {need / 1e9:.1f} GB in {store.folder}, "
-                        f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a larger "
-                        "disk.")
+                        f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a "
+                        "larger disk.")
     for index, path in enumerate(paths):
         if read_pixels(path) is None:
             write_pixels(path, np.round(upscale(store.lr(index))).astype(np.uint8))
@@ -200,19 +172,19 @@ def teacher_outputs(store: PixelStore, source: TeacherSource,
     return store.teacher_outputs(key)
 
 
-class OnTheFlyTeacher:
-    """Targets computed for each patch, as published.
+def on_the_fly(model: nn.Module, white: int) -> Callable[[Tensor], Tensor]:
+    """Targets computed for each patch, as published, by a network on images in 0..white.
 
     LR (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..1, clamped.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model.eval()
+    model = model.eval()
 
     @torch.no_grad()
-    def __call__(self, lr_255: Tensor) -> Tensor:
-        self.model.to(lr_255.device)
-        return self.model(lr_255 / 255).clamp(0, 1)
+    def compute(lr_255: Tensor) -> Tensor:
+        lr = lr_255 if white == 255 else lr_255 / 255
+        return (model.to(lr.device)(lr) / white).clamp(0, 1)
+
+    return compute
 
 
 @dataclass

@@ -70,17 +70,14 @@ class WindowAttention(nn.Module):
 
 
 class SelectiveScan(nn.Module):
-    """Input-dependent parameters of the scan, and the scan; (B, L, C) → (B, L, C).
-
-    `backend` is handed to `paperlib.teacher.scan.selective_scan`; "loop" serves benchmarks.
-    """
+    """The scan with parameters from its input; `backend` is that of `selective_scan`."""
 
     def __init__(self, dim: int, states: int) -> None:
         super().__init__()
         self.states, self.rank, self.backend = states, -(-dim // 16), "auto"
         self.x_proj_weight = nn.Parameter(torch.empty(1, self.rank + 2 * states, dim))
         self.dt_projs_weight = nn.Parameter(torch.empty(1, dim, self.rank))
-        # Steps start log-uniform in 0.001..0.1, and state n decays n times as fast as state 1 (Gu and Dao, 2023).
+        # steps start log-uniform in 0.001..0.1; state n decays n times as fast as state 1
         step = torch.exp(torch.rand(1, dim) * 4.6 - 6.9)
         self.dt_projs_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
         self.A_logs = nn.Parameter(torch.log(torch.arange(1.0, states + 1)).repeat(dim, 1))
@@ -89,12 +86,12 @@ class SelectiveScan(nn.Module):
         nn.init.uniform_(self.dt_projs_weight, -(self.rank**-0.5), self.rank**-0.5)
 
     def forward(self, u: Tensor, prompt: Tensor) -> Tensor:
-        """u: sorted tokens (B, L, C); prompt (B, L, N), added to C_t in raster order as published."""
+        """u: sorted tokens (B, L, C); prompt (B, L, N) in raster order, as published, for C_t."""
         projected = F.linear(u, self.x_proj_weight[0])
         step, b, c = projected.split([self.rank, self.states, self.states], dim=-1)
         delta, a = F.linear(step, self.dt_projs_weight[0]), -torch.exp(self.A_logs)
         return selective_scan(u, delta, a, b, c + prompt, self.Ds, self.dt_projs_bias[0],
-                              True, self.backend)
+                              self.backend)
 
 
 def gumbel_one_hot(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -108,13 +105,12 @@ def gumbel_one_hot(logits: Tensor, generator: torch.Generator | None) -> Tensor:
 class ASSM(nn.Module):
     """Attentive state-space module: classify each token, sort by class, scan, un-sort.
 
-    `noise` draws the classes with Gumbel noise also in evaluation, as the published code does;
-    default off. The noise comes from `generator`, or from PyTorch's global one where that is None.
+    In training the classes are drawn with Gumbel noise from `generator`, or from PyTorch's global
+    one where that is None; the published code does so in evaluation too.
     """
 
     def __init__(self, dim: int, states: int, tokens: int, rank: int) -> None:
         super().__init__()
-        self.tokens, self.noise = tokens, False
         self.generator: torch.Generator | None = None
         self.selectiveScan = SelectiveScan(dim, states)
         self.out_norm = nn.LayerNorm(dim)
@@ -129,7 +125,7 @@ class ASSM(nn.Module):
         """Class of each token (B, L); in training its one-hot (B, L, tokens), straight-through."""
         # its rounding decides near ties, as in the published code
         logits = F.log_softmax(self.route(x), dim=-1)
-        if self.training or self.noise:
+        if self.training:
             hot = gumbel_one_hot(logits, self.generator)
             return hot.argmax(-1), hot
         return logits.argmax(-1), None
@@ -162,7 +158,7 @@ class Layer(nn.Module):
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim) for _ in range(4))
-        self.scale1, self.scale2 = nn.Parameter(torch.full((dim,), 1e-4)), nn.Parameter(torch.full((dim,), 1e-4))
+        self.scale1, self.scale2 = (nn.Parameter(torch.full((dim,), 1e-4)) for _ in range(2))
         self.wqkv = nn.Linear(dim, 3 * dim)
         self.win_mhsa = WindowAttention(dim, heads, window)
         self.assm = ASSM(dim, states, tokens, rank)
@@ -175,8 +171,7 @@ class Layer(nn.Module):
 
         Args:
             index: row of the bias table for each pair of tokens (T, T).
-            edges: masks (2, 2, T, T) of a window by (in the last row, in the last column); used
-                where windows shift.
+            edges: masks (2, 2, T, T) of a shifted window by (in the last row, in the last column).
         """
         image = rearrange(x, "b (h w) c -> b h w c", h=size[0])
         if self.shift:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from paperlib.errors import UserError
 from paperlib.files import reading, sha256_file
 from paperlib.settings import SCALE
+from paperlib.student import network as student
 from paperlib.student.models import load_pickle, load_weights
-from paperlib.student.network import bilinear_kernel
 from paperlib.teacher.layers import ASSM, Layer, to_image, to_tokens
 from paperlib.teacher.scan import scan_backend
 
@@ -44,7 +44,8 @@ class TeacherShape:
 
 def position_index(window: int) -> Tensor:
     """Row of the position table for each pair of tokens in a window, int64 (window², window²)."""
-    grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+    side = torch.arange(window)
+    grid = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)
     offset = grid[:, :, None] - grid[:, None, :] + window - 1
     return offset[0] * (2 * window - 1) + offset[1]
 
@@ -62,9 +63,9 @@ def edge_masks(window: int) -> Tensor:
 
 
 def pad_to_windows(x: Tensor, window: int) -> Tensor:
-    """Images (B, C, H, W) mirrored at bottom and right (border row repeated) to multiples of `window`.
+    """Images (B, C, H, W) mirrored at bottom and right to multiples of `window`.
 
-    Where the mirror image ends, its last row is repeated.
+    The border row stands twice; where the mirror image ends, its last row is repeated.
     """
     height, width = x.shape[-2:]
     high, wide = height + -height % window, width + -width % window
@@ -79,10 +80,10 @@ class _Group(nn.Module):
 
     def __init__(self, shape: TeacherShape) -> None:
         super().__init__()
-        layers = [Layer(shape.dim, shape.heads, shape.window, shape.states, shape.tokens, shape.rank,
-                        shape.window // 2 if number % 2 else 0) for number in range(shape.layers)]
         self.residual_group = nn.Module()
-        self.residual_group.layers = nn.ModuleList(layers)
+        self.residual_group.layers = nn.ModuleList(
+            Layer(shape.dim, shape.heads, shape.window, shape.states, shape.tokens, shape.rank,
+                  shift=shape.window // 2 if number % 2 else 0) for number in range(shape.layers))
         self.conv = nn.Conv2d(shape.dim, shape.dim, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int], index: Tensor, edges: Tensor) -> Tensor:
@@ -139,22 +140,16 @@ def start_bilinear(model: MambaIRv2Light) -> None:
 
     The first three features carry RGB around the body, whose last convolution starts at zero.
     """
-    model.conv_first.weight[:3] = 0
-    model.conv_first.weight[:3, :, 1, 1] = torch.eye(3)
-    model.upsample[0].weight.zero_()
-    model.upsample[0].weight[:, :3] = bilinear_kernel()
-    for module in (model.conv_first, model.upsample[0], model.conv_after_body):
-        module.bias.zero_()
-    model.conv_after_body.weight.zero_()
+    student.start_bilinear([model.conv_first], model.upsample[0])
+    for value in (model.conv_first.bias, *model.conv_after_body.parameters()):
+        value.zero_()
 
 
 def load_teacher(path: str | Path,
                  expected_sha256: str | None = PUBLISHED_SHA256) -> MambaIRv2Light:
-    """The published network with its weights, loaded strictly, evaluation mode.
+    """The published network with the weights of mambairv2_lightSR_x3.pth, evaluation mode.
 
-    Args:
-        path: mambairv2_lightSR_x3.pth.
-        expected_sha256: refuse any other file; None accepts any weights of this layout.
+    Any file with another hash than `expected_sha256` is refused; None accepts any of this layout.
     """
     what = "a MambaIRv2 checkpoint"
     with reading(path, what):
@@ -170,29 +165,20 @@ def load_teacher(path: str | Path,
 class TeacherUpscaler:
     """A teacher network as an upscaler: uint8 (h, w, 3) → float32 (3h, 3w, 3) clipped to 0..255.
 
-    Args:
-        tile: LR pixels; images with a longer side are cut into tiles of at most this side, each
-            scanned by itself, which moves its routing slightly.
-        overlap: LR pixels that neighbouring tiles share.
-
-    On a CPU it takes half the time after `paperlib.environment.keep_freed_memory`.
+    Images with a side of more than `TILE` LR pixels are cut into tiles, each scanned by itself,
+    which moves its routing slightly. On a CPU it takes half the time after `keep_freed_memory`.
     """
 
     radius = None  # routing sorts all tokens: every pixel depends on every other
 
-    def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "",
-                 tile: int = TILE, overlap: int = OVERLAP) -> None:
+    def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "") -> None:
         self.model, self.name, self.sha256 = model.eval(), name, sha256
-        self.tile, self.overlap = tile, overlap
 
     @property
     def about(self) -> dict[str, Any]:
         device = next(self.model.parameters()).device
-        noise = any(module.noise for module in self.model.modules() if isinstance(module, ASSM))
         return {"model": self.name, "sha256": self.sha256, "scan": scan_backend(device),
-                "tile": self.tile,
-                "routing": "Gumbel noise" if noise
-                else "arg-max", "threads": torch.get_num_threads()}
+                "tile": TILE, "routing": "arg-max", "threads": torch.get_num_threads()}
 
     @torch.inference_mode()
     def _whole(self, lr: np.ndarray) -> np.ndarray:
@@ -201,9 +187,9 @@ class TeacherUpscaler:
         return (self.model(x)[0].clamp(0, 1) * 255).permute(1, 2, 0).contiguous().cpu().numpy()
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
-        if max(lr.shape[:2]) <= self.tile:
+        if max(lr.shape[:2]) <= TILE:
             return self._whole(lr)
         from paperlib.data.tiles import run_tiled
 
-        height, width = (min(side, self.tile) for side in lr.shape[:2])
-        return run_tiled(self._whole, lr, height, width, self.overlap)
+        height, width = (min(side, TILE) for side in lr.shape[:2])
+        return run_tiled(self._whole, lr, height, width, OVERLAP)

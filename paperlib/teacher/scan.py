@@ -1,16 +1,13 @@
 """The selective scan of the teacher's layers, linear in time and memory (section 2).
 
 h_t = exp(Δ_t A)·h_{t−1} + Δ_t B_t u_t and y_t = C_t·h_t + D u_t, per channel, over the sequence,
-always in float32. Three backends behind one function, chosen by where the tensors are and never
-swapped silently: `mamba_ssm` on CUDA; `numba` on the CPU, with and without gradient (kernels in
-`paperlib.teacher.scan_kernels`); and `loop`, the recurrence as written, for tests and benchmarks.
+always in float32. Three backends, chosen by where the tensors are: `mamba_ssm` on CUDA, `numba` on
+the CPU (`paperlib.teacher.scan_kernels`), and `loop`, the recurrence, for tests and benchmarks.
 """
 
 import importlib.util
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +15,6 @@ from torch import Tensor
 
 from paperlib.errors import UserError
 from paperlib.teacher.scan_kernels import CHUNK, kernels
-
-log = logging.getLogger(__name__)
 
 
 def _for_each_row(work: Callable[[int], None], rows: int) -> None:
@@ -37,7 +32,7 @@ class _CpuScan(torch.autograd.Function):
     """Scan in float32: u, delta (B, L, D); a (D, N); b, c (B, L, N); skip, bias (D,)."""
 
     @staticmethod
-    def forward(ctx, u, delta, a, b, c, skip, bias, softplus):
+    def forward(ctx, u, delta, a, b, c, skip, bias):
         rows, length, lanes = u.shape
         a = a.t().contiguous()  # (N, D): lanes last, so that one step is a few vector instructions
         y = torch.empty_like(u)
@@ -45,9 +40,8 @@ class _CpuScan(torch.autograd.Function):
         run, _ = kernels(lanes)
         arrays = [x.detach().numpy() for x in (u, delta, b, c, y, starts)]
         shared = [x.detach().numpy() for x in (a, skip, bias)]
-        _for_each_row(lambda row: run(*(x[row] for x in arrays), *shared, softplus), rows)
+        _for_each_row(lambda row: run(*(x[row] for x in arrays), *shared), rows)
         ctx.save_for_backward(u, delta, a, b, c, skip, bias, starts)
-        ctx.softplus = softplus
         return y
 
     @staticmethod
@@ -60,13 +54,14 @@ class _CpuScan(torch.autograd.Function):
         arrays = [x.detach().numpy()
                   for x in (u, delta, b, c, starts, grad_y.contiguous(), *grads, *sums)]
         shared = [x.detach().numpy() for x in (a, skip, bias)]
-        _for_each_row(lambda row: run(*(x[row] for x in arrays), *shared, ctx.softplus), rows)
+        _for_each_row(lambda row: run(*(x[row] for x in arrays), *shared), rows)
         grad_u, grad_delta, grad_b, grad_c = grads
-        return grad_u, grad_delta, sums[0].sum(0).t(), grad_b, grad_c, sums[1].sum(0), grad_delta.sum((0, 1)), None
+        grad_a, grad_skip = (part.sum(0) for part in sums)
+        return grad_u, grad_delta, grad_a.t(), grad_b, grad_c, grad_skip, grad_delta.sum((0, 1))
 
 
 def loop_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor) -> Tensor:
-    """The recurrence as the paper writes it, one token after another, in the type of its inputs."""
+    """The recurrence as the paper writes it, one token after another; `delta` after softplus."""
     state, tokens = u.new_zeros(u.shape[0], *a.shape), []  # (B, D, N)
     for t in range(u.shape[1]):
         step = delta[:, t, :, None]
@@ -75,20 +70,16 @@ def loop_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: T
     return torch.stack(tokens, 1)
 
 
-def _mamba_scan(u, delta, a, b, c, skip, bias, softplus):
+def _mamba_scan(u, delta, a, b, c, skip, bias):
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     u, delta, b, c = (x.transpose(1, 2).contiguous() for x in (u, delta, b, c))
-    y = selective_scan_fn(u, delta, a, b, c, skip, delta_bias=bias, delta_softplus=softplus)
+    y = selective_scan_fn(u, delta, a, b, c, skip, delta_bias=bias, delta_softplus=True)
     return y.transpose(1, 2)
 
 
 def scan_backend(device: torch.device | str) -> str:
-    """The backend that `selective_scan` uses on a device: "numba" on the CPU, "mamba_ssm" on CUDA.
-
-    Raises:
-        UserError: CUDA without mamba-ssm, or another device.
-    """
+    """The backend of `selective_scan` on a device: "numba" on the CPU, "mamba_ssm" on CUDA."""
     kind = torch.device(device).type
     if kind == "cpu":
         return "numba"
@@ -98,16 +89,8 @@ def scan_backend(device: torch.device | str) -> str:
                     "Install the extra 'cuda', or run the teacher on the CPU.")
 
 
-@lru_cache
-def _announce(backend: str) -> None:
-    log.info("selective scan: %s", backend)
-
-
-def selective_scan(
-    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False, backend: str = "auto",
-) -> Tensor:
+def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor,
+                   bias: Tensor | None = None, backend: str = "auto") -> Tensor:
     """The selective scan, differentiable in all inputs. Tokens come before channels.
 
     Half precision is raised to float32 and the result lowered again; "loop" keeps float64, for
@@ -115,33 +98,24 @@ def selective_scan(
 
     Args:
         u: input tokens (B, L, D).
-        delta: step sizes (B, L, D); positive, or any numbers with `delta_softplus`.
+        delta: (B, L, D); step sizes are log(1 + exp(delta + bias)).
         a: (D, N), negative.
         b, c: (B, L, N).
         skip: (D,), the D of the formula.
-        delta_bias: (D,), added to `delta` first.
-        delta_softplus: replace `delta` (after the bias) by log(1 + exp(delta)).
+        bias: (D,), or None for zero.
         backend: "auto" (see `scan_backend`), "numba", "mamba_ssm" or "loop".
 
     Returns:
         y (B, L, D), in the type of `u`.
-
-    Raises:
-        UserError: "auto" on a device without a backend.
-        ValueError: an unknown backend, or tensors whose shapes do not fit.
     """
     backend = scan_backend(u.device) if backend == "auto" else backend
     (rows, length, lanes), states = u.shape, a.shape[-1]
     wanted = [u.shape, (lanes, states), (rows, length, states), (rows, length, states), (lanes,)]
     if [tuple(x.shape) for x in (delta, a, b, c, skip)] != [tuple(shape) for shape in wanted]:
-        raise ValueError("selective_scan: shapes are u, delta (B, L, D), a (D, N), b, c (B, L, N), skip (D,)")
-    _announce(backend)
-    bias = u.new_zeros(lanes) if delta_bias is None else delta_bias
-    inputs = (u, delta, a, b, c, skip, bias)
+        raise ValueError("selective_scan: shapes are u, delta (B, L, D), a (D, N), b, c (B, L, N), "
+                         "skip (D,)")
+    bias = u.new_zeros(lanes) if bias is None else bias
     if backend == "loop":
-        delta = delta + bias
-        return loop_scan(u, F.softplus(delta) if delta_softplus else delta, a, b, c, skip)
-    if backend not in ("numba", "mamba_ssm"):
-        raise ValueError(f"unknown scan backend {backend!r}")
-    run = _CpuScan.apply if backend == "numba" else _mamba_scan
-    return run(*(x.float().contiguous() for x in inputs), delta_softplus).to(u.dtype)
+        return loop_scan(u, F.softplus(delta + bias), a, b, c, skip)
+    run = {"numba": _CpuScan.apply, "mamba_ssm": _mamba_scan}[backend]
+    return run(*(x.float().contiguous() for x in (u, delta, a, b, c, skip, bias))).to(u.dtype)

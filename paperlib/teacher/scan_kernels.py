@@ -1,10 +1,9 @@
 """The selective scan on a CPU, compiled by numba, with its gradient (section 2).
 
 Both go through one sequence once, a token at a time, with all channels ("lanes") side by side. Only
-the state at the start of every chunk is kept for the gradient, which recomputes the others chunk by
-chunk: memory is linear in the sequence, and small. The number of lanes is a compile-time constant,
-because only then do the inner loops become vector instructions without remainder (2.6 times faster
-at 48 lanes).
+the state at the start of every chunk is kept for the gradient, which recomputes the others: memory
+is linear in the sequence, and small. The number of lanes is a compile-time constant, so that the
+inner loops become vector instructions without remainder (2.6 times faster at 48 lanes).
 """
 
 import logging
@@ -25,7 +24,7 @@ FAST_MATH = {"contract", "reassoc", "nsz", "arcp"}
 
 @numba.njit(inline="always")
 def _exp(x):
-    """exp(x) for x ≤ 0, relative error below 1e-7: 2^k·e^r, |r| ≤ ln 2 / 2, k in the exponent bits."""
+    """exp(x) for x ≤ 0, relative error below 1e-7: 2^k·e^r, |r| ≤ ln 2 / 2, k in the exponent."""
     x = max(x, float32(-87.0))
     k = np.floor(x * float32(1.44269504) + float32(0.5))
     r = x - k * float32(0.693359375) + k * float32(2.12194440e-4)  # ln 2 in two pieces
@@ -64,8 +63,11 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(**options)(function)
 
 
-def _forward_kernel(lanes: int) -> Callable[..., None]:
-    def forward(u, delta, b, c, y, starts, a, skip, bias, softplus):
+@lru_cache
+def kernels(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Forward and backward kernel for a number of channels, compiled on first use."""
+
+    def forward(u, delta, b, c, y, starts, a, skip, bias):
         """u, delta, y (L, lanes); b, c (L, N); starts (chunks, N, lanes); a (N, lanes)."""
         length, states = b.shape
         state = np.zeros((states, lanes), np.float32)
@@ -76,9 +78,8 @@ def _forward_kernel(lanes: int) -> Callable[..., None]:
                 starts[t // CHUNK] = state
             for d in range(lanes):
                 step[d] = delta[t, d] + bias[d]
-            if softplus:
-                for d in range(lanes):
-                    step[d] = _softplus(step[d], _exp(-abs(step[d])))
+            for d in range(lanes):
+                step[d] = _softplus(step[d], _exp(-abs(step[d])))
             for d in range(lanes):
                 drive[d] = step[d] * u[t, d]
                 out[d] = skip[d] * u[t, d]
@@ -91,18 +92,12 @@ def _forward_kernel(lanes: int) -> Callable[..., None]:
             for d in range(lanes):
                 y[t, d] = out[d]
 
-    return _compiled(forward)
-
-
-def _backward_kernel(lanes: int) -> Callable[..., None]:
     def backward(u, delta, b, c, starts, grad_y, grad_u, grad_delta, grad_b, grad_c,
-                 grad_a, grad_skip,
-                 a, skip, bias, softplus):
+                 grad_a, grad_skip, a, skip, bias):
         """Shapes as in `forward`; grad_a and grad_skip are summed in float64 over chunks."""
         length, states = b.shape
         shape = (states, lanes)
-        # what the later tokens pass back to the state of this one
-        carry = np.zeros(shape, np.float32)
+        carry = np.zeros(shape, np.float32)  # what later tokens pass back to a token's state
         total_a, total_skip = np.zeros(shape, np.float64), np.zeros(lanes, np.float64)
         h = np.empty((CHUNK + 1, states, lanes), np.float32)
         decay = np.empty((CHUNK, states, lanes), np.float32)
@@ -117,13 +112,12 @@ def _backward_kernel(lanes: int) -> Callable[..., None]:
             for i in range(count):
                 for d in range(lanes):
                     step[i, d] = delta[first + i, d] + bias[d]
-                if softplus:
-                    for d in range(lanes):
-                        x = step[i, d]
-                        e = _exp(-abs(x))
-                        # softplus' = sigmoid
-                        slope[i, d] = (float32(1) if x > 0 else e) / (float32(1) + e)
-                        step[i, d] = _softplus(x, e)
+                for d in range(lanes):
+                    x = step[i, d]
+                    e = _exp(-abs(x))
+                    # softplus' = sigmoid
+                    slope[i, d] = (float32(1) if x > 0 else e) / (float32(1) + e)
+                    step[i, d] = _softplus(x, e)
                 for d in range(lanes):
                     drive[i, d] = step[i, d] * u[first + i, d]
                 for n in range(states):
@@ -156,10 +150,4 @@ def _backward_kernel(lanes: int) -> Callable[..., None]:
             total_skip += sum_skip
         grad_a[:], grad_skip[:] = total_a, total_skip
 
-    return _compiled(backward)
-
-
-@lru_cache
-def kernels(lanes: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Forward and backward kernel for a number of channels, compiled on first use."""
-    return _forward_kernel(lanes), _backward_kernel(lanes)
+    return _compiled(forward), _compiled(backward)

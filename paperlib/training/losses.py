@@ -57,16 +57,15 @@ def dct2(image: Tensor, norm: str = "none") -> Tensor:
 
 
 def dct_l1(sr_01: Tensor, hr_01: Tensor, norm: str = "none") -> Tensor:
-    """Mean |D(ŷ) − D(y)| over the whole patch. D is linear, so it is applied once, to the difference."""
+    """Mean |D(ŷ) − D(y)| over the whole patch; D is linear, so applied once, to the difference."""
     return dct2(sr_01 - hr_01, norm).abs().mean()
 
 
 @torch.no_grad()
 def confidence(teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Tensor:
-    """Confidence map w(p) = clip(exp(−γ e(p)), w_min, w_max), e(p) the teacher's mean |error| over the channels.
+    """Confidence map w(p) = clip(exp(−γ e(p)), w_min, w_max), (B, 1, H, W), without gradient.
 
-    Returns:
-        (B, 1, H, W), values in w_min..w_max; no gradient.
+    e(p) is the teacher's mean |error| over the channels.
     """
     error = (teacher_01 - hr_01).abs().mean(dim=1, keepdim=True)
     return torch.exp(-settings.gamma * error).clamp(settings.w_min, settings.w_max)
@@ -74,7 +73,7 @@ def confidence(teacher_01: Tensor, hr_01: Tensor, settings: LossSettings) -> Ten
 
 def distillation(sr_01: Tensor, teacher_01: Tensor, hr_01: Tensor,
                  settings: LossSettings) -> Tensor:
-    """Mean w·|ŷ − t|, or w·(ŷ − t)² for `kd_error` l2; t the teacher's output in 0..1; no gradient to t or w."""
+    """Mean w·|ŷ − t|, or w·(ŷ − t)² for `kd_error` l2; t the teacher's output, without gradient."""
     target = teacher_01.detach().clamp(0, 1)
     difference = (sr_01 - target).square() if settings.kd_error == "l2" else (sr_01 - target).abs()
     if settings.confidence:
@@ -83,10 +82,9 @@ def distillation(sr_01: Tensor, teacher_01: Tensor, hr_01: Tensor,
 
 
 def kd_weight(settings: LossSettings, progress: float) -> float:
-    """λ(t): `kd` until p1 of the stage, then linear to `kd_mid` until p2, then `kd_low`; constant without `kd_mid`.
+    """λ(t): `kd` until p1 of the stage, then linear to `kd_mid` until p2, then `kd_low`.
 
-    Args:
-        progress: fraction of the stage that is done, 0..1.
+    Constant without `kd_mid`. `progress` is the fraction of the stage that is done, 0..1.
     """
     if settings.kd_mid is None or progress < settings.kd_p1:
         return settings.kd
@@ -100,9 +98,14 @@ def weighted_terms(
     settings: LossSettings, sr_255: Tensor, hr_255: Tensor,
     teacher_01: Tensor | None, progress: float
 ) -> dict[str, tuple[float, Tensor]]:
-    """The terms of a stage: name → weight now, value before weighting; without gradient while its weight is 0.
+    """The terms of a stage's loss: name → weight now, value before weighting.
 
-    Args, raises: as `stage_loss`.
+    A term whose weight is 0 for now has no gradient.
+
+    Args:
+        sr_255: the student's output in 0..255 (not clamped); hr_255: the target in 0..255.
+        teacher_01: the teacher's output, or None where `kd` is 0.
+        progress: fraction of the stage that is done, 0..1.
     """
     sr_01, hr_01 = sr_255 / 255, hr_255 / 255
     terms: dict[str, tuple[float, Callable[[], Tensor]]] = {
@@ -114,7 +117,8 @@ def weighted_terms(
     terms = {name: term for name, term in terms.items() if term[0] > 0}
     if settings.kd > 0:
         if teacher_01 is None:
-            raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, or set loss.kd=0.")
+            raise UserError("this stage distils (loss.kd > 0) but has no teacher. Run 03_teacher, "
+                            "or set loss.kd=0.")
         terms["kd"] = (kd_weight(settings, progress),
                        lambda: distillation(sr_01, teacher_01, hr_01, settings))
     found = {}
@@ -128,67 +132,55 @@ def stage_loss(
     settings: LossSettings, sr_255: Tensor, hr_255: Tensor,
     teacher_01: Tensor | None, progress: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of a stage's terms.
-
-    Args:
-        sr_255: the student's output in 0..255 (not clamped); hr_255: the target in 0..255.
-        teacher_01: the teacher's output, or None where `kd` is 0.
-        progress: fraction of the stage that is done, 0..1.
-
-    Returns:
-        The total to minimise, and each term of the stage before weighting (detached), also while its weight is 0.
-
-    Raises:
-        UserError: the settings ask for distillation and there is no teacher output.
-    """
+    """The weighted sum of `weighted_terms`, and each term before weighting, detached."""
     total, parts = sr_255.new_zeros(()), {}
-    for name, (weight, value) in weighted_terms(settings, sr_255, hr_255, teacher_01,
-                                                progress).items():
+    terms = weighted_terms(settings, sr_255, hr_255, teacher_01, progress)
+    for name, (weight, value) in terms.items():
         parts[name] = value.detach()
         if weight > 0:
             total = total + weight * value
     return total, parts
 
 
+def target_01(settings: LossSettings, batch: Batch, lr_255: Tensor,
+              teacher: Callable[[Tensor], Tensor] | None) -> Tensor | None:
+    """What distillation learns from, in 0..1: the cached output, else the teacher asked now."""
+    if settings.kd > 0 and batch.teacher is not None:
+        return batch.teacher.to(lr_255.device).float() / 255
+    return teacher(lr_255) if settings.kd > 0 and teacher is not None else None
+
+
 def gradient_shares(
     model: nn.Module, batch: Batch, settings: LossSettings,
     teacher: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0,
 ) -> pd.DataFrame:
-    """What each term of the loss has to say on one batch, in training mode; the model is left as it was.
+    """What each term of the loss has to say on one batch, in training mode.
 
     A term moves the weights by its gradient, not by its value: a Charbonnier of 0.02 has a gradient
     of the size of an L1's, whatever it is worth.
 
     Args:
-        model: (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..255.
-        batch: its `teacher` is the target, if it has one.
-        teacher: else computes targets in 0..1 from LR patches in 0..255.
-        progress: fraction of the stage that is done, 0..1, for λ(t).
+        model: (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..255; left as it was.
+        teacher: computes targets in 0..1 from LR patches in 0..255, where the batch has none.
 
     Returns:
-        One line a term: `term`, `weight`, `value` (before weighting), `value share` (of the weighted
-        sum), `gradient norm` (of the weighted term, over all weights of the model) and
+        One line a term: `term`, `weight`, `value` (before weighting), `value share` (of the
+        weighted sum), `gradient norm` (of the weighted term, over all weights of the model) and
         `gradient share` (of the norms' sum).
-
-    Raises:
-        UserError: the settings ask for distillation and there is no target.
     """
-    model = copy.deepcopy(model).train()
+    model, lr = copy.deepcopy(model).train(), batch.lr.float()
     weights = [value for value in model.parameters() if value.requires_grad]
-    lr, target = batch.lr.float(), None
-    if batch.teacher is not None:
-        target = batch.teacher.float() / 255
-    elif teacher is not None:
-        target = teacher(lr)
+    target = target_01(settings, batch, lr, teacher)
+    terms = weighted_terms(settings, model(lr), batch.hr.float(), target, progress)
     lines = []
-    for name, (weight, value) in weighted_terms(
-            settings, model(lr), batch.hr.float(), target, progress).items():
+    for name, (weight, value) in terms.items():
         norm = 0.0
         if weight > 0:
             found = torch.autograd.grad(weight * value, weights, retain_graph=True,
                                         allow_unused=True)
             norm = float(torch.stack([part.norm() for part in found if part is not None]).norm())
-        lines.append({"term": name, "weight": weight, "value": float(value.detach()), "gradient norm": norm})
+        lines.append({"term": name, "weight": weight, "value": float(value.detach()),
+                      "gradient norm": norm})
     table = pd.DataFrame(lines)
     parts = table["weight"] * table["value"]
     table.insert(3, "value share", parts / parts.sum())

@@ -1,7 +1,7 @@
-"""The steps of the method as the notebooks call them: stage 1, teacher, stage 2, QAT (paper sections 1–4).
+"""The steps as the notebooks call them: stage 1, teacher, stage 2, QAT (paper sections 1–4).
 
-Each step reads its settings from the run, trains through the one `fit`, and leaves its weights under
-`checkpoints/<stage>/`, so that any notebook can be run again, or alone, from what the ones before it left.
+Each reads its settings from the run, trains through the one `fit`, and leaves its weights under
+`checkpoints/<stage>/`, so that any notebook can be run again, or alone.
 """
 
 import io
@@ -26,14 +26,21 @@ from paperlib.quantisation.qat import freeze_observers, prepare_qat, save_qat
 from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
 from paperlib.student.dead_channels import can_reinitialise, reinitialise
-from paperlib.student.models import build_model, fuse_model, load_model, read_published, save_student, weights_hash
+from paperlib.student.models import (
+    build_model,
+    fuse_model,
+    load_model,
+    read_published,
+    save_student,
+    weights_hash,
+)
 from paperlib.student.network import Student, with_form
 from paperlib.teacher.distillation import (
-    OnTheFlyTeacher,
     Targets,
     TeacherSource,
     decide_teacher,
     find_teacher,
+    on_the_fly,
     outputs_key,
     pin_teacher,
     teacher_outputs,
@@ -54,7 +61,7 @@ class Trained:
 
 
 def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]]:
-    """A validation score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output), measured on the fused form."""
+    """A score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output) of the fused form."""
 
     def score(model: nn.Module) -> dict[str, float]:
         deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
@@ -64,20 +71,18 @@ def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]
 
 
 def train(
-    run: Run, data: Data, name: str, model: nn.Module, stage: StageSettings, *, stream: str,
-    settings: Settings | None = None, targets: Targets | None = None,
-    events: dict[int, Any] | None = None,
+    run: Run, data: Data, name: str, model: nn.Module, stage: StageSettings, settings: Settings, *,
+    stream: str, targets: Targets | None = None, events: dict[int, Any] | None = None,
     start: str = "",
 ) -> Fit:
     """Train `model` as `stage` says, in `checkpoints/<name>/`; continues a stopped training.
 
     Args:
+        settings: the run's, or an ablation's.
         stream: names the sequence of patches; trainings that are compared share it.
-        settings: where they differ from the run's (ablations).
         targets: where distillation targets come from; needed where the stage distils.
         start: hash of the weights the training starts from.
     """
-    settings = settings or run.settings
     patches = patches_of(data, settings, stream, stage)
     distils = targets is not None and stage.loss.kd > 0
     key, compute = (targets.key, targets.compute) if distils else (None, None)
@@ -92,61 +97,60 @@ def train(
 
 
 def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None = None) -> Trained:
-    """Stage 1: from random weights, L1 (paper section 4). Leaves `student.safetensors`, EMA weights.
+    """Stage 1: from random weights, L1 (section 4). Leaves `student.safetensors`, EMA weights.
 
     Weights are not clipped here, as in the released run (`clip_body`, `clip_ends`).
     """
     settings = settings or run.settings
     torch.manual_seed(settings.seed)
-    model = _in_form(build_model(settings.student), data, settings, settings.stage1, "stage1")
-    result = train(run, data, name, model, settings.stage1, stream="stage1", settings=settings)
+    model = _in_form(build_model(settings.student), data, settings, "stage1")
+    result = train(run, data, name, model, settings.stage1, settings, stream="stage1")
     return _keep(run, name, result, settings)
 
 
 def stage2(run: Run, data: Data, targets: Targets | None, name: str = "stage2",
-           settings: Settings | None = None,
-           start: str = "stage1") -> Trained:
-    """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left (sections 3 and 4).
+           settings: Settings | None = None, start: str = "stage1") -> Trained:
+    """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left.
 
-    After a collapsed stage 1 it begins at that very function: the BN statistics belong to the
-    weights (`recalibrated`).
+    Paper sections 3 and 4. After a collapsed stage 1 it begins at that very function: the BN
+    statistics belong to the weights (`recalibrated`).
     """
     settings = settings or run.settings
-    path = run.stage_folder(start) / "student.safetensors"
-    first, stays = load_model(path), settings.stage1.form == settings.stage2.form == "collapsed"
-    model = _in_form(_without_dead_channels(first, data, settings), data, settings,
-                     settings.stage2, "stage2",
+    first = load_model(run.stage_folder(start) / "student.safetensors")
+    stays = settings.stage1.form == settings.stage2.form == "collapsed"
+    model = _in_form(_without_dead_channels(first, data, settings), data, settings, "stage2",
                      recalibrate=not stays)
-    result = train(run, data, name, model, settings.stage2, stream="stage2",
-                   settings=settings, targets=targets,
-                   start=weights_hash(first))
+    result = train(run, data, name, model, settings.stage2, settings, stream="stage2",
+                   targets=targets, start=weights_hash(first))
     return _keep(run, name, result, settings)
 
 
-def _in_form(model: nn.Module, data: Data, settings: Settings, stage: StageSettings, name: str,
+def _in_form(model: nn.Module, data: Data, settings: Settings, name: str,
              recalibrate: bool = True) -> nn.Module:
-    """The model in the form the stage trains; collapsing first estimates the BN statistics on training patches."""
+    """The model in the form that stage `name` trains; collapsing first estimates BN statistics."""
     if not isinstance(model, Student) or model.form == "fused":
         return model
+    stage: StageSettings = getattr(settings, name)
     if stage.form == "collapsed" and recalibrate:
         model = recalibrate_bn(model, lr_batches(data, settings, f"{name}/statistics", stage))
     return with_form(model, stage.form)
 
 
 def dead_channel_patches(data: Data, settings: Settings) -> Tensor:
-    """The training patches (128, 3, p, p) in 0..255 on which dead channels are found before stage 2."""
+    """Training patches (128, 3, p, p) in 0..255 on which stage 2 finds dead channels."""
     return patches_of(data, settings, "stage2/revival", settings.stage2).batch(0, 128).lr.float()
 
 
 def _without_dead_channels(model: nn.Module, data: Data, settings: Settings) -> nn.Module:
-    """The student of stage 1 as stage 2 takes it: dead channels start anew where the settings say so."""
+    """Stage 1's student as stage 2 takes it: dead channels start anew where the settings say so."""
     if not settings.stage2.revive:
         return model
     if not can_reinitialise(model):
-        log_stderr("stage2: revive is for MobileOne blocks; this network goes on as stage 1 left it")
+        log_stderr("stage2: revive is for MobileOne blocks; this network goes on as it is")
         return model
     model, counts = reinitialise(model, dead_channel_patches(data, settings), settings.seed)
-    log_stderr(f"stage2: {sum(counts)} dead channels get fresh kernels (by block: {', '.join(map(str, counts))})")
+    log_stderr(f"stage2: {sum(counts)} dead channels get fresh kernels (by block: "
+               f"{', '.join(map(str, counts))})")
     return model
 
 
@@ -161,10 +165,10 @@ def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
 
 def recalibrated(run: Run, data: Data, name: str = "stage2",
                  settings: Settings | None = None) -> nn.Module:
-    """A stage's best weights with BN statistics re-estimated on training patches, ready to fuse (paper section 4).
+    """A stage's weights with BN statistics estimated anew on training patches, ready to fuse.
 
-    A collapsed stage has frozen its statistics before training; they belong to its weights and are
-    kept. Where `quant.start` names a checkpoint, that takes the place of stage 2 as it is.
+    Paper section 4. A collapsed stage has frozen its statistics before training; they belong to its
+    weights and are kept. What `quant.start` names takes the place of stage 2 as it is.
     """
     settings = settings or run.settings
     if name == "stage2" and settings.quant.start:
@@ -178,36 +182,36 @@ def recalibrated(run: Run, data: Data, name: str = "stage2",
 
 def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name: str = "stage3",
            settings: Settings | None = None) -> Trained:
-    """Stage 3: quantisation-aware training of the fused student (paper section 4). Leaves `qat.safetensors`.
+    """Stage 3: quantisation-aware training of the fused student (section 4): `qat.safetensors`.
 
-    The activation grids are learnt for the fraction `quant.observe_until` of the steps and then frozen.
+    The activation grids are learnt for the part `quant.observe_until` of the steps, then frozen.
     """
     settings = settings or run.settings
-    stage, folder = settings.stage3, run.stage_folder(name)
+    stage, quant, folder = settings.stage3, settings.quant, run.stage_folder(name)
     start = save_student(fused, folder / "fused.safetensors", stage=name)
-    images, rounds = calibration(data, settings), settings.quant.rounding == "data"
-    rounding = "rounding the kernels to them, then " if rounds and settings.quant.quantiser == "tflite" else ""
-    log_stderr(f"{name}: {len(images)} calibration images: {rounding}calibrating on them")
-    model = prepare_qat(fused, settings.quant, images)
-    events = {round(settings.quant.observe_until * stage.steps): freeze_observers}
-    result = train(run, data, name, model, stage, stream="stage3", settings=settings,
-                   targets=targets, events=events,
-                   start=f"{sha256_file(start)[:16]} {settings_hash(settings.quant)}")
+    images = calibration(data, settings)
+    rounds = quant.rounding == "data" and quant.quantiser == "tflite"
+    log_stderr(f"{name}: {len(images)} calibration images: "
+               f"{'rounding the kernels to them, then ' if rounds else ''}calibrating on them")
+    model = prepare_qat(fused, quant, images)
+    events = {round(quant.observe_until * stage.steps): freeze_observers}
+    result = train(run, data, name, model, stage, settings, stream="stage3", targets=targets,
+                   events=events, start=f"{sha256_file(start)[:16]} {settings_hash(quant)}")
     path = save_qat(result.model, folder / "qat.safetensors", stage=name,
-                    settings=settings_hash(settings),
-                    step=result.kept_step)
+                    settings=settings_hash(settings), step=result.kept_step)
     return Trained(result.model, path, result)
 
 
 class _TeacherIn255(nn.Module):
-    """A teacher, which works on 0..1, for a loop that works on 0..255; its routing noise follows from (seed, step)."""
+    """A teacher, which works on 0..1, for a loop on 0..255; its routing noise has a seed a step."""
 
     def __init__(self, model: MambaIRv2Light, seed: int) -> None:
         super().__init__()
         self.inner, self.seed = model, seed
 
     def before_step(self, step: int, rank: int) -> None:
-        self.inner.set_noise(int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)[0]))
+        seeds = np.random.SeedSequence([self.seed, step, rank])
+        self.inner.set_noise(int(seeds.generate_state(1, np.uint64)[0]))
 
     def forward(self, x_255: Tensor) -> Tensor:
         return self.inner(x_255 / 255) * 255
@@ -220,30 +224,24 @@ def _train_small(run: Run, data: Data, model: MambaIRv2Light) -> nn.Module:
         steps=small.small_steps, batch=small.small_batch, patch=small.small_patch,
         lr=1e-3, warmup=0.05,
         clip_body=0, clip_ends=0, ema=0.99, ema_warmup=True, validate_every=small.small_steps,
-        checkpoint_every=50,
-        loss={"l1": 1.0})
+        checkpoint_every=50, loss={"l1": 1.0})
     start_bilinear(model)
-    result = train(run, data, "teacher", _TeacherIn255(model, run.settings.seed),
-                   stage, stream="teacher",
-                   start=settings_hash(small))
-    path = run.stage_folder("teacher") / "teacher.pth"
+    result = train(run, data, "teacher", _TeacherIn255(model, run.settings.seed), stage,
+                   run.settings, stream="teacher", start=settings_hash(small))
     # saved to a file, the file's temporary name would get into the bytes and the hash
     buffer = io.BytesIO()
     torch.save({"params": result.model.inner.state_dict()}, buffer)
-    with atomic_path(path) as temporary:
+    with atomic_path(run.stage_folder("teacher") / "teacher.pth") as temporary:
         temporary.write_bytes(buffer.getvalue())
     return result.model.inner
 
 
 def open_teacher(run: Run, data: Data) -> TeacherSource:
-    """The run's teacher network: the published weights, or a small one trained here (checkpoints/teacher/).
+    """The run's teacher: the published weights, or a small one trained here (checkpoints/teacher/).
 
     Which one is decided once a run and kept in checkpoints/teacher/teacher.json. Under torchrun all
     processes must call this: they train the small one together. The process then keeps freed
     memory, without which upscaling takes twice as long.
-
-    Raises:
-        UserError: the settings ask for another teacher than this run has, or its weights are gone or others.
     """
     keep_freed_memory()
     pin = run.stage_folder("teacher") / "teacher.json"
@@ -255,9 +253,9 @@ def open_teacher(run: Run, data: Data) -> TeacherSource:
 
 
 def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
-    """Targets from a teacher network, cached once or computed for each patch, as the settings say."""
+    """Targets from a teacher, cached once or computed for each patch, as the settings say."""
     if run.settings.teacher.outputs == "on_the_fly":
-        return Targets(source.name, compute=OnTheFlyTeacher(source.model), about=source.describe())
+        return Targets(source.name, compute=on_the_fly(source.model, 1), about=source.describe())
     with processes().main_process_first():
         teacher_outputs(data.store, source)
     key = outputs_key(source)
@@ -265,7 +263,7 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
 
 
 def start_path(run: Run) -> Path:
-    """The float student that stage 3 starts from: what `quant.start` names (`start_file`), else this run's stage 2."""
+    """The float student that stage 3 starts from: what `quant.start` names, else stage 2's."""
     named = run.settings.quant.start
     return start_file(named) if named else run.stage_folder("stage2") / "student.safetensors"
 
@@ -275,30 +273,21 @@ def _start(run: Run) -> nn.Module:
     return read_published(path) if path.suffix == ".pt" else load_model(path)
 
 
-def self_distillation_targets(run: Run) -> Targets:
-    """The float student that stage 3 starts from as its teacher, as in the authors' released run."""
-    model = fuse_model(_start(run)).eval()
-
-    @torch.no_grad()
-    def compute(lr_255: Tensor) -> Tensor:
-        return (model.to(lr_255.device)(lr_255) / 255).clamp(0, 1)
-
-    return Targets(f"the float student itself {weights_hash(model)[:16]}", compute=compute)
-
-
 def distillation_targets(run: Run, data: Data, stage: int,
                          settings: Settings | None = None) -> Targets | None:
-    """What stage 2 or 3 learns from as the settings say: the teacher, or (stage 3) the student that it starts from.
+    """What stage 2 or 3 learns from as the settings say.
 
-    Returns:
-        None where the stage's loss distils nothing; then no teacher is opened, or trained.
+    The teacher, or in stage 3 the float student that it starts from, as in the authors' released
+    run; None where the loss distils nothing: then no teacher is opened, or trained.
     """
     settings = settings or run.settings
     if getattr(settings, f"stage{stage}").loss.kd == 0:
         return None
-    if stage == 3 and settings.teacher.stage3 == "student":
-        return self_distillation_targets(run)
-    return teacher_targets(run, data, open_teacher(run, data))
+    if stage == 2 or settings.teacher.stage3 == "same":
+        return teacher_targets(run, data, open_teacher(run, data))
+    model = fuse_model(_start(run))
+    return Targets(f"the float student itself {weights_hash(model)[:16]}",
+                   compute=on_the_fly(model, 255))
 
 
 def stage_shares(data: Data, settings: Settings, stage: int, model: nn.Module,
@@ -312,22 +301,19 @@ def stage_shares(data: Data, settings: Settings, stage: int, model: nn.Module,
 
 
 def train_stage(run: Run, name: str) -> Trained:
-    """One stage of a run outside its notebook; under torchrun the first process prepares data and targets for all.
+    """A stage of a run outside its notebook; under torchrun the first process prepares the data.
 
     Only what one process does alone stands inside `main_process_first`: a training there would wait
     for ever for the others, which wait for the first.
 
     Args:
-        name: stage1, stage2 or stage3.
-
-    Raises:
-        UserError: the stage before it has not run, or see `fit`.
+        name: stage1, stage2 or stage3; the one before must have run.
     """
     if name != "stage1":
         run.require("stage1" if name == "stage2" else "stage2")
     with processes().main_process_first():
         if processes().is_main_process:
-            log_stderr("opening the store of training pixels (built when it is used for the first time)")
+            log_stderr("opening the store of training pixels (built when first used)")
         data = open_data(run.settings.data)
     if name == "stage1":
         return stage1(run, data)

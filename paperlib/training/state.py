@@ -26,10 +26,6 @@ from paperlib.files import atomic_path, reading
 from paperlib.settings import StageSettings
 
 KEEP = 2
-BASIS_EVERY = 10
-"""Steps between two updates of SOAP's eigenbases (its authors' choice)."""
-LARGEST_SIDE = 400
-"""A side of a kernel longer than this gets no eigenbasis."""
 _NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.pt")
 _PLAIN = ("step", "history", "window", "best", "best_step", "best_psnr", "seconds")
 """Fields of a `TrainingState` that are saved as they are."""
@@ -46,15 +42,10 @@ def make_optimiser(parameters: Iterable[nn.Parameter],
         return torch.optim.Adam(parameters, lr=stage.lr, fused=True)
     from pytorch_optimizer import SOAP  # loads a hundred other optimisers
 
+    # eigenbases are updated every ten steps, as its authors do; a side above 400 gets none
     soap = SOAP(parameters, lr=stage.lr, betas=(0.95, 0.95), weight_decay=0.0,
-                precondition_frequency=BASIS_EVERY, max_precondition_dim=LARGEST_SIDE)
-    _step_in_one_thread(soap)
-    return soap
-
-
-def _step_in_one_thread(optimiser: torch.optim.Optimizer) -> None:
-    """Hundreds of products of small matrices, on which several threads would mostly wait for each other."""
-    threads: list[int] = []
+                precondition_frequency=10, max_precondition_dim=400)
+    threads: list[int] = []  # with hundreds of small matrices several would wait for each other
 
     def before(*_: Any) -> None:
         threads.append(torch.get_num_threads())
@@ -63,13 +54,14 @@ def _step_in_one_thread(optimiser: torch.optim.Optimizer) -> None:
     def after(*_: Any) -> None:
         torch.set_num_threads(threads.pop())
 
-    optimiser.register_step_pre_hook(before)
-    optimiser.register_step_post_hook(after)
+    soap.register_step_pre_hook(before)
+    soap.register_step_post_hook(after)
+    return soap
 
 
 @dataclass
 class TrainingState:
-    """All that a training is between two steps: weights, their average, optimiser, best weights, log."""
+    """All that a training is between two steps."""
 
     live: nn.Module
     ema: ModelEmaV3
@@ -86,7 +78,7 @@ class TrainingState:
 
     @classmethod
     def begin(cls, model: nn.Module, stage: StageSettings) -> Self:
-        """A training that has not begun, from a copy of `model`; BN statistics are averaged where there are any."""
+        """A training that has not begun, from a copy of `model`; BN statistics are averaged too."""
         keep_buffers = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         ema = ModelEmaV3(model, decay=stage.ema, use_warmup=stage.ema_warmup,
                          exclude_buffers=keep_buffers)
@@ -94,15 +86,10 @@ class TrainingState:
         return cls(live, ema, make_optimiser(live.parameters(), stage))
 
     def restore(self, saved: Mapping[str, Any], path: Path) -> None:
-        """Go on from what `saved` wrote, read from a file.
-
-        Raises:
-            UserError: it is the state of another network or optimiser.
-        """
+        """Go on from what `saved` gave, read from `path`; another network's is a UserError."""
         with reading(path, "a state of this training"):
             self.live.load_state_dict(saved["live"], strict=True)
             self.ema.module.load_state_dict(saved["ema"], strict=True)
-            # compares the groups' lengths itself
             self.optimizer.load_state_dict(saved["optimizer"])
             for name in _PLAIN:
                 setattr(self, name, saved[name])
@@ -120,9 +107,10 @@ class TrainingState:
             self.window[key] = [total + value, count + 1]
 
     def validated(self, scores: Mapping[str, float], rate: float, seconds: float) -> None:
-        """A row of the history: means of the window, which ends here, and scores; keeps the weights if best."""
+        """A row of the history: means of the window, which ends here, and scores."""
         means = {key: total / count for key, (total, count) in self.window.items()}
-        self.history.append({"step": self.step, "lr": rate} | means | dict(scores) | {"seconds": seconds})
+        self.history.append({"step": self.step, "lr": rate} | means | dict(scores)
+                            | {"seconds": seconds})
         self.window = {}
         if scores["psnr_rgb"] > self.best_psnr:
             self.best_psnr, self.best_step = scores["psnr_rgb"], self.step
@@ -130,43 +118,24 @@ class TrainingState:
                          for key, value in self.ema.module.state_dict().items()}
 
 
-def _states(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the states in a folder, newest first."""
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("state-*.pt"))
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+def _states(folder: Path) -> list[Path]:
+    """The states in a folder, newest first."""
+    found = [path for path in folder.glob("state-*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write a state atomically, then drop all but the last `KEEP`.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full; earlier states are untouched.
-    """
+    """Write a state atomically, then drop all but the last `KEEP`; a failed write touches none."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
     path = folder / f"state-{step:06d}-{sha256(data).hexdigest()[:16]}.pt"
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
-    others = [old for _, old in _states(folder) if old != path]
+    others = [old for old in _states(folder) if old != path]
     for old in others[KEEP - 1 :]:
         old.unlink(missing_ok=True)
     return path
-
-
-def read_state(path: Path) -> dict[str, Any] | None:
-    """The content of one state file, or None where its bytes are not those that its name has the hash of.
-
-    Raises:
-        UserError: it cannot be read, or holds something else than a state.
-    """
-    with reading(path, "a training state"):
-        data = path.read_bytes()
-        match = _NAME.fullmatch(path.name)
-        if match is None or sha256(data).hexdigest()[:16] != match[2]:
-            return None
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return state | {"identity": dict(state["identity"]), "step": int(state["step"])}
 
 
 def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -174,25 +143,24 @@ def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
     Args:
         identity: flat dict of what must be the same for the training to continue (settings, start
-            weights, data).
-
-    Raises:
-        UserError: the state belongs to other settings; the differences are listed.
+            weights, data); a state with another is a UserError that lists the differences.
     """
-    damaged: list[Path] = []
-    found = None
-    for step, path in _states(folder):
+    damaged, found = [], None
+    for path in _states(folder):
         try:
-            state = read_state(path)
+            with reading(path, "a training state"):
+                data = path.read_bytes()
         except UserError:
             if os.path.lexists(path):
                 raise
             continue  # another process of the same training found it damaged
-        if state is None:
+        if sha256(data).hexdigest()[:16] != path.stem[-16:]:
             damaged.append(path)
             continue
-        _compare(state["identity"], identity, folder, step)
-        found = state | {"path": path}
+        with reading(path, "a training state"):
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            _compare(dict(found["identity"]), identity, folder, int(found["step"]))
+            found |= {"path": path}
         break
     for path in damaged:  # it would keep the place of a sound one
         path.unlink(missing_ok=True)
@@ -205,14 +173,10 @@ def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path, step: int) -> None:
-    changed = [f"{key}: {_short(old.get(key))} → {_short(new.get(key))}"
+    changed = [f"{key}: {old.get(key)!r:.100} → {new.get(key)!r:.100}"
                for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
     if changed:
         raise UserError(
-            f"{folder} holds a training (step {step}) with other settings: {'; '.join(changed[:6])}. "
-            "Delete that folder to train anew, restore the settings to continue, or choose another --out.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 100 else text[:97] + "..."
+            f"{folder} holds a training (step {step}) with other settings: "
+            f"{'; '.join(changed[:6])}. Delete that folder to train anew, restore the settings to "
+            "continue, or choose another --out.")

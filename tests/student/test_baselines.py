@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from paperlib.settings import StudentSettings
-from paperlib.student.baselines import ABPN, FSRCNN, subpixel_weight, transposed_weight
+from paperlib.student.baselines import ABPN, FSRCNN
 from paperlib.student.models import build_model, fuse_model
 from paperlib.student.network import count_parameters
 
@@ -13,13 +13,6 @@ from paperlib.student.network import count_parameters
 def test_published_parameter_counts():
     assert count_parameters(build_model(StudentSettings(arch="fsrcnn"))) == 24_683
     assert count_parameters(build_model(StudentSettings(arch="abpn"))) == 42_539
-
-
-def test_subpixel_convolution_equals_transposed_convolution():
-    x, weight = torch.randn(2, 5, 7, 4), torch.randn(5, 3, 9, 9)
-    transposed = F.conv_transpose2d(x, weight, stride=3, padding=3)
-    shuffled = F.pixel_shuffle(F.conv2d(x, subpixel_weight(weight), padding=1), 3)
-    torch.testing.assert_close(shuffled, transposed, rtol=1e-5, atol=1e-4)
 
 
 def test_fused_fsrcnn_equals_training_form():
@@ -58,8 +51,3 @@ def test_a_bilinear_start_is_bilinear_upscaling(arch):
     expected = F.interpolate(lr, scale_factor=3, mode="bilinear")
     inside = (..., slice(3, -3), slice(3, -3))
     torch.testing.assert_close(model(lr)[inside], expected[inside], rtol=1e-4, atol=1e-2)
-
-
-def test_transposed_weight_undoes_subpixel_weight():
-    weight = torch.rand(5, 3, 9, 9)
-    assert torch.equal(transposed_weight(subpixel_weight(weight)), weight)

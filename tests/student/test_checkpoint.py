@@ -34,8 +34,8 @@ def architecture(**changes):
 
 @pytest.mark.parametrize("metadata", [
     *({name: value for name, value in GOOD.items() if name != gone} for gone in GOOD), "no JSON",
-    "[1, 2]", "null", "[" * 100_000, GOOD | {"form": "other"}, architecture(channels=10**9),
-    architecture(blocks=0), architecture(arch="vgg"), architecture(channels=8), GOOD | {"form": "qat"},
+    "[1, 2]", "[" * 100_000, GOOD | {"form": "other"}, architecture(channels=10**9),
+    architecture(blocks=0), architecture(channels=8), GOOD | {"form": "qat"},
     GOOD | {"form": "qat", "quantiser": "paper", "nodes": [], "grids": {"stem": [0, 0]}},
     GOOD | {"form": "qat", "quantiser": "tflite", "grids": {}}])
 def test_metadata_that_name_no_network_of_the_weights_are_told(tmp_path, metadata):
@@ -46,7 +46,7 @@ def test_metadata_that_name_no_network_of_the_weights_are_told(tmp_path, metadat
 
 
 @pytest.mark.parametrize("header", [
-    b'{"a": 5}', b"null", b"[" * 100_000, b'{"__metadata__": {"paperlib": 5}}', b'{"__metadata__": [1]}',
+    b'{"a": 5}', b"[" * 100_000, b'{"__metadata__": {"paperlib": 5}}',
     b'{"a": {"dtype": "F32", "shape": [1000000, 1000000], "data_offsets": [0, 4]}}'])
 def test_headers_of_any_kind_are_told_in_one_line(tmp_path, capsys, header):
     path = tmp_path / "m.safetensors"
@@ -59,11 +59,9 @@ def test_headers_of_any_kind_are_told_in_one_line(tmp_path, capsys, header):
 
 
 @pytest.mark.parametrize("content", [
-    [1, 2], 5, {}, {"model": [WEIGHT], "cfg": {"channels": 4, "n_rep": 1}},
-    {"model": {1: WEIGHT}, "cfg": {"channels": 4, "n_rep": 1}},
-    {"model": {"a": 1}, "cfg": {"channels": 4, "n_rep": 1}},
-    {"model": {"a": WEIGHT}, "cfg": {"channels": 0, "n_rep": 1}}, {"model": {"a": WEIGHT}, "cfg": []},
-    {"model_ema": {}}, {"model_ema": [WEIGHT]}, {"model_ema": {"conv_in.weight": WEIGHT}},
+    [1, 2], {}, {"model": {1: WEIGHT}, "cfg": {"channels": 4, "n_rep": 1}},
+    {"model": {"a": WEIGHT}, "cfg": {"channels": 0, "n_rep": 1}},
+    {"model_ema": {"conv_in.weight": WEIGHT}},
     {"model_ema": {"conv_in.weight": torch.zeros(100_000, 1), "rep.0.reparam.weight": WEIGHT}}])
 def test_foreign_pickles_are_told(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")

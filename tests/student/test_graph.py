@@ -27,26 +27,15 @@ def test_published_size_and_cost():
     assert macs_per_lr_pixel(deployment_graph(fuse_model(build_model(StudentSettings(arch="fsrcnn"))))) == 24_336
 
 
-def test_only_fused_models_have_a_graph():
+def test_only_fused_models_have_a_graph_and_it_owns_its_weights():
     with pytest.raises(ValueError, match="fused"):
         deployment_graph(build_model(StudentSettings(blocks=1)))
-
-
-def test_graph_owns_its_weights():
     model = deployed("mobileone")
     graph = deployment_graph(model)
     with torch.no_grad():
         model.stem.weight.zero_()
-    assert graph["stem"].weight.abs().max() > 0
-
-
-def test_with_weights_is_strict():
-    graph = deployment_graph(deployed("mobileone"))
     stem = graph["stem"]
-    with pytest.raises(ValueError, match="no weights"):
-        graph.with_weights({"skip": (stem.weight, stem.bias)})
-    with pytest.raises(ValueError, match="stem"):
-        graph.with_weights({"stem": (stem.weight[:2], stem.bias[:2])})
+    assert stem.weight.abs().max() > 0
     doubled = graph.with_weights({"stem": (stem.weight * 2, stem.bias)})
     assert torch.equal(doubled["stem"].weight, stem.weight * 2)
     assert graph["stem"] is stem

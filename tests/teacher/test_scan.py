@@ -27,10 +27,10 @@ def relative(got, wanted):
     return float((got.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
-def outcome(inputs, grad_y, backend, softplus=True):
+def outcome(inputs, grad_y, backend):
     """y and the gradient of every input."""
     inputs = [x.clone().requires_grad_() for x in inputs]
-    y = selective_scan(*inputs, delta_softplus=softplus, backend=backend)
+    y = selective_scan(*inputs, backend=backend)
     y.backward(grad_y.to(y.dtype))
     return [y.detach(), *(x.grad for x in inputs)]
 
@@ -47,37 +47,26 @@ def test_golden_values_and_gradients(golden):
         assert relative(one, other) < 1e-5, name
 
 
-@pytest.mark.parametrize("softplus", [True, False])
-def test_equals_the_loop(softplus):
-    inputs = draw()
-    if not softplus:
-        inputs[1], inputs[6] = inputs[1].exp(), inputs[6].abs() * 0.01
+@pytest.mark.parametrize(("rows", "length"), [
+    (2, 2 * CHUNK + 45), (1, 1), (1, CHUNK - 1), (1, CHUNK), (1, CHUNK + 1)])
+def test_equals_the_loop_at_any_length(rows, length):
+    inputs = draw(rows, length)
     grad_y = torch.randn(inputs[0].shape).double()
-    got = outcome([x.float() for x in inputs], grad_y, "numba", softplus)
-    wanted = outcome(inputs, grad_y, "loop", softplus)
-    for name, one, other in zip(("y", *NAMES), got, wanted, strict=True):
-        assert relative(one, other) < 1e-5, name
-
-
-@pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1])
-def test_lengths_at_the_edges_of_a_chunk(length):
-    inputs = draw(rows=1, length=length)
-    grad_y = torch.randn(inputs[0].shape).double()
-    got, wanted = outcome([x.float() for x in inputs], grad_y, "numba"), outcome(inputs, grad_y, "loop")
-    for name, one, other in zip(("y", *NAMES), got, wanted, strict=True):
+    got = outcome([x.float() for x in inputs], grad_y, "numba")
+    for name, one, other in zip(("y", *NAMES), got, outcome(inputs, grad_y, "loop"), strict=True):
         assert relative(one, other) < 1e-5, name
 
 
 def test_the_loop_s_gradient_is_the_recurrence_s():
     inputs = [x.requires_grad_() for x in draw(rows=1, length=5, lanes=2, states=2)]
-    assert torch.autograd.gradcheck(lambda *x: selective_scan(*x, delta_softplus=True, backend="loop"), inputs)
+    assert torch.autograd.gradcheck(lambda *x: selective_scan(*x, backend="loop"), inputs)
 
 
 def test_softplus_and_decay_at_their_extremes():
     inputs = draw(rows=1, length=64)
     inputs[1] = torch.linspace(-60, 60, inputs[1].numel()).double().view_as(inputs[1])
     inputs[2] *= 50
-    got, wanted = (selective_scan(*(x.to(kind) for x in inputs), delta_softplus=True, backend=backend)
+    got, wanted = (selective_scan(*(x.to(kind) for x in inputs), backend=backend)
                    for kind, backend in ((torch.float32, "numba"), (torch.float64, "loop")))
     assert bool(got.isfinite().all())
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
@@ -86,7 +75,7 @@ def test_softplus_and_decay_at_their_extremes():
 def test_a_nan_is_not_hidden():
     inputs = [x.float() for x in draw(rows=1, length=20)]
     inputs[0][0, 7, 2] = float("nan")
-    y = selective_scan(*inputs, delta_softplus=True)[0]
+    y = selective_scan(*inputs)[0]
     assert bool(y[7:, 2].isnan().all())
     assert bool(y[:7].isfinite().all())
     assert bool(y[:, [0, 1, 3]].isfinite().all())
@@ -94,14 +83,14 @@ def test_a_nan_is_not_hidden():
 
 def test_half_precision_is_computed_in_float32():
     inputs = [x.bfloat16() for x in draw(rows=1)]
-    y = selective_scan(*inputs, delta_softplus=True)
+    y = selective_scan(*inputs)
     assert y.dtype == torch.bfloat16
-    assert torch.equal(y, selective_scan(*(x.float() for x in inputs), delta_softplus=True).bfloat16())
+    assert torch.equal(y, selective_scan(*(x.float() for x in inputs)).bfloat16())
 
 
 def test_memory_kept_for_the_gradient_is_linear_and_small():
     inputs = [x.float().requires_grad_() for x in draw(rows=1, length=4096, lanes=48, states=8)]
-    y = selective_scan(*inputs, delta_softplus=True)
+    y = selective_scan(*inputs)
     kept = sum(x.numel() for x in y.grad_fn.saved_tensors)
     assert kept < 1.1 * sum(x.numel() for x in inputs)  # all states would be eight times one input
 
@@ -125,8 +114,6 @@ def test_backend_is_named_and_refused_where_there_is_none(monkeypatch):
     for device in ("cuda", "meta"):
         with pytest.raises(UserError, match="mamba-ssm"):
             scan_backend(device)
-    with pytest.raises(ValueError, match="magic"):
-        selective_scan(*draw(), backend="magic")
     inputs = draw()
     inputs[1] = inputs[1][:, 1:]
     with pytest.raises(ValueError, match="shapes"):

@@ -72,7 +72,7 @@ def by_hand(model: nn.Module, settings: StageSettings) -> tuple[nn.Module, dict[
 
 
 def fitted(folder, settings: StageSettings) -> dict[str, torch.Tensor]:
-    result = fit(start(), settings, draw, folder, name="t", score=lambda _: {"psnr_rgb": 0.0}, quiet=True)
+    result = fit(start(), settings, draw, folder, name="t", score=lambda _: {"psnr_rgb": 0.0})
     return result.model.state_dict()
 
 
@@ -110,8 +110,8 @@ def test_each_case_notices_what_it_is_about(name, without):
 def test_a_stage_keeps_the_best_or_the_last_average(tmp_path):
     scores = iter((1.0, 3.0, 2.0, 1.0))
     settings, score = stage(validate_every=2), lambda _: {"psnr_rgb": next(scores)}
-    best = fit(start(), settings, draw, tmp_path / "a", name="t", score=score, quiet=True)
-    last = fit(start(), stage(validate_every=2, keep="last"), draw, tmp_path / "a", name="t", score=score, quiet=True)
+    best = fit(start(), settings, draw, tmp_path / "a", name="t", score=score)
+    last = fit(start(), stage(validate_every=2, keep="last"), draw, tmp_path / "a", name="t", score=score)
     assert (best.kept_step, best.best_step) == (4, 4)
     assert (last.kept_step, last.best_step, last.resumed_from) == (8, 4, 8)  # nothing is trained again
     weight = by_hand(start(), settings)[1]["stem.weight"]

@@ -47,7 +47,7 @@ def score(model: torch.nn.Module) -> dict[str, float]:
 
 
 def train(folder: Path, form: str):
-    return fit(start(form), STAGE, draw, folder, name="test", score=score, quiet=True)
+    return fit(start(form), STAGE, draw, folder, name="test", score=score)
 
 
 def torchrun(*words: str, **environment: str) -> subprocess.CompletedProcess:

@@ -41,7 +41,7 @@ RUN = """
     run = open_run("smoke", folder / "run", settings)
     data = open_data(run.settings.data)
     jobs = {{"nothing": lambda: TeacherUpscaler(model()),
-            "fit": lambda: fit(Student(SMALL), stage(steps=1), draw, folder / "fit", name="t", score=score, quiet=True),
+            "fit": lambda: fit(Student(SMALL), stage(steps=1), draw, folder / "fit", name="t", score=score),
             "teacher": lambda: open_teacher(run, data),
             "outputs": lambda: teacher_outputs(data.store, TeacherSource(model(), "small", "0" * 64, ""))}}
     for name, job in jobs.items():

@@ -8,21 +8,17 @@ import torch
 from paperlib.cli import main
 from paperlib.data.dataset import lr_batches, open_data
 from paperlib.errors import UserError
-from paperlib.profiles import PROFILES, load_settings
 from paperlib.quantisation.fx_qat import FakeQuantize
 from paperlib.run import open_run
-from paperlib.settings import StageSettings
 from paperlib.student.dead_channels import find_dead_channels
 from paperlib.student.models import fuse_model, load_model, save_student
 from paperlib.student.network import Student, fuse, with_form
 from paperlib.teacher.distillation import FILE, Targets
 from paperlib.training import stages
-from paperlib.training.loop import recalibrate_bn
 from paperlib.training.stages import (
     distillation_targets,
     open_teacher,
     recalibrated,
-    self_distillation_targets,
     stage1,
     stage2,
     start_path,
@@ -51,22 +47,17 @@ def test_settings_of_later_steps_do_not_undo_finished_trainings(tmp_path, monkey
         assert torch.equal(value, again.model.state_dict()[name])
 
 
-def test_another_stage_1_is_another_start(tmp_path):
-    run, data = run_of(tmp_path)
-    save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
-    stage2(run, data, Targets("none"))
-    save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
-    with pytest.raises(UserError, match="start: "):
-        stage2(run, data, Targets("none"))
-
-
-def test_a_state_from_other_photographs_is_not_continued(tmp_path):
+def test_another_stage_1_or_other_photographs_are_not_continued(tmp_path):
     run, data = run_of(tmp_path)
     stage1(run, data)
+    stage2(run, data, Targets("none"))
     other, more = run_of(tmp_path, **{"data.max_train": 2})
     assert more.valid_key == data.valid_key
     with pytest.raises(UserError, match="with other settings: data: "):
         stage1(other, more)
+    save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
+    with pytest.raises(UserError, match="start: "):
+        stage2(run, data, Targets("none"))
 
 
 @pytest.mark.parametrize(("stage", "needs"), [("stage2", "02_stage1"), ("stage3", "04_stage2")])
@@ -100,7 +91,6 @@ def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path, monk
     torch.testing.assert_close(recalibrated(run, data)(lr), model(lr))
     targets = distillation_targets(run, data, 3)
     torch.testing.assert_close(targets.compute(lr), expected)
-    assert targets.name == self_distillation_targets(run).name
     monkeypatch.setenv("PAPERLIB_ASSETS", str(tmp_path))
     assert start_path(run_of(tmp_path, **{"quant.start": "mine.safetensors"})[0]) == path
     boxed, data = run_of(tmp_path, **{"quant.start": "pretrained-float"})
@@ -169,8 +159,9 @@ def by_hand(model, batches):
             torch.stack([part.var((0, 2, 3)) for part in features]).mean(0))
 
 
-def test_bn_statistics_are_estimated_anew_before_fusing(tmp_path):
-    run, data = run_of(tmp_path, **{"stage2.recalibrate_batches": 3, "stage2.steps": 2})
+def test_stage_3_starts_from_weights_fused_with_bn_statistics_estimated_anew(tmp_path):
+    run, data = run_of(tmp_path, **{"stage2.recalibrate_batches": 3, "stage2.steps": 2,
+                                    "stage3.patch": 8, "stage3.steps": 1, "stage3.loss.kd": 0})
     stage1(run, data)
     stage2(run, data, Targets("none"))
     left = load_model(run.stage_folder("stage2") / "student.safetensors")
@@ -178,28 +169,13 @@ def test_bn_statistics_are_estimated_anew_before_fusing(tmp_path):
     mean, variance = by_hand(left, batches)
     assert len(batches) == 3
     assert float((left.body[0].identity.running_mean - mean).abs().max()) > 1
-    found = recalibrated(run, data).body[0].identity
-    torch.testing.assert_close(found.running_mean, mean, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(found.running_var, variance, rtol=1e-3, atol=1e-2)
-
-
-def test_stage_3_starts_from_weights_fused_with_those_statistics(tmp_path):
-    run, data = run_of(tmp_path, **{"stage2.recalibrate_batches": 3, "stage3.patch": 8, "stage3.steps": 1,
-                                    "stage3.loss.kd": 0})
-    stage1(run, data)
-    stage2(run, data, Targets("none"))
+    anew = recalibrated(run, data)
+    torch.testing.assert_close(anew.body[0].identity.running_mean, mean, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(anew.body[0].identity.running_var, variance, rtol=1e-3, atol=1e-2)
     stages.train_stage(run, "stage3")
-    left = load_model(run.stage_folder("stage2") / "student.safetensors")
-    anew = recalibrate_bn(left, lr_batches(data, run.settings, "recalibration", run.settings.stage2))
     start = load_model(run.stage_folder("stage3") / "fused.safetensors").body[0].conv.weight
     torch.testing.assert_close(start, fuse(anew).body[0].conv.weight)
     assert not torch.allclose(start, fuse(left).body[0].conv.weight, rtol=1e-3)
-
-
-def test_many_batches_are_used_unless_told_otherwise():
-    assert load_settings("paper").stage2.recalibrate_batches == 64
-    assert StageSettings(steps=1, lr=1.0, loss={}).recalibrate_batches == 64
-    assert all(load_settings(profile).stage2.recalibrate_batches > 0 for profile in PROFILES)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "soap"])
