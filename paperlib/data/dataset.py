@@ -25,8 +25,7 @@ from paperlib.data.text import text_patch
 from paperlib.errors import UserError
 from paperlib.settings import SCALE, DataSettings, Settings, StageSettings
 
-COLOURS = tuple(permutations(range(3)))
-"""The six orders of the colour channels; the first leaves them as they are."""
+COLOURS = tuple(permutations(range(3)))  # the first leaves the channels as they are
 
 
 class Sample(NamedTuple):
@@ -35,24 +34,18 @@ class Sample(NamedTuple):
     photograph: int
     top: int
     left: int
-    turn: int
-    """0..7: quarter turns, from 4 on after a flip."""
-    colours: int = 0
-    """Index into `COLOURS`."""
-    text: bool = False
-    """Rendered text takes the photograph's place, upright (`data.text`)."""
+    turn: int  # 0..7: quarter turns, from 4 on after a flip
+    colours: int = 0  # index into `COLOURS`
+    text: bool = False  # rendered text takes the photograph's place, upright (`data.text`)
 
 
 @dataclass
 class Batch:
     """Patches of one step."""
 
-    lr: Tensor
-    """uint8 (B, 3, p, p)."""
-    hr: Tensor
-    """uint8 (B, 3, 3p, 3p)."""
-    teacher: Tensor | None = None
-    """uint8 (B, 3, 3p, 3p), the teacher's output for the same crops (HR where a patch is text)."""
+    lr: Tensor  # uint8 (B, 3, p, p)
+    hr: Tensor  # uint8 (B, 3, 3p, 3p)
+    teacher: Tensor | None = None  # as `hr`: its output for the same crops, HR where one is text
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -71,12 +64,11 @@ def _stack(patches: list[np.ndarray]) -> Tensor:
 def assemble(
     images: Iterable[Sequence[np.ndarray]], samples: Sequence[Sample], patch: int,
 ) -> Batch:
-    """The batch of `samples`, cropped and turned.
+    """The batch of `samples`, cropped to `patch` LR pixels a side and turned.
 
     Args:
         images: for each sample LR (h, w, 3), HR (3h, 3w, 3) and, where there is a teacher, its
             output (3h, 3w, 3).
-        patch: LR pixels a side.
     """
     lr, hr, extra = [], [], []
     for (small, large, *outputs), sample in zip(images, samples, strict=True):
@@ -146,7 +138,7 @@ class TrainSet:
         """The patches of a step.
 
         Args:
-            batch: samples in the step over all processes; a multiple of `world`.
+            batch: samples in the step over all processes.
             rank, world: which process this is, and how many share the batch.
             teacher: key of cached teacher outputs to crop along.
         """
@@ -176,23 +168,16 @@ class TrainSet:
 class Data:
     """What a run trains on and is measured on."""
 
-    store: PixelStore
-    """Training photographs, decoded."""
-    valid: list[Pair]
-    """Validation photographs; they decide which weights are best."""
-    tests: dict[str, Sequence[Pair]]
-    """Test sets by name, never seen in training or selection."""
-    shown: list[Pair]
-    """Photographs for figures: embedded ones, which may be passed on with the results."""
+    store: PixelStore  # training photographs
+    valid: list[Pair]  # validation photographs; they decide which weights are best
+    tests: dict[str, Sequence[Pair]]  # by name, never seen in training or selection
+    shown: list[Pair]  # embedded photographs, for figures: they may be passed on
     settings: DataSettings
-    """Where they came from: another process opens them again instead of being sent the pixels."""
-    overlaps: list[Overlap] = field(default_factory=list)
-    """Training photographs that show what a validation photograph or a test image shows."""
-    is_paper_data: bool = False
-    """Whether it is DIV2K by its files: 800 and 100 names, the validation files by their hashes."""
+    overlaps: list[Overlap] = field(default_factory=list)  # of training with valid or tests
+    is_paper_data: bool = False  # DIV2K, by its files (`div2k.is_paper_data`)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.settings,)
+        return _reopen, (self.settings,)  # another process is not sent the pixels
 
     @cached_property
     def valid_key(self) -> str:
@@ -206,7 +191,7 @@ class Data:
 
     def inventory(self) -> pd.DataFrame:
         """One line a split: photographs and megapixels (HR)."""
-        shapes = {"training": [self.store.hr_shape(index) for index in range(len(self.store))],
+        shapes = {"training": [self.store.hr(index).shape for index in range(len(self.store))],
                   "validation": [pair.hr.shape for pair in self.valid]}
         for name, pairs in self.tests.items():
             shapes[f"test: {name}"] = [pair.hr.shape for pair in pairs]
@@ -252,8 +237,7 @@ def calibration(data: Data, settings: Settings, drawn: bool = False) -> list[np.
 
 
 def open_data(settings: DataSettings) -> Data:
-    """What the settings name: training pixels (decoded once, cached), validation pairs, test sets.
-    """
+    """The training pixels (cached), validation pairs and test sets that the settings name."""
     store, valid, tests = open_store(settings), validation_pairs(settings), load_test_sets(settings)
     for why in store.left_out.values():
         print(f"left out of the training photographs: {why}", flush=True)
@@ -276,5 +260,5 @@ def open_data(settings: DataSettings) -> Data:
 
 @lru_cache(maxsize=1)
 def _reopen(settings: DataSettings) -> Data:
-    """For the jobs of a worker process, which share one grid's data."""
+    """For the jobs of a worker process, which share their data."""
     return open_data(settings)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from paperlib.data.download import download
 from paperlib.data.images import image_size
-from paperlib.data.photographs import Source, match_folders
+from paperlib.data.photographs import Source, read_pairs
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
 from paperlib.files import Progress, building_folder, explain, reading, sha256_file, user_path
@@ -81,7 +81,7 @@ def div2k_sources(settings: DataSettings, split: str) -> list[Source]:
         raise UserError(f"DIV2K's {split} images are not in {root}. Run `paperlib data prepare "
                         "--profile paper`, or set data.div2k to the folder that holds "
                         "DIV2K_train_HR and its siblings, or their zip files.")
-    return match_folders(hr[0].parent, lr[0].parent)
+    return read_pairs(hr[0].parent, lr[0].parent).sources
 
 
 @cache

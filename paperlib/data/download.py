@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from paperlib.data.images import load_image
+from paperlib.data.images import read_picture
 from paperlib.errors import UserError
 from paperlib.files import (
     Progress,
@@ -43,10 +43,9 @@ from paperlib.files import (
     write_json,
 )
 
-RETRIES, TIMEOUT = 4, 30.0
-"""Attempts at one file, and seconds without data after which an attempt ends."""
-LARGEST = 64_000_000
-"""Bytes after which a file of unknown size is cut off: it cannot be the expected one."""
+RETRIES, TIMEOUT = 4, 30.0  # attempts at a file; seconds without data after which one ends
+LARGEST = 64_000_000  # bytes after which a file of unknown size is cut off
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def download(url: str, path: Path, size: int, sha256: str, progress: Progress | None = None,
@@ -73,11 +72,8 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
         "" when the file is there, else in a few words why not; what came of it is kept, unless it
         is wrong. No address, and a disk that cannot take it, are a `UserError`.
     """
+    check_folder(path.parent, place)
     part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain(error, path.parent, place=place) from error
     need = (size or 0) - _there(part)
     if shutil.disk_usage(path.parent).free < need:
         raise UserError(f"{url} needs {need} bytes in {path.parent}, and fewer are free. Free some, "
@@ -96,14 +92,11 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
         except (ValueError, http.client.InvalidURL) as error:
             raise UserError(f"{url!r} is no address ({error}). Correct it, or the variable "
                             "PAPERLIB_DIV2K_URL.") from error
-        except urllib.error.URLError as error:
-            problem = getattr(error.reason, "strerror", None) or str(error.reason)
-        except http.client.HTTPException as error:
-            problem = f"{type(error).__name__} {error}"
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in FATAL:
                 raise explain(error, part, place=place) from error
-            problem = error.strerror or str(error)
+            reason = getattr(error, "reason", error)
+            problem = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     if problem:
         return f"{problem}; {_there(part)} bytes of it are kept" if _there(part) else problem
     if (found := digest(part)) != sha256:
@@ -158,27 +151,21 @@ def _continue(url: str, part: Path, size: int | None, progress: Progress | None)
 
 
 RAW = "https://raw.githubusercontent.com"
-SETS = ("open", "open_wallpapers", "cid22", "clic_val")
-"""What can be fetched: names of lists, and of their folders."""
-SAME = 3
-"""Equal failures at the start after which the host counts as out of reach."""
-MADE = "made_here.json"
-"""In the folder: reduced files whose bytes are not the listed ones → their SHA-256."""
+SETS = ("open", "open_wallpapers", "cid22", "clic_val")  # names of lists, and of their folders
+SAME = 3  # equal failures at the start after which the host counts as out of reach
+MADE = "made_here.json"  # reduced files in other bytes than the listed ones → their SHA-256
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A line of a list: `size` is that of the file that is kept, "width × height" with an x.
-
-    It has either the hashes of original and reduced file, or that of the pixels of a file that is
-    kept as it comes.
-    """
+    """A line of a list, with the hashes of original and reduced file, or that of the pixels of a
+    file that is kept as it comes."""
 
     file: str
     repository: str
     path: str
     licence: str
-    size: str
+    size: str  # of the file that is kept, "600x400"
     original_sha256: str = ""
     reduced_sha256: str = ""
     commit: str = "HEAD"
@@ -198,18 +185,16 @@ def listed(name: str = "open") -> list[Photograph]:
 
 
 def pixels_sha256(path: Path) -> str:
-    """SHA-256 of a picture's pixels as RGB of 8 bits, in rows from the top; says why not where it
-    is no picture."""
+    """SHA-256 of a picture's RGB pixels, in rows from the top, or why it is none."""
     try:
-        return sha256(load_image(path).convert("RGB").tobytes()).hexdigest()
+        return sha256(read_picture(path).rgb.tobytes()).hexdigest()
     except UserError as error:
         return f"none ({error})"
 
 
 def reduce_photograph(original: Path, target: Path, size: tuple[int, int]) -> None:
     """Write a photograph as a JPEG file of (width, height), atomically."""
-    image = ImageOps.exif_transpose(load_image(original)).convert("RGB")
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    image = Image.fromarray(read_picture(original).rgb).resize(size, Image.Resampling.LANCZOS)
     with atomic_path(target) as temporary:
         image.save(temporary, format="JPEG", quality=95, subsampling=0)
 
@@ -217,13 +202,10 @@ def reduce_photograph(original: Path, target: Path, size: tuple[int, int]) -> No
 def fetch_photographs(
     folder: Path, photographs: Sequence[Photograph], tell: Callable[[str], None] = print,
 ) -> list[str]:
-    """Bring photographs into a folder; what is there is kept, and one that cannot be had never ends
-    the others.
+    """Bring photographs into a folder, where what is there is kept; gives a line for each that
+    could not be had.
 
     Originals that are reduced lie there one at a time and are deleted afterwards.
-
-    Returns:
-        One line for each photograph that could not be had.
     """
     check_folder(folder)
     counts = Counter(photograph.licence for photograph in photographs)

@@ -32,8 +32,7 @@ FOREIGN = {name: re.compile(beginning, re.DOTALL) for name, beginning in {
     "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG 2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
     "Photoshop": rb"8BPS", "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg", "PDF": rb"%PDF"}.items()}
 """Kinds that are refused by their names, and how their files begin."""
-DECODED = 18
-"""Bytes of memory a pixel while a picture is read: Pillow's 4, those converted, and the array."""
+DECODED = 18  # bytes of memory a pixel while it is read: Pillow's 4, those converted, the array
 SAVE_OPTIONS = {
     ".png": {"format": "PNG", "compress_level": 1},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -42,10 +41,8 @@ SAVE_OPTIONS = {
     ".bmp": {"format": "BMP"},
 }
 """By suffix. PNG is packed lightly: at 4K, its usual packing takes longer than the network."""
-LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
-"""Most pixels a side that a format can hold (libjpeg's limit, not JPEG's)."""
-OPAQUE = ("JPEG", "BMP")
-"""Formats without transparency."""
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # most pixels a side (libjpeg's limit, not JPEG's)
+OPAQUE = ("JPEG", "BMP")  # formats without transparency
 
 # What Pillow remarks on sizes and metadata is not the user's: what matters raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -71,25 +68,15 @@ def find_images(folder: str | Path) -> list[Path]:
 
 @dataclass
 class Picture:
-    """An 8-bit picture.
+    """An 8-bit picture."""
 
-    Attributes:
-        rgb: uint8 (H, W, 3); grey pictures have three equal channels.
-        alpha: uint8 (H, W), or None.
-        grey: whether it is to be written with one channel.
-        icc: embedded colour profile, valid for these pixels.
-        lossless: whether it was read from a lossless WebP file, and is to be written as one.
-        notes: what reading it changed, for the user.
-        metadata: what else its file says.
-    """
-
-    rgb: np.ndarray
-    alpha: np.ndarray | None = None
-    grey: bool = False
-    icc: bytes | None = None
-    notes: list[str] = field(default_factory=list)
-    lossless: bool = False
-    metadata: Metadata = field(default_factory=Metadata)
+    rgb: np.ndarray  # uint8 (H, W, 3); grey pictures have three equal channels
+    alpha: np.ndarray | None = None  # uint8 (H, W)
+    grey: bool = False  # is to be written with one channel
+    icc: bytes | None = None  # embedded colour profile, valid for these pixels
+    notes: list[str] = field(default_factory=list)  # what reading it changed, for the user
+    lossless: bool = False  # was a lossless WebP file, and is to be written as one
+    metadata: Metadata = field(default_factory=Metadata)  # what else its file says
 
     @property
     def is_transparent(self) -> bool:
@@ -165,13 +152,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         return image.height, image.width
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """A decoded image as Pillow has it, not turned; errors as `image_size`."""
-    with _opened(path) as image:
-        image.load()
-        return image
 
 
 def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:

@@ -21,13 +21,9 @@ from paperlib.environment import cache_dir
 from paperlib.errors import UserError
 from paperlib.files import read_json, sha256_file, write_json
 
-CENTRE = 0.6
-"""Side of the square that is looked for, as a part of an image's shorter side."""
-SIDE, FINE = 12, 32
-"""Pixels a side of that square, in the search and in the closer look."""
-ZOOM, STEP = 4.0, 1.06
-"""The square is as large as a photograph's shorter side, or up to so many times smaller; factor
-between scales."""
+CENTRE = 0.6  # side of the square that is looked for, as a part of an image's shorter side
+SIDE, FINE = 12, 32  # pixels a side of that square, in the search and in the closer look
+ZOOM, STEP = 4.0, 1.06  # how much smaller than a photograph it may be; factor between scales
 PROMISING, SAME = 0.6, 0.75
 """Correlation from which a place is looked at closely, and from which it shows the same. Planted
 crops have 0.92 and more; T91 with Set5, Set14, B100 and CLIC's validation set at most 0.56."""
@@ -39,8 +35,7 @@ class Overlap:
 
     photograph: str
     image: str
-    correlation: float
-    """Of the details of the shared part; 1 is the same."""
+    correlation: float  # of the details of the shared part; 1 is the same
 
     def __str__(self) -> str:
         return (f"{self.photograph} shows what {self.image} shows "
@@ -138,14 +133,8 @@ def check_overlaps(
 ) -> list[Overlap]:
     """Training photographs that share a picture with an image of any set; remembered in the cache.
 
-    One or two minutes on one core for 750 photographs and 130 images, once.
-
-    Args:
-        sets: validation photographs and test sets by name.
-        tests: the names among them whose images must not be trained on.
-
-    Raises:
-        UserError: a training photograph is a test image, pixel for pixel.
+    One or two minutes on one core for 750 photographs and 130 images, once. A photograph that is an
+    image of a set in `tests`, pixel for pixel, is a `UserError`.
     """
     path = cache_dir() / "overlaps" / f"{store.key}-{_key(sets)}.json"
     if path.is_file():

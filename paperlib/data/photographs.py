@@ -89,46 +89,38 @@ class Pairs(Sequence[Pair]):
         return (min(height, self.crop), min(width, self.crop)) if self.crop else (height, width)
 
 
-def match_folders(
-    hr_folder: Path, lr_folder: Path | None = None, complete: bool = True,
-) -> list[Source]:
-    """The photographs of a folder, each with its LR file where a folder of those is given.
+def read_pairs(
+    hr_folder: str | Path, lr_folder: str | Path | None = None, complete: bool = True,
+) -> Pairs:
+    """Pairs of a folder of HR images and a folder of LR images, or LR by MATLAB's bicubic.
 
     Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png`, `0801_LR.png` or
     `0801_LRBI_x3.png`. Of two files with one stem each has its suffix in its name and its partner's.
 
     Args:
-        complete: refuse an HR image without an LR image; else reading that one fails.
-
-    Raises:
-        UserError: a folder is missing or empty, or an HR image (else: each) has no LR image.
+        complete: refuse an HR image without an LR image; else reading that one fails, and only a
+            folder without any is refused.
     """
     files = find_images(hr_folder)
     stems = Counter(path.stem for path in files)
     names = [path.stem if stems[path.stem] == 1 else path.name for path in files]
     if lr_folder is None:
-        return [Source(name, path) for name, path in zip(names, files, strict=True)]
+        return Pairs([Source(name, path) for name, path in zip(names, files, strict=True)])
     small = find_images(lr_folder)
     found = {path.stem: path for path in small} | {path.name: path for path in small}
-    sources = []
+    sources, lost = [], []
     for name, path in zip(names, files, strict=True):
         base = path.stem.removesuffix("_HR")
         tried = [path.name]
         if name == path.stem:
             tried += [name, f"{name}x{SCALE}", base, f"{base}x{SCALE}", f"{base}_LR",
                       f"{base}_LRBI_x{SCALE}"]
-        lr = next((found[one] for one in tried if one in found), None)
-        sources.append(Source(name, path, lr or lr_folder / path.name))
-    lost = [source for source in sources if not source.lr.is_file()]
+        partners = [found[one] for one in tried if one in found]
+        if not partners:
+            lost.append(name)
+            partners = [Path(lr_folder, path.name)]
+        sources.append(Source(name, path, partners[0]))
     if len(lost) > (0 if complete else len(files) - 1):
-        raise UserError(f"{lost[0].hr} has no LR image in {lr_folder}, as {lost[0].name}x{SCALE}. "
-                        "Add it, or leave out --lr to make LR images by bicubic.")
-    return sources
-
-
-def read_pairs(
-    hr_folder: str | Path, lr_folder: str | Path | None = None, complete: bool = True,
-) -> Pairs:
-    """Pairs of a folder of HR images and, where given, a folder of LR images (else MATLAB bicubic
-    ÷3); `complete` as in `match_folders`."""
-    return Pairs(match_folders(Path(hr_folder), Path(lr_folder) if lr_folder else None, complete))
+        raise UserError(f"{lost[0]} of {hr_folder} has no LR image in {lr_folder}, as "
+                        f"{lost[0]}x{SCALE}. Add it, or leave out --lr to make LR images by bicubic.")
+    return Pairs(sources)

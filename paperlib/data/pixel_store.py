@@ -5,6 +5,7 @@ one more for each teacher's output: NumPy's .npy format and the SHA-256 of all t
 missing, or damaged when it is opened, is made again from its source.
 """
 
+import io
 import json
 import os
 import shutil
@@ -24,23 +25,17 @@ from paperlib.errors import UserError
 from paperlib.files import Progress, atomic_path, sha256_file
 from paperlib.settings import SCALE, DataSettings
 
-LAYOUT = 1
-"""Changes when what is stored for the same photographs changes."""
-DECODING = 40
-"""Bytes of memory for each HR pixel of a photograph that is decoded and made smaller."""
+LAYOUT = 1  # changes when what is stored for the same photographs changes
+DECODING = 40  # bytes of memory for each HR pixel of a photograph that is decoded and made smaller
 
 
 def write_pixels(path: Path, pixels: np.ndarray) -> None:
     """Write pixels with their hash, atomically."""
-    pixels = np.ascontiguousarray(pixels)
-    with atomic_path(path, "PAPERLIB_CACHE") as temporary:
-        with temporary.open("wb") as file:  # np.save does not say that the disk is full
-            header = np.lib.format.header_data_from_array_1_0(pixels)
-            np.lib.format.write_array_header_1_0(file, header)
-            file.write(pixels)
-        digest = sha256_file(temporary)
-        with temporary.open("ab") as file:
-            file.write(bytes.fromhex(digest))
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(pixels))
+    with atomic_path(path, "PAPERLIB_CACHE") as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.write(sha256(buffer.getbuffer()).digest())
 
 
 def read_pixels(path: Path) -> np.ndarray | None:
@@ -48,8 +43,8 @@ def read_pixels(path: Path) -> np.ndarray | None:
     is said."""
     if not path.is_file():
         return None
-    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-    if sha256(content[:-32]).digest() != content[-32:].tobytes():
+    content = memoryview(path.read_bytes())
+    if sha256(content[:-32]).digest() != content[-32:]:
         print(f"{path} is damaged, and not used", flush=True)
         return None
     return np.asarray(np.load(path, mmap_mode="r"))
@@ -84,10 +79,6 @@ class PixelStore:
     def hr(self, index: int) -> np.ndarray:
         """HR pixels of photograph `index`."""
         return self._pixels[index][1]
-
-    def hr_shape(self, index: int) -> tuple[int, int, int]:
-        """(3h, 3w, 3) of photograph `index`."""
-        return self.hr(index).shape
 
     def output_path(self, teacher: str, index: int) -> Path:
         """File of the output for photograph `index` of the teacher with this key."""

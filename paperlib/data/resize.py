@@ -12,10 +12,8 @@ import numpy as np
 
 from paperlib.settings import SCALE
 
-KERNELS = {"torch": -0.75, "matlab": -0.5}
-"""Name → parameter a of the cubic kernel."""
-BAND = 1 << 21
-"""Values of the result that are computed at a time, in float64."""
+KERNELS = {"torch": -0.75, "matlab": -0.5}  # parameter a
+BAND = 1 << 21  # values of the result that are computed at a time, in float64
 
 
 def cubic(x: np.ndarray, a: float) -> np.ndarray:

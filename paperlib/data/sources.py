@@ -5,7 +5,7 @@ from pathlib import Path
 
 from paperlib.data.div2k import div2k_sources
 from paperlib.data.download import SETS
-from paperlib.data.photographs import Pair, Pairs, Source, match_folders, read_pairs
+from paperlib.data.photographs import Pair, Pairs, Source, read_pairs
 from paperlib.environment import data_dir
 from paperlib.errors import UserError
 from paperlib.files import user_path
@@ -71,7 +71,7 @@ def split_sources(settings: DataSettings, split: str) -> list[Source]:
             raise UserError(f"data.source is 'folders' but data.{split} names none. Set it, for "
                             f"instance --set 'data.{split}=[\"/my/photographs\"]'.")
         sources = [Source(f"{Path(folder).name}/{source.name}", source.hr)
-                   for folder in folders for source in match_folders(named_folder(folder))]
+                   for folder in folders for source in read_pairs(named_folder(folder)).sources]
     limit = settings.max_train if train else settings.max_valid
     return sources[:limit] if limit else sources
 

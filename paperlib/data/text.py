@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from paperlib.data.resize import bicubic_downscale
 from paperlib.settings import SCALE
 
-MARGIN = 2
-"""LR pixels beyond a patch that its reduction reads: the kernel reaches 5 HR pixels."""
+MARGIN = 2  # LR pixels beyond a patch that its reduction reads: the kernel reaches 5 HR pixels
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyzetaoinshrdlu   ABCDEFGHIJKLMNOPQRSTUVWXYZ"
                 "0123456789.,:;-()/&")
 """Frequent ones stand twice, the space three times."""

@@ -158,7 +158,7 @@ def teacher_outputs(store: PixelStore, source: TeacherSource,
     keep_freed_memory()
     key, upscale = outputs_key(source), TeacherUpscaler(source.model, source.name)
     paths = [store.output_path(key, index) for index in range(len(store))]
-    shapes = [store.hr_shape(index) for index, path in enumerate(paths) if not path.is_file()]
+    shapes = [store.hr(index).shape for index, path in enumerate(paths) if not path.is_file()]
     need, free = sum(map(np.prod, shapes)), shutil.disk_usage(store.folder).free
     if need > free:
         raise UserError(f"the teacher's outputs need {need / 1e9:.1f} GB in {store.folder}, "

@@ -12,7 +12,7 @@ from paperlib.cli import main
 from paperlib.data import pixel_store
 from paperlib.data.dataset import COLOURS, TrainSet, open_data
 from paperlib.data.images import find_images, read_rgb
-from paperlib.data.photographs import make_pair, match_folders, read_pairs
+from paperlib.data.photographs import make_pair, read_pairs
 from paperlib.data.pixel_store import open_store
 from paperlib.data.resize import bicubic_downscale
 from paperlib.data.sources import (
@@ -72,7 +72,7 @@ def test_pairs_match_by_the_fields_names(tmp_path):
     assert [source.lr.stem for source in read_pairs(tmp_path / "HR", tmp_path / "LR").sources] == [
         "0801x3", "baby", "man_LRBI_x3"]
     (tmp_path / "LR" / "baby.png").unlink()
-    with pytest.raises(UserError, match=r"baby\.png has no LR image"):
+    with pytest.raises(UserError, match=r"baby of .* has no LR image"):
         read_pairs(tmp_path / "HR", tmp_path / "LR")
 
 
@@ -191,4 +191,4 @@ def test_unpaired_pictures_and_equal_stems(tmp_path, capsys):
     assert [image["name"] for image in images] == ["a.bmp", "a.png", "b_HR"]
     assert images[0]["psnr_rgb"] != images[1]["psnr_rgb"]
     with pytest.raises(UserError, match="has no LR image"):
-        match_folders(hr, lr)
+        read_pairs(hr, lr)

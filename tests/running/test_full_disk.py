@@ -144,7 +144,7 @@ def test_outputs_of_a_teacher(small_disk, teacher, monkeypatch):
     assert done == [1]
     (small_disk / "filler").unlink()
     outputs = teacher_outputs(store, source)
-    assert [output.shape for output in outputs] == [store.hr_shape(index) for index in range(3)]
+    assert [output.shape for output in outputs] == [store.hr(index).shape for index in range(3)]
     assert all(store.output_path(outputs_key(source), index).is_file() for index in range(3))
 
 
