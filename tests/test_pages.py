@@ -1,6 +1,7 @@
 """The committed pages are what `results/pages.py` makes of the committed records, and their links lead somewhere."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -58,3 +59,10 @@ def test_every_setting_has_a_line_with_its_meaning():
         if not name.endswith(".expect"):
             meaning = max(lines.get(name, lines.get(short, "")).split("|"), key=len)
             assert len(meaning.strip()) > 8, name
+
+
+def test_the_answers_numbers_are_in_the_summaries():
+    for name, asked in json.loads(read("reference/questions.json")).items():
+        summary = read(f"reference/{name}/summary.md").partition("## ")[2]
+        for number in re.findall(r"\d+\.\d{3}", asked.get("answer", "")):
+            assert number in summary, (name, number)

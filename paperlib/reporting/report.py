@@ -5,7 +5,6 @@ phone and can be printed (paper section 7).
 """
 
 import html
-import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -100,7 +99,7 @@ def _text(results: Results, dividers: str) -> str:
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: markdown(value) if isinstance(value, pd.DataFrame) else inert(value))
     return environment.get_template("summary.md.jinja").render(
-        run=run, question=_question(run), whose=whose, teacher=teacher, steps=steps,
+        run=run, asked=_asked(run), whose=whose, teacher=teacher, steps=steps,
         dividers=Markup(dividers),
         ladder=pd.DataFrame([(words, f"{value:.2f}", gain)
                              for words, value, gain in ending.ladder(results)],
@@ -116,14 +115,13 @@ def _text(results: Results, dividers: str) -> str:
         folded=_folded(results), records=_records(results))
 
 
-def _question(run: Run) -> str:
-    """What a committed run asks, from the list beside it; empty for a run of one's own."""
+def _asked(run: Run) -> dict[str, str]:
+    """`title`, `answer` and `how` of a committed run, from the list beside it; else empty."""
     for folder in list(run.out.parents)[:2]:
         if (folder / "questions.json").is_file():
             asked = read_json(folder / "questions.json")
-            question = asked.get(run.out.relative_to(folder).as_posix(), "")
-            return re.sub(r" ?\([^()]*\)", "", question).partition("? ")[0]
-    return ""
+            return asked.get(run.out.relative_to(folder).as_posix(), {})
+    return {}
 
 
 class _Page(mistune.HTMLRenderer):

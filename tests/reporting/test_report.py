@@ -137,8 +137,9 @@ def test_what_the_paper_has_otherwise_is_listed_and_another_runs_records_are_not
 
 
 def test_a_committed_run_is_headed_by_its_question(tmp_path):
-    (tmp_path / "questions.json").write_text('{"x/y": "Does it help (in short)? Yes."}')
-    assert write_summary(open_run("demo", tmp_path / "x" / "y")).read_text().startswith("# Does it help")
+    (tmp_path / "questions.json").write_text('{"x/y": {"title": "Does it help?", "answer": "Yes."}}')
+    text = write_summary(open_run("demo", tmp_path / "x" / "y")).read_text()
+    assert text.startswith("# Does it help?\n\nYes.\n\n**")
     assert write_summary(open_run("demo", tmp_path / "mine")).read_text().startswith("# Results of profile demo\n")
 
 
