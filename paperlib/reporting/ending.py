@@ -17,6 +17,7 @@ from paperlib.settings import flatten
 LADDER = (
     (("B", "bicubic"), "bicubic: a formula that has learned nothing"),
     (("stages", "stage1"), "stage 1, from pixels"),
+    (("stages", "teacher"), "the teacher of the next stages, a larger network"),
     (("B", "student_stage2"), "stage 2, with frequencies and a teacher"),
     (("stages", "rounded_before_qat"), "rounded to 8 bits, not trained for it"),
     (("stages", "fakequant"), "stage 3, trained for 8 bits"),
@@ -24,8 +25,8 @@ LADDER = (
     (("export", "tflite_post_training"), "the same weights exported as the authors did"),
     (("box", "box_int8"), "the shipped file, trained for hours on other photographs"))
 """(table, row) → what it is, in the order of the method."""
-ALONE = ("bicubic", "box_int8")
-"""Rungs that are not a step from the one before."""
+ALONE = ("teacher", "box_int8")
+"""Rungs that are no step of the student's way."""
 
 
 def _settings(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,41 +66,30 @@ def about(results: Results) -> tuple[str, str, str]:
             said and f"{said}.")
 
 
-def ladder(results: Results) -> list[tuple[str, float, str]]:
-    """Every step that ran, in words, with its PSNR (dB) and what it gained on the one before."""
-    lines: list[tuple[str, float, str]] = []
-    files = results.records.get("06_tflite_eval", {}).get("parity")
+def ladder(results: Results) -> pd.DataFrame:
+    """PSNR of every step that ran, and what it gained on the student's step before."""
+    lines, before = [], None
+    parity = results.records.get("06_tflite_eval", {}).get("parity")
     for (table, row), words in LADDER:
         value = results.psnr(table, row)
         if value is None:
             continue
-        gain = f"{value - lines[-1][1]:+.2f}" if lines and row not in ALONE else ""
-        if row == "tflite_dynamic" and files:
-            gain = f"{100 * files[0]['equal']:.2f} % of its values are stage 3's"
-        lines.append((words, value, gain))
-    return lines
+        gain = "" if before is None or row in ALONE else f"{value - before:+.2f}"
+        if row == "tflite_dynamic" and parity:
+            gain = f"{100 * parity[0]['equal']:.2f} % of its values are stage 3's"
+        lines.append((words, f"{value:.2f}", gain))
+        before = before if row in ALONE else value
+    return pd.DataFrame(lines, columns=["step", "PSNR (dB)", "against the step before"])
 
 
-def ladder_text(results: Results) -> str:
-    """The ladder for a terminal; "" where nothing ran."""
-    lines = [f"  {value:5.2f} dB  {words:<46}{gain}".rstrip()
-             for words, value, gain in ladder(results)]
-    images = max((len(line["images"] or []) for line in results.scores.values()), default=0)
-    heading = (f"PSNR on {images} photographs that were not trained on (closeness to the original; "
-               "higher is better, 0.1 dB counts):")
-    return "\n".join([heading, *lines]) if lines else ""
-
-
-def claims_text(results: Results) -> str:
-    """What this run says of the paper's comparisons, in a line."""
+def _claims_line(results: Results) -> str:
+    """What this run says of the paper's comparisons; "" where none was measured."""
     found = Counter(claim["verdict"] for claim in results.claims if claim["effect"] is not None)
-    if not found:
-        return ""
     if set(found) == {Verdict.ONE_SEED}:
         return ("The paper's comparisons need several seeds; with one, none is decided. "
                 "What longer runs decided: results/README.md")
     words = ", ".join(f"{found[word]} × {word.value}" for word in Verdict if found[word])
-    return f"The paper's comparisons: {words}. Each with its interval: paperlib table"
+    return words and f"The paper's comparisons: {words}. Each with its interval: paperlib table"
 
 
 def ending_text(source: Run | Results) -> str:
@@ -109,17 +99,21 @@ def ending_text(source: Run | Results) -> str:
         return "Every notebook ran. Scores of profile smoke mean nothing."
     out, here = results.run.out, Path.cwd()
     out = out.relative_to(here) if out.is_relative_to(here) else out
-    where = [f"Look         {out / 'report.html'}",
-             f"Read         {out / 'notebooks'}: the notebooks, executed",
-             f"All numbers  {out / 'summary.md'}, or: paperlib table --out {out}",
-             "Next         make lab"]
     ran = [name for name in NOTEBOOKS if name in results.records]
     costs = results.records.get("00_reproduce", {}).get("notebooks", {})
     minutes = sum(costs[name]["seconds"] for name in ran if name in costs) / 60
     whose, teacher, steps = about(results)
-    done = (f"Done: {len(ran)} of {len(NOTEBOOKS)} notebooks in {minutes:.0f} min. {whose}.\n"
-            f"Teacher: {teacher}.\n{steps}")
-    parts = [done, ladder_text(results),
-             "\n".join(filter(None, [reference_text(results), claims_text(results)])),
-             "\n".join(where)]
-    return "\n\n".join(filter(None, parts))
+    lines = [f"Done: {len(ran)} of {len(NOTEBOOKS)} notebooks in {minutes:.0f} min. {whose}.",
+             f"Teacher: {teacher}.", steps, ""]
+    if len(rungs := ladder(results)):
+        images = max((len(line["images"] or []) for line in results.scores.values()), default=0)
+        lines += [f"PSNR on {images} photographs that were not trained on (closeness to the "
+                  "original; higher is better, 0.1 dB counts):"]
+        lines += [f"  {psnr} dB  {words:<52}{gain}".rstrip()
+                  for words, psnr, gain in rungs.itertuples(index=False)] + [""]
+    lines += [*filter(None, [reference_text(results), _claims_line(results)]), "",
+              f"Look         {out / 'report.html'}",
+              f"Read         {out / 'notebooks'}: the notebooks, executed",
+              f"All numbers  {out / 'summary.md'}, or: paperlib table --out {out}",
+              "Next         make lab"]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a notebook measured, in one table, and other things that notebooks show."""
+"""What a notebook measured, in tables, and other things that notebooks show."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,60 +9,16 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 
 from paperlib.environment import root
-from paperlib.evaluation.paper_numbers import DATASET
 from paperlib.files import read_json
+from paperlib.reporting.ending import ladder
 from paperlib.reporting.figures import TERMS
 from paperlib.reporting.results import Results
 from paperlib.run import SMOKE, Run
 
-BICUBIC = ("bicubic", "B bicubic")
-FLOAT = ("the float network", "stages fused_before_qat")
-COMPARED: dict[str, list[tuple[str, str, list[tuple[str, str]]]]] = {
-    "01_data": [("Bicubic with PyTorch's kernel", "B bicubic", [("MATLAB's", "B bicubic_matlab")])],
-    "02_stage1": [("Stage 1", "stages stage1", [BICUBIC])],
-    "03_teacher": [("The teacher", "stages teacher",
-                    [BICUBIC, ("the student of stage 1", "stages stage1")])],
-    "04_stage2": [("Stage 2", "B student_stage2", [("stage 1", "stages stage1")])],
-    "05_fuse_qat": [
-        ("Rounded to 8 bits, not trained for it", "stages rounded_before_qat", [FLOAT]),
-        ("Trained for 8 bits", "stages fakequant",
-         [("plain rounding", "stages rounded_before_qat"), FLOAT])],
-    "06_tflite_eval": [
-        ("The INT8 file", "export tflite_dynamic",
-         [("the network trained in stage 3", "export fakequant"),
-          ("the float network", "export float_before_qat"),
-          ("the same weights quantised after training", "export tflite_post_training")]),
-        ("The shipped file, trained for much longer", "box box_int8",
-         [("this run's own file", "export tflite_dynamic"), BICUBIC])],
-    "07_ablations": [
-        ("Stage 3 with its teacher", "D qat_teacher", [("the same without it", "D qat_direct")])],
-}
-"""Notebook → what it compares: words, row of the records, and the rows beside it."""
 
-
-def _scores(records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """PSNR on the validation images in dB by "table row"; the first of several precisions."""
-    found: dict[str, float] = {}
-    for row in (row for record in records.values() for row in record["rows"]):
-        if (row["metric"], row["dataset"]) == ("psnr", DATASET) and row["value"] is not None:
-            found.setdefault(f"{row['table']} {row['row']}", row["value"])
-    return found
-
-
-def findings(records: Mapping[str, Mapping[str, Any]], name: str) -> list[tuple[str, str]]:
-    """What notebook `name` of a run measured: words and value, line by line.
-
-    Args:
-        records: all of the run; scores of other notebooks are compared with.
-    """
-    if name not in records:
-        return []
-    known, record, lines = _scores(records), records[name], []
-    for what, row, others in COMPARED[name]:
-        if row in known:
-            lines.append((what, f"{known[row]:.2f} dB"))
-            lines += [(f"{what}, against {words}", f"{known[row] - known[key]:+.3f} dB")
-                      for words, key in others if key in known]
+def findings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a notebook's record holds beside scores: words and value, line by line."""
+    lines = []
     if silent := record.get("silent"):
         lines.append(("Channels that fell silent", str(sum(silent))))
     for line in record.get("shares") or []:
@@ -83,11 +39,12 @@ def findings(records: Mapping[str, Mapping[str, Any]], name: str) -> list[tuple[
 
 
 def saw(run: Run, name: str) -> HTML:
-    """`findings` for display, a smoke run named in red above them."""
-    table = shown(pd.DataFrame(findings(Results(run).records, name), columns=["measured", "value"]),
-                  "nothing measured")
+    """The ladder up to notebook `name` and its `findings`, a smoke run named in red above them."""
+    results = Results(run)
+    tables = [ladder(results), pd.DataFrame(findings(results.records[name]),
+                                            columns=["measured", "value"])]
     smoke = f'<p style="color:#d93025"><b>{SMOKE}</b></p>' * (run.settings.profile == "smoke")
-    return HTML(smoke + table.data)
+    return HTML(smoke + "".join(shown(table).data for table in tables if len(table)))
 
 
 def shown(table: pd.DataFrame, otherwise: str = "", digits: int = 3) -> HTML | Markdown:

@@ -5,8 +5,7 @@ then ends is measured (results/reference/spread.json); values further apart than
 Where settings or teacher differ there is nothing to compare.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -22,11 +21,10 @@ KEY = ["record", "table", "row", "precision", "metric", "dataset"]
 PRINTED = 1e-4
 """Nobody sees smaller differences: tables print four places."""
 MOST = 6
-"""Lines of values that do not agree; more are counted."""
+"""Values that do not agree are listed up to so many."""
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A run beside its reference.
 
     values: `KEY`, `here`, `there`, `allowed`, `agrees`; one line a value that both have.
@@ -63,11 +61,6 @@ def stated_spread() -> dict[str, dict[str, float]]:
                 for kind, limits in read_json(path)["stated"].items()}
 
 
-def _teacher(results: Results) -> str:
-    named = (record["teacher"] for record in results.records.values() if record.get("teacher"))
-    return next(named, "none").split(" (")[0]
-
-
 def _different(name: str, here: dict[str, Any], there: dict[str, Any]) -> list[str]:
     """Settings behind a record that differ; one that the older does not know is the profile's."""
     usual = flatten("", load_settings(here["profile"]).model_dump(mode="json"))
@@ -87,7 +80,9 @@ def compare(here: Results, there: Results, spread: dict[str, dict[str, float]]) 
     """
     both = [name for name in NOTEBOOKS if name in here.records and name in there.records]
     different = {name: _different(name, here.records[name], there.records[name]) for name in both}
-    mine, theirs = _teacher(here), _teacher(there)
+    mine, theirs = (
+        next((record["teacher"].split(" (")[0] for record in results.records.values()
+              if record.get("teacher")), "none") for results in (here, there))
     for name in both:
         if mine != theirs and "teacher" in NOTEBOOKS[name].sections:
             different[name].append(f"teacher {mine}, there {theirs}")
@@ -133,8 +128,8 @@ def reference_text(source: Run | Results) -> str:
                   f"{row.dataset}: {row.here:.4f}, there {row.there:.4f}, at most ±{row.allowed:.4f}"
                   for row in beyond.loc[apart.nlargest(MOST).index].itertuples()]
         lines += [f"  and {len(beyond) - MOST} more"] if len(beyond) > MOST else []
-    lines += [f"  {name} was not compared: {'; '.join(fields[:3])}"
-              + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
+    lines += [f"  {name} was not compared: {'; '.join(fields[:MOST])}"
               for name, fields in found.different.items()]
-    lines += [f"  {found.missing} values of that run were not measured here."] if found.missing else []
+    if found.missing:
+        lines.append(f"  {found.missing} values of that run were not measured here.")
     return "\n".join(lines)

@@ -41,11 +41,6 @@ CAPTIONS = {
 """Part of a figure's name → its caption; the first that is in the name."""
 
 
-def caption(name: str) -> str:
-    """What a figure shows, by the name of its file; empty where nobody has said so."""
-    return next((text for part, text in CAPTIONS.items() if part in name), "")
-
-
 def _folded(results: Results) -> dict[str, pd.DataFrame]:
     """Tables by title, without those in which nothing was measured."""
     bench = results.run.out / "bench.json"
@@ -101,16 +96,15 @@ def _text(results: Results, dividers: str) -> str:
     return environment.get_template("summary.md.jinja").render(
         run=run, asked=_asked(run), whose=whose, teacher=teacher, steps=steps,
         dividers=Markup(dividers),
-        ladder=pd.DataFrame([(words, f"{value:.2f}", gain)
-                             for words, value, gain in ending.ladder(results)],
-                            columns=["step", "PSNR (dB)", "against the line above"]),
-        saw=pd.DataFrame([(what, value, name[:2]) for name in NOTEBOOKS
-                          for what, value in notes.findings(results.records, name)],
+        ladder=ending.ladder(results),
+        saw=pd.DataFrame([(*found, name[:2]) for name, record in results.records.items()
+                          for found in notes.findings(record)],
                          columns=["measured", "value", "notebook"]),
         upscale_page=(run.out / "upscale.html").is_file(), claims=claims,
         unmeasured=len(results.claims) - len(claims), claimed=len(results.claims),
         verdicts=[word for word in Verdict if word in set(claims["verdict"])],
-        figures={path.name: caption(path.stem) for path in sorted(run.out.glob("figures/[0-9]*"))
+        figures={path.name: next((text for part, text in CAPTIONS.items() if part in path.stem), "")
+                 for path in sorted(run.out.glob("figures/[0-9]*"))
                  if path.suffix in (".png", ".webp")},
         folded=_folded(results), records=_records(results))
 

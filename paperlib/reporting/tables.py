@@ -71,9 +71,8 @@ def effect_text(line: Any) -> str:
 def claims_table(source: Run | Results) -> pd.DataFrame:
     """The paper's claims for the eye, in dB of PSNR; those that were not measured left out."""
     return pd.DataFrame(
-        [{"claim": line["claim"], "paper": f"{line['reported']:+.3f}", "here": effect_text(line),
-          "verdict": line["verdict"].value, "paper's inside": line["reported_inside"],
-          "remarks": "; ".join(line["remarks"])}
+        [(line["claim"], f"{line['reported']:+.3f}", effect_text(line), line["verdict"].value,
+          line["reported_inside"], "; ".join(line["remarks"]))
          for line in Results.of(source).claims if line["effect"] is not None],
         columns=["claim", "paper", "here", "verdict", "paper's inside", "remarks"])
 
@@ -87,18 +86,18 @@ def by_row(table: pd.DataFrame) -> pd.DataFrame:
     shown = []
     for model, both in table.groupby(["table", "row", "precision"], sort=False):
         first = both.iloc[0]
-        scores = both.set_index("metric").reindex(["psnr", "ssim"]).dropna(subset="reported")
+        paper = [f"{value:g}" for value in both["reported"][both["metric"].isin(["psnr", "ssim"])]
+                 if pd.notna(value)]
+        here = [number(value, 3 if metric == "psnr" else 4)
+                for metric, value in zip(both["metric"], both["reproduced"], strict=True)]
         words = list(dict.fromkeys(str(word) for word in both["verdict"]))
         judged = [word for word in words if word != Verdict.NOT_RUN.value] or words
         if OTHER_KERNEL in str(first["evidence"]) and judged[0] == Verdict.RECOMPUTED.value:
             judged = ["another kernel"]
-        other = " (another SSIM)" if model in OTHER_SSIM else ""
         shown.append({
             "model": name(model[1]), "precision": model[2],
-            "paper": " / ".join(f"{value:g}" for value in scores["reported"]) + other,
-            "here": " / ".join(filter(None, (
-                number(value, 3 if metric == "psnr" else 4)
-                for metric, value in both.set_index("metric")["reproduced"].items()))),
+            "paper": " / ".join(paper) + " (another SSIM)" * (model in OTHER_SSIM),
+            "here": " / ".join(filter(None, here)),
             "paper's difference": number(first["effect_reported"], 3, "+"),
             "difference here": effect_text(first),
             "verdict": judged[0] + (f" (SSIM: {judged[1]})" if len(judged) > 1 else "")})
@@ -171,16 +170,15 @@ def differences(source: Run | Results) -> list[Change]:
             if key[0] in ("D", "switches") and key[3] == "psnr"}
     lines = []
     for key, row in rows.items() if PUBLISHED in rows else ():
-        if key == PUBLISHED:
-            continue
-        usual = PUBLISHED
-        if key[0] == "switches" or key[1].endswith("_learnt"):  # files with the learned grids
-            bases = [OWN, LEARNT] if key[0] == "switches" else [LEARNT]
-            usual = next((base for base in bases if base in rows and base != key), PUBLISHED)
-        base = AGAINST.get(key[1], usual)
-        base = base if base in rows else usual
-        effect = paired(row, rows[base])
-        lines.append(Change(key[1], row["value"], base[1], effect, change_word(effect)))
+        bases = [AGAINST.get(key[1])]
+        if key[0] == "switches":  # files with the learned grids
+            bases += [OWN, LEARNT]
+        elif key[1].endswith("_learnt"):
+            bases += [LEARNT]
+        base = next((base for base in bases if base in rows and base != key), PUBLISHED)
+        if key != PUBLISHED:
+            effect = paired(row, rows[base])
+            lines.append(Change(key[1], row["value"], base[1], effect, change_word(effect)))
     return lines
 
 
