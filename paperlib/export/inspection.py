@@ -183,6 +183,8 @@ def _inspect_safetensors(path: Path) -> dict[str, Any]:
         about = json.loads((header.pop("__metadata__", None) or {}).get("paperlib", "{}"))
         kinds = {tensor["dtype"] for tensor in header.values()} - {"I32", "I64", "BOOL"}
         values = sum(math.prod(tensor["shape"]) for tensor in header.values())
+        if values > path.stat().st_size:
+            raise ValueError("more values than bytes")
         stored = ", ".join(sorted(kinds))
         found = {"kind": "tensors, not written by paperlib", "precision": stored,
                  "parameters": values, "checkpoint": {}, "notes": []}
