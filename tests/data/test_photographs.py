@@ -10,7 +10,7 @@ from skimage.data import coffee
 
 from paperlib.cli import main
 from paperlib.data import pixel_store
-from paperlib.data.dataset import COLOURS, TrainSet, open_data
+from paperlib.data.dataset import COLOURS, TrainSet, calibration, open_data
 from paperlib.data.images import find_images, read_rgb
 from paperlib.data.photographs import make_pair, read_pairs
 from paperlib.data.pixel_store import open_store
@@ -26,6 +26,7 @@ from paperlib.data.sources import (
     validation_pairs,
 )
 from paperlib.errors import UserError
+from paperlib.profiles import load_settings
 from paperlib.settings import DataSettings
 
 
@@ -167,6 +168,15 @@ def test_every_split_has_a_hash_of_its_pixels(photographs):
     pixels[30, 30, 0] ^= 1
     Image.fromarray(pixels).save(photographs / "b.png")
     assert open_data(folders(photographs)).valid_key != data.valid_key
+
+
+def test_calibration_takes_photographs_from_the_whole_list(photographs):
+    store = open_store(folders(photographs))
+    data = open_data(folders(photographs))
+    for count, wanted in ((1, [0]), (2, [0, 2]), (8, [0, 1, 2])):
+        found = calibration(data, load_settings("smoke", {"quant.calibration_images": count}))
+        assert all(np.array_equal(lr, store.lr(index))
+                   for lr, index in zip(found, wanted, strict=True))
 
 
 def test_files_that_begin_with_a_dot_are_no_pictures(photographs):
