@@ -1,15 +1,13 @@
 """Benchmarks compare like with like: the same patches, the same losses; no test asserts a time."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from paperlib.benchmarks import suite, timing
 from paperlib.benchmarks.epoch import bench_epoch, decoded_batch, write_photographs
-from paperlib.benchmarks.suite import bench_light, bench_upscale
-from paperlib.benchmarks.timing import interleaved
+from paperlib.benchmarks.suite import bench_light
+from paperlib.benchmarks.timing import in_turn
 from paperlib.data.dataset import TrainSet
 from paperlib.data.pixel_store import open_store
 from paperlib.settings import DataSettings
@@ -21,8 +19,7 @@ def test_both_sides_of_an_epoch_see_the_same_and_learn_the_same():
     assert result["max_loss_difference"] < 1e-4
     epoch = 50 * (result["s_load_ours"] + result["s_step_ours"]) + 100 * result["s_validate_ours"]
     assert np.isclose(result["s_epoch_ours"], epoch)
-    assert np.isclose(result["ratio_vs_naive"] * result["share_of_naive"], 1)
-    json.dumps(result)
+    assert result["ratio_vs_naive"] == result["s_epoch_naive"] / result["s_epoch_ours"]
 
 
 def test_the_command_line_is_measured_as_whole_processes_beside_the_least_script():
@@ -31,7 +28,6 @@ def test_the_command_line_is_measured_as_whole_processes_beside_the_least_script
         assert result[side]["peak_bytes"] > 1e7
         assert result[side]["processor_seconds"] > 0
     assert np.isclose(result["memory_of_bare"], result["upscale"]["peak_bytes"] / result["bare"]["peak_bytes"])
-    json.dumps(result)
 
 
 def test_decoding_and_the_store_give_the_same_patches(tmp_path, monkeypatch):
@@ -45,15 +41,16 @@ def test_decoding_and_the_store_give_the_same_patches(tmp_path, monkeypatch):
     assert torch.equal(one.lr, other.lr)
 
 
-def test_interleaved_runs_every_job_in_every_round():
+def test_every_job_runs_in_every_round():
     calls = []
-    seconds = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=2)
+    jobs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = in_turn(jobs, rounds=2)
     assert calls == ["a", "b"] * 3
-    assert set(seconds) == {"a", "b"}
+    assert {name: len(values) for name, values in found.items()} == {"a": 2, "b": 2}
 
 
 def test_results_say_what_they_were_measured_on(monkeypatch):
-    monkeypatch.setattr(suite, "_benchmarks", lambda: {"one": lambda: {"ratio_vs_other": 2.0}})
+    monkeypatch.setattr(suite, "BENCHMARKS", {"one": lambda: {"ratio_vs_other": 2.0}})
     for result in (suite.run_benchmarks(), suite.run_benchmarks("one")):
         assert result["one"] == {"ratio_vs_other": 2.0}
         about = result["provenance"]
@@ -71,23 +68,15 @@ def test_a_step_is_a_fraction_of_the_fastest_thing_seen():
 
 
 def test_the_peak_is_the_best_of_several_and_no_fraction_exceeds_1(monkeypatch):
-    def seconds(functions, rounds, warm, pick):
-        assert pick is min
-        return {name: 1e-6 if "128, plain" in name else 100.0 for name in functions}
+    def seconds(jobs, rounds, warm):
+        return {name: [100.0, 1e-6] if "128, plain" in name else [100.0] for name in jobs}
 
-    monkeypatch.setattr(timing, "interleaved", seconds)
-    peak = timing.peak_rate(2, 10, channels=32)
+    monkeypatch.setattr(timing, "in_turn", seconds)
+    peak = timing.peak_rate(2, 10, rounds=2)
     assert peak["of"] == "3×3 convolution 32→128, plain"
     assert peak["flops"] == pytest.approx(1e6 * 2 * 128 * 32 * 9 * 2 * 100)
     assert timing.fraction_of_peak(0.5 * peak["flops"], peak)["fraction_of_peak"] == 0.5
     assert timing.fraction_of_peak(1.1 * peak["flops"], peak)["fraction_of_peak"] is None  # not cut to 1
-
-
-def test_upscaling_a_frame_is_measured_on_the_shipped_student():
-    result = bench_upscale(24, 40, rounds=1)
-    assert result["overhead"] > 0
-    assert result["cpu_overhead"] == result["cpu_s_upscale"] / result["cpu_s_interpreter"] > 0
-    assert "40×24 frame made 120×72" in result["what"]
 
 
 def test_a_batch_from_the_store_and_from_files_is_timed():
