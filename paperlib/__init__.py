@@ -1,10 +1,9 @@
-"""paperlib: reproduces *Efficient INT8 Single-Image Super-Resolution via Deployment-Aware Quantization and
-Teacher-Guided Training* (arXiv 2604.20291).
+"""paperlib: reproduces *Efficient INT8 Single-Image Super-Resolution via Deployment-Aware
+Quantization and Teacher-Guided Training* (arXiv 2604.20291).
 
-The notebooks tell the story; this package holds what they call, in folders that carry the paper's words: data, student,
-teacher, quantisation, export, evaluation, training, reporting; running and benchmarks drive them. A folder imports only
-from floors below its own (`tests/test_floors.py`), and importing one loads neither torch nor TensorFlow before a name
-that needs them is used.
+The notebooks tell the story; this package holds what they call, in folders that carry the paper's
+words. A folder imports only from floors below its own (`tests/test_floors.py`), and loads neither
+torch nor TensorFlow before a name that needs them is used.
 """
 
 import lazy_loader

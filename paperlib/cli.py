@@ -1,7 +1,7 @@
 """The command line: `paperlib COMMAND`. Parses, calls one function of the package and prints.
 
-Exit codes: 0 done, 1 some inputs failed, 2 bad input (one line on stderr), 130 interrupted. Each command
-imports what it needs when it runs, so that `paperlib --help` answers at once.
+Exit codes: 0 done, 1 some inputs failed, 2 bad input (one line on stderr), 130 interrupted. Each
+command imports what it needs when it runs, so that `paperlib --help` answers at once.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -26,6 +26,7 @@ MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teac
           "or a .safetensors, *_deploy.pt or .tflite file")
 PROTOCOL_LINE = ("PSNR in dB, SSIM at most 1. _rgb: no crop, output not rounded; "
                  "_y: rounded to 8 bits, BT.601 luma, 3 pixels of border left out.")
+FETCHED = ("open", "open_wallpapers", "cid22", "clic_val", "div2k-valid")
 INTERVAL = 20.0
 """Seconds between two plain lines of progress."""
 LONGEST = 1500
@@ -33,24 +34,23 @@ LONGEST = 1500
 
 
 def one_line(message: object) -> str:
-    """The message on one line, control characters escaped, very long ones shortened in the middle."""
+    """The message on one line, control characters escaped, a very long one shortened."""
     text = shown(" ".join(str(message).split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 400]} … {text[-400:]}"
 
 
-def _complain(messages: Iterable[object]) -> None:
+def _complain(messages: Iterable[object]) -> int:
+    """Print what failed; returns the exit code."""
+    code = 0
     for message in messages:
         print(one_line(message), file=sys.stderr)
-
-
-def _write(path: Path | None, value: Any) -> None:
-    if path:
-        write_json(path, value)
+        code = 1
+    return code
 
 
 @contextmanager
-def _progress(unit: str) -> Iterator[Any]:
-    """A bar on stderr, elsewhere than in a terminal a line every 20 s; gives what to call with (done, total)."""
+def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """What to call with (done, total): a bar on stderr, or lines where that is no terminal."""
     from tqdm import tqdm
 
     from paperlib.environment import plain_lines
@@ -74,31 +74,35 @@ def _named(upscaler: Any) -> str:
     return f"{upscaler.name} with values {values}" if values else upscaler.name
 
 
-def _chosen(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The profile and the settings that `--profile` and `--set` choose."""
-    from paperlib.settings import parse_assignments  # with pydantic, half of what --help would take
-
-    return _profile(args), parse_assignments(args.assignments)
-
-
 def _profile(args: argparse.Namespace) -> str:
     return args.profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `--set` changes."""
+    from paperlib.settings import parse_assignments  # with pydantic, half of what --help would take
+
+    return parse_assignments(args.assignments)
+
+
+def _write(args: argparse.Namespace, value: Any) -> None:
+    if args.json:
+        write_json(args.json, value)
 
 
 def reproduce(args: argparse.Namespace) -> int:
     from paperlib.running.reproduce import reproduce
 
-    profile, changes = _chosen(args)
-    return reproduce(profile, args.out, args.first.zfill(2), args.last.zfill(2), changes, args.force)
+    return reproduce(_profile(args), args.out, args.first.zfill(2), args.last.zfill(2),
+                     _changes(args), args.force)
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace) -> None:
     from paperlib.run import open_run
     from paperlib.training.stages import train_stage
 
-    profile, changes = _chosen(args)
-    print(f"trained: {train_stage(open_run(profile, args.out, changes), args.stage).path}")
-    return 0
+    run = open_run(_profile(args), args.out, _changes(args))
+    print(f"trained: {train_stage(run, args.stage).path}")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -113,9 +117,9 @@ def evaluate(args: argparse.Namespace) -> int:
     if result["failed"] and len(pairs) == 1:
         raise UserError(result["failed"][0])
     print(f"{_named(upscaler)} on {one_line(args.hr)}\n{PROTOCOL_LINE}\n{score_lines(result)}")
-    _write(args.json, result)
-    _complain((*result["notes"], *result["failed"]))
-    return 1 if result["failed"] else 0
+    _write(args, result)
+    _complain(result["notes"])
+    return _complain(result["failed"])
 
 
 def upscale(args: argparse.Namespace) -> int:
@@ -132,20 +136,18 @@ def upscale(args: argparse.Namespace) -> int:
     if not done and len(failed) == 1:
         raise UserError(failed[0])
     print(f"{len(done)} enlarged with {_named(upscaler)}, {len(failed)} failed")
-    _complain(failed)
-    return 1 if failed else 0
+    return _complain(failed)
 
 
-def inspect(args: argparse.Namespace) -> int:
+def inspect(args: argparse.Namespace) -> None:
     from paperlib.export.inspection import describe, inspect_model
 
     about = inspect_model(args.file)
-    _write(args.json, about)
+    _write(args, about)
     print(describe(about))
-    return 0
 
 
-def export(args: argparse.Namespace) -> int:
+def export(args: argparse.Namespace) -> None:
     from paperlib.export.convert import export_lines, export_named
     from paperlib.profiles import load_settings
 
@@ -153,24 +155,22 @@ def export(args: argparse.Namespace) -> int:
     settings = load_settings("paper", sizes).export
     check_folder(args.out)
     print(export_lines(export_named(args.checkpoint, args.out, settings, args.input), args.out))
-    return 0
 
 
-def page(args: argparse.Namespace) -> int:
+def page(args: argparse.Namespace) -> None:
     from paperlib.export.page import build_page
 
     path = build_page(args.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser, needs no network")
-    return 0
 
 
-def verify(args: argparse.Namespace) -> int:
+def verify(args: argparse.Namespace) -> None:
     import pandas as pd
 
     from paperlib.evaluation.verify import GET_DIV2K, div2k_summary, verify
 
     result = verify(args.div2k)
-    _write(args.json, result)
+    _write(args, result)
     parts = {"The paper (reported) and the authors' log and report (reproduced)": "recomputed",
              "Their files here on every set at hand": "measured"}
     if result["div2k"]:
@@ -182,16 +182,14 @@ def verify(args: argparse.Namespace) -> int:
         print(f"{title}\n{frame.to_string(index=False, na_rep='')}\n")
     if not result["div2k"]:
         print(GET_DIV2K)
-    return 0
 
 
-def bench(args: argparse.Namespace) -> int:
+def bench(args: argparse.Namespace) -> None:
     from paperlib.benchmarks.suite import run_benchmarks
 
     result = run_benchmarks(args.only)
-    _write(args.json, result)
+    _write(args, result)
     print(json.dumps(result, indent=2))
-    return 0
 
 
 def data(args: argparse.Namespace) -> int:
@@ -204,7 +202,7 @@ def data(args: argparse.Namespace) -> int:
     from paperlib.data.sources import status
     from paperlib.profiles import load_settings
 
-    settings, failed = load_settings(*_chosen(args)).data, []
+    settings, failed = load_settings(_profile(args), _changes(args)).data, []
     if args.action == "prepare":
         if settings.source == "div2k":
             _prepare_div2k(settings)
@@ -215,8 +213,7 @@ def data(args: argparse.Namespace) -> int:
     lines = status(settings)
     for line in lines:
         print(one_line(f"{line['split']}: {line['state']}: {line['where']}"))
-    _complain(failed)
-    return 1 if failed or any(line["state"] == "missing" for line in lines) else 0
+    return _complain(failed) or int(any(line["state"] == "missing" for line in lines))
 
 
 def _prepare_div2k(settings: Any, **options: Any) -> None:
@@ -228,11 +225,11 @@ def _prepare_div2k(settings: Any, **options: Any) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from paperlib.data.download import SETS, fetch_photographs, listed
+    from paperlib.data.download import fetch_photographs, listed
     from paperlib.environment import data_dir
 
     if not args.what:
-        names = ", ".join(f"`paperlib data fetch {name}`" for name in (*SETS, "div2k-valid"))
+        names = ", ".join(f"`paperlib data fetch {name}`" for name in FETCHED)
         raise UserError(f"data fetch: what? There is {names}.")
     if args.what == "div2k-valid":
         from paperlib.data.div2k import VALIDATION
@@ -241,20 +238,18 @@ def _fetch(args: argparse.Namespace) -> int:
         _prepare_div2k(DataSettings(div2k=str(args.to or "")), archives=VALIDATION)
         return 0
     if not args.to and not data_dir():
-        raise UserError(f"data fetch {args.what}: into which folder? Set PAPERLIB_DATA to the one with the "
-                        "folders of your photographs, or name one with --to.")
-    folder = args.to if args.to else data_dir() / args.what
+        raise UserError(f"data fetch {args.what}: into which folder? Set PAPERLIB_DATA to the one "
+                        "with the folders of your photographs, or name one with --to.")
+    folder = args.to or data_dir() / args.what
     failed = fetch_photographs(folder, listed(args.what), tell=lambda line: print(line, flush=True))
-    _complain(failed)
-    return 1 if failed else 0
+    return _complain(failed)
 
 
-def table(args: argparse.Namespace) -> int:
+def table(args: argparse.Namespace) -> None:
     from paperlib.environment import root
     from paperlib.reporting.tables import format_tables
 
     print(format_tables(args.out or root() / "results" / _profile(args), args.format), end="")
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -267,13 +262,12 @@ class _Parser(argparse.ArgumentParser):
 EXAMPLES = {
     reproduce: ("reproduce --profile smoke",
                 "reproduce --from 05 -o results/mine --set stage3.steps=100"),
-    train: ("train stage1 --profile benchmark", "train stage2 --profile benchmark --set stage2.lr=1e-4"),
+    train: ("train stage1 --profile benchmark",
+            "train stage2 --profile benchmark --set stage2.lr=1e-4"),
     evaluate: ("evaluate --hr photographs", "evaluate bicubic --hr Set5/HR --json scores.json"),
-    upscale: ("upscale picture.jpg folder -o enlarged", "upscale -o enlarged -- -begins-with-a-dash.png"),
-    inspect: ("inspect student_dynamic_int8.tflite",
-              "inspect results/demo/checkpoints/stage3/qat.safetensors"),
-    export: ("export pretrained -o files",
-             "export results/demo/checkpoints/stage3/qat.safetensors -o files"),
+    upscale: ("upscale picture.jpg folder -o enlarged", "upscale -o enlarged -- -a-dash.png"),
+    inspect: ("inspect student_dynamic_int8.tflite", "inspect stage3/qat.safetensors"),
+    export: ("export pretrained -o files", "export stage3/qat.safetensors -o files"),
     page: ("page -o upscale.html", "page -o /srv/www/index.html"),
     verify: ("verify", "verify --div2k DIV2K --json audit.json"),
     bench: ("bench --only int8", "bench --json bench.json"),
@@ -293,73 +287,64 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _profile_name(text: str) -> str:
-    from paperlib.profiles import PROFILES
-
-    if text not in PROFILES:
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(PROFILES)})")
-    return text
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(prog="paperlib", description="Reproduce the paper, use and measure its models.",
-                     epilog=_examples(reproduce, upscale),
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="paperlib", epilog=_examples(reproduce, upscale), formatter_class=plain,
+                     description="Reproduce the paper, use and measure its models.")
     parser.set_defaults(run=lambda _: parser.print_help())
     parser.add_argument("--version", action="version", version=f"paperlib {__version__}")
     parsers = parser.add_subparsers(metavar="COMMAND")
 
     def add(run: Any, text: str, *options: str) -> argparse.ArgumentParser:
-        command = parsers.add_parser(
-            run.__name__, help=text, description=text, allow_abbrev=False, epilog=_examples(run),
-            formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = parsers.add_parser(run.__name__, help=text, description=text, allow_abbrev=False,
+                                     epilog=_examples(run), formatter_class=plain)
         command.set_defaults(run=run)
         if "profile" in options:
-            command.add_argument("--profile", type=_profile_name, metavar="{smoke,demo,benchmark,paper}",
+            command.add_argument("--profile", choices=("smoke", "demo", "benchmark", "paper"),
                                  help="default: PAPERLIB_PROFILE, else demo")
         if "out" in options:
             command.add_argument("-o", "--out", type=user_path, metavar="DIR",
                                  help="results; default: results/<profile>")
         if "set" in options:
-            command.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[],
-                                 metavar="FIELD=VALUE",
+            command.add_argument("--set", dest="assignments", nargs="+", action="extend",
+                                 default=[], metavar="FIELD=VALUE",
                                  help="override settings, for instance stage1.steps=500")
         if "json" in options:
             command.add_argument("--json", type=user_path, metavar="FILE", help="write all values")
         return command
 
-    command = add(reproduce, "Run the notebooks in order; skip what is current, resume what was stopped.",
-                  "profile", "out", "set")
+    command = add(reproduce, "Run the notebooks in order; skip what is current, resume what was "
+                             "stopped.", "profile", "out", "set")
     command.add_argument("--from", dest="first", default="01", metavar="NN",
                          help="first notebook, 01 to 07")
     command.add_argument("--until", dest="last", default="07", metavar="NN", help="last notebook")
-    command.add_argument("--force", action="store_true", help="run notebooks again that are current")
+    command.add_argument("--force", action="store_true", help="run also what is current")
 
-    command = add(train, "Train one stage without its notebook, also under torchrun.",
-                  "profile", "out", "set")
+    command = add(train, "Train one stage without its notebook, also under torchrun.", "profile",
+                  "out", "set")
     command.add_argument("stage", choices=("stage1", "stage2", "stage3"))
 
     command = add(evaluate, "PSNR and SSIM of a model on a folder of images.", "json")
     command.add_argument("model", nargs="?", default="pretrained", metavar="MODEL", help=MODELS)
-    command.add_argument("--hr", type=user_path, required=True, metavar="DIR", help="folder of HR images")
+    command.add_argument("--hr", type=user_path, required=True, metavar="DIR",
+                         help="folder of HR images")
     command.add_argument("--lr", type=user_path, metavar="DIR",
                          help="folder of LR images; default: MATLAB bicubic ÷3")
     command.add_argument("--max-images", type=_count, metavar="N", help="only the first N images")
 
     command = add(upscale, "Enlarge pictures ×3.")
-    command.add_argument("inputs", nargs="+", metavar="INPUT",
-                         help="picture, folder, or glob")
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or glob")
     command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR",
                          help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
-    command.add_argument("--recursive", action="store_true", help="subfolders too, kept as they are")
-    command.add_argument("--skip-existing", action="store_true", help="leave results that are there")
+    command.add_argument("--recursive", action="store_true", help="subfolders too")
+    command.add_argument("--skip-existing", action="store_true", help="leave present results")
     command.add_argument("--strip", action="store_true",
                          help="leave out EXIF (with its place), XMP, texts and resolution")
 
-    command = add(inspect, "What a model file is: precision, operators, input and output, MACs, reach.",
-                  "json")
+    command = add(inspect, "What a model file is: precision, operators, input and output, MACs, "
+                           "reach.", "json")
     command.add_argument("file", type=user_path, metavar="FILE",
                          help=".tflite (anybody's), .safetensors, authors' .pt")
 
@@ -367,30 +352,33 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=user_path, metavar="CHECKPOINT",
                          help="pretrained (the bundled student), qat.safetensors of a run, "
                               "the authors' *_qat.pt")
-    command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR", help="folder for the files")
+    command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR",
+                         help="folder for the files")
     command.add_argument("--input", choices=("int8", "uint8"),
                          help="type of the pixels; default for pretrained: both")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
 
     command = add(page, "One HTML file that enlarges pictures in a browser, offline.")
-    command.add_argument("-o", "--out", type=user_path, required=True, metavar="FILE", help="the page to write")
+    command.add_argument("-o", "--out", type=user_path, required=True, metavar="FILE",
+                         help="the page to write")
 
-    command = add(verify, "Measure the authors' files again (downloads them): reported, their own report, ours.",
-                  "json")
+    command = add(verify, "Measure the authors' files again (downloads them): reported, their own "
+                          "report, ours.", "json")
     command.add_argument("--div2k", type=user_path, metavar="DIR",
                          help="DIV2K's validation images, or some of them (default: the cache)")
 
     command = add(bench, "Benchmarks, each a ratio inside one run.", "json")
     command.add_argument("--only", metavar="NAME", help="one benchmark")
 
-    command = add(data, "Image sets: what is there, what is missing and how to get it; fill the pixel cache.",
-                  "profile", "set")
+    command = add(data, "Image sets: what is there, what is missing and how to get it; fill the "
+                        "pixel cache.", "profile", "set")
     command.add_argument("action", choices=("status", "prepare", "fetch"),
                          help="what is there; decode it; or fetch photographs that are public")
-    command.add_argument("what", nargs="?", choices=("open", "open_wallpapers", "cid22", "clic_val", "div2k-valid"),
-                         help="for fetch: open (51 photographs, 43 MB), open_wallpapers (385, 330 MB), "
-                              "cid22 (209, 72 MB), clic_val (14, 37 MB), div2k-valid (100 and their LR, 504 MB)")
+    command.add_argument(
+        "what", nargs="?", choices=FETCHED,
+        help="for fetch: open (51 photographs, 43 MB), open_wallpapers (385, 330 MB), cid22 (209, "
+             "72 MB), clic_val (14, 37 MB), div2k-valid (100 and their LR, 504 MB)")
     command.add_argument("--to", type=user_path, metavar="DIR",
                          help="for fetch: the folder (default: its own in $PAPERLIB_DATA; "
                               "DIV2K's in the cache)")
@@ -412,7 +400,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _catch_signals() -> None:
-    """A closed window or `kill` cleans up as Ctrl-C does, unless somebody said otherwise (nohup)."""
+    """A closed window or `kill` cleans up as Ctrl-C does, unless somebody wants otherwise."""
     def interrupt(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # cleaning up is not interrupted
         raise KeyboardInterrupt
@@ -423,12 +411,13 @@ def _catch_signals() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. Bad input gives a traceback only with PAPERLIB_DEBUG=1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line that matters
+    """Run a command; returns the exit code. PAPERLIB_DEBUG=1 shows where an error comes from."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line
     _catch_signals()
     absolutise_env()
     escape_unprintable()
-    warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"  # no source code
+    warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"
+    debug = os.environ.get("PAPERLIB_DEBUG") == "1"
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
         if getattr(args, "json", None):
@@ -438,13 +427,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code or 0
     except UserError as error:
         message: object = error
-        if os.environ.get("PAPERLIB_DEBUG") == "1":
+        if debug:
             raise
     except ModuleNotFoundError as error:
-        if os.environ.get("PAPERLIB_DEBUG") == "1" or (error.name or "paperlib").startswith("paperlib"):
+        if debug or (error.name or "paperlib").startswith("paperlib"):
             raise
-        message = (f"this needs the Python package {error.name}, which the light installation leaves out. "
-                   "Install the whole kit, in a clone: pip install '.[kit]'")
+        message = (f"this needs the Python package {error.name}, which the light installation "
+                   "leaves out. Install the whole kit, in a clone: pip install '.[kit]'")
     except KeyboardInterrupt:
         print("\npaperlib: interrupted; what was finished is kept.", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The machine: its folders, versions and commit for records, allocator settings, progress output."""
+"""The machine: its folders, versions and commit for records, allocator settings, progress."""
 
 import ctypes
 import io
@@ -24,18 +24,15 @@ INSTRUCTIONS = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx
                 "asimd", "asimddp", "i8mm", "sve")
 """What makes one processor's kernels another's, as Linux names it."""
 FOLDERS = ("PAPERLIB_ASSETS", "PAPERLIB_DATA", "PAPERLIB_CACHE")
-"""Variables that name folders: downloaded weights, image sets, and what this kit downloads and builds."""
+"""Folders: downloaded weights, image sets, and what this kit downloads and builds."""
 
 
 @lru_cache
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep freed memory in this process; peak memory grows by about a quarter.
+    """Ask glibc to keep freed memory in this process; whether it is glibc and did.
 
-    It otherwise maps every large activation anew: for a 680×450 image the teacher spent 18 of 45 seconds
-    in the kernel that way. Notebooks start with the same settings in their environment.
-
-    Returns:
-        Whether the C library took the settings; False (and nothing done) where it is not glibc.
+    It otherwise maps every large activation anew: for a 680×450 image the teacher spent 18 of 45
+    seconds in the kernel that way. Peak memory grows by about a quarter.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's malloc.h
     try:
@@ -46,7 +43,7 @@ def keep_freed_memory() -> bool:
 
 
 def root() -> Path:
-    """The clone in use: what holds the package, else what is around the current folder, else that."""
+    """The clone in use: what holds the package, else is around the current folder, else that."""
     for folder in (Path(__file__).parents[1], Path.cwd(), *Path.cwd().parents):
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder
@@ -55,25 +52,20 @@ def root() -> Path:
 
 @cache
 def _commit() -> dict[str, Any]:
-    """Commit, and whether the work tree (but for results) differs from it; None where git knows neither."""
-    def git(*arguments: str) -> str | None:
+    """Commit, and whether the work tree (but for results) differs from it; None without git."""
+    def git(*arguments: str) -> str:
         command = ["git", "-C", str(root()), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".", ":!results")
-    except FileNotFoundError:
+        return {"commit": git("rev-parse", "HEAD"),
+                "dirty": bool(git("status", "--porcelain", "--", ".", ":!results"))}
+    except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
-    """The processor's model, how many of them there are, and which of `INSTRUCTIONS` it has.
-
-    Args:
-        cpuinfo: Linux's description; where there is none, the instructions are None: not known.
-    """
+    """The processor's model, how many there are, and which of `INSTRUCTIONS` (None: not known)."""
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)
@@ -92,17 +84,17 @@ def package_version(package: str) -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, device, processor, threads and load average of the last 1, 5 and 15 minutes.
+    """Commit, versions (None: not installed), device, processor, threads and load average.
 
-    A package that is not installed has version None. torch is asked for its device and threads where it
-    is in use, and not loaded for it.
+    torch is asked for its device and threads where it is in use, and not loaded for it.
     """
     torch = sys.modules.get("torch")
     cuda = bool(torch and torch.cuda.is_available())
     versions = {"python": platform.python_version(), "paperlib": __version__}
     return _commit() | {
         "versions": versions | {name: package_version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": (torch.cuda.get_device_name() if cuda
+                   else platform.processor() or platform.machine()),
         "cuda": cuda, "cpu": processor(),
         "threads": torch.get_num_threads() if torch else os.cpu_count(),
         "platform": platform.platform(),
@@ -137,7 +129,7 @@ def cache_dir() -> Path:
 def _folder_from(variable: str) -> Path | None:
     value = os.environ.get(variable)
     if value and not _home(value).is_dir():
-        raise UserError(f"{variable}={value} is not a folder. Unset it or point it to an existing one.")
+        raise UserError(f"{variable}={value} is not a folder. Unset it or name an existing one.")
     return _home(value) if value else None
 
 
@@ -162,7 +154,7 @@ def _folders(out: Path | None) -> dict[str, str]:
 
 
 def from_portable(text: str, out: Path) -> Path:
-    """The file that a result names: undoes `to_portable` for one path; relative paths are the run's."""
+    """The file that a result names (`to_portable` undone); relative paths are the run's."""
     name, slash, rest = text.partition("/")
     return out / (_folders(out).get(name, name) + slash + rest)
 
@@ -170,12 +162,7 @@ def from_portable(text: str, out: Path) -> Path:
 def to_portable(text: str, out: Path | None = None) -> str:
     """Text with this machine's folders named by what chooses them, for results that others read.
 
-    Args:
-        out: the run's folder, named $OUT.
-
-    Returns:
-        The text with $OUT, $PAPERLIB_ASSETS, $PAPERLIB_DATA, $PAPERLIB_CACHE, $CLONE, $VIRTUAL_ENV,
-        $TMPDIR and $HOME for these folders, the innermost first.
+    $OUT is the run's folder `out`; then $PAPERLIB_ASSETS, $CLONE, $HOME … ; the innermost first.
     """
     for name, place in sorted(_folders(out).items(), key=lambda pair: -len(pair[1])):
         whole = rf"(?<![\w./+$~-]){re.escape(place)}(?![\w-]|\.\w)"  # names of absolute paths only
@@ -192,11 +179,10 @@ def escape_unprintable() -> None:
 
 @contextmanager
 def silence_native_stderr(tell: bool = True, log: Path | None = None) -> Iterator[None]:
-    """For the block, what C++ libraries and child processes write to stderr is kept back.
+    """For the block, keep back what C++ libraries and child processes write to stderr.
 
-    Args:
-        tell: where the block fails, it comes out; False where the exception says the same.
-        log: a file that it is added to instead.
+    It comes out where the block fails, unless not `tell` (the exception says the same) or it is
+    added to the file `log`.
     """
     try:
         sys.stderr.flush()
@@ -225,8 +211,8 @@ def _in_notebook() -> bool:
 def plain_lines() -> TextIO | None:
     """Where progress goes as plain lines, one at intervals; None where a bar can be drawn.
 
-    With PAPERLIB_PROGRESS=plain that is stdout, which a notebook's executed copy keeps; else stderr
-    where that is no terminal, as a bar's carriage returns make one endless line of a file.
+    PAPERLIB_PROGRESS=plain: stdout, which a notebook's executed copy keeps. Else stderr where that
+    is no terminal: a bar makes one endless line of a file.
     """
     if os.environ.get("PAPERLIB_PROGRESS") == "plain":
         return sys.stdout
@@ -234,7 +220,7 @@ def plain_lines() -> TextIO | None:
 
 
 def log_stderr(line: str) -> None:
-    """Say on stderr what takes a while now; nothing in a notebook, whose cells say it themselves."""
+    """Say on stderr what takes a while now; not in a notebook, whose cells say it themselves."""
     if not _in_notebook():
         print(line, file=sys.stderr, flush=True)
 

@@ -4,5 +4,5 @@
 class UserError(Exception):
     """Something the user can put right: says what is wrong, where, and what to do.
 
-    The command line prints it as one line on stderr and exits with code 2; in a notebook it stops the cell.
+    The command line prints it as one line on stderr and exits with code 2.
     """

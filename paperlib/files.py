@@ -1,6 +1,6 @@
-"""Files that are never half written: atomic writes, locks, hashes, and errors that name their cause.
+"""Files that are never half written: atomic writes, locks, hashes, errors that name their cause.
 
-Whatever is written first under another name is called `.paperlib-…`. Nothing else is ever swept.
+What is written first under another name is called `.paperlib-…`. Nothing else is ever swept.
 """
 
 import errno
@@ -23,8 +23,6 @@ from paperlib.errors import UserError
 
 TEMPORARY = ".paperlib-"
 """How the names of temporary files and folders begin."""
-ABANDONED = 3600.0
-"""Seconds after which a temporary file that nobody holds a lock on was left by a killed process."""
 
 
 def explain(
@@ -33,8 +31,8 @@ def explain(
     """An operating-system error about `path` as a sentence with its cause and its remedy.
 
     Args:
-        action: what could not be done: "write", "read".
-        place: what the user sets to choose another folder: an option or a variable.
+        action: "write" or "read".
+        place: the option or variable that chooses another folder.
     """
     other = f"choose another folder with {place}" if action == "write" else "name another file"
     remedy = {
@@ -55,10 +53,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     Only the reading stands in the block, never work on what was read.
 
     Args:
-        what: what the file should be, with its article: "a checkpoint of this kit", "a TFLite file".
-
-    Raises:
-        UserError: the file cannot be read as that; errors that are one already pass unchanged.
+        what: what the file should be, with its article: "a TFLite file".
     """
     try:
         yield
@@ -94,8 +89,17 @@ def user_path(text: str | Path) -> Path:
 
 
 @contextmanager
+def explained(path: str | Path, action: str = "write", place: str = "--out") -> Iterator[None]:
+    """For the block, errors of the operating system are told as `explain` does."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path, action, place) from error
+
+
+@contextmanager
 def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
-    """Give a temporary sibling of `path` to write to; it becomes `path` when the block ends well.
+    """A temporary sibling of `path` to write to; it becomes `path` when the block ends well.
 
     The data is on the disk before the rename: after a crash `path` is the old file or the new one.
 
@@ -103,51 +107,43 @@ def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
         place: the option or variable that chooses another folder, for the message.
     """
     path = Path(path)
-    try:
+    with explained(path, place=place):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
         os.close(handle)
-    except OSError as error:
-        raise explain(error, path, place=place) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        with suppress(OSError):  # some file systems refuse; mkstemp's file only its owner reads
-            temporary.chmod(0o644)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise explain(error, path, place=place) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with suppress(OSError):  # some file systems refuse; mkstemp's file only its owner reads
+                temporary.chmod(0o644)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path, place: str = "--out") -> None:
     """Make a folder and write a byte into it, before hours of work go there."""
-    try:
+    with explained(folder, place=place):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:  # full disks take empty files
             file.write(b"x")
-    except ValueError as error:
-        raise UserError(f"cannot write {folder}: {error}. Choose another folder.") from error
-    except OSError as error:
-        raise explain(error, folder, place=place) from error
 
 
 def _is_old(path: Path) -> bool:
     """Whether it is of an hour ago, or as far in the future: then the clock was set back since."""
-    return abs(time.time() - path.stat().st_mtime) > ABANDONED
+    return abs(time.time() - path.stat().st_mtime) > 3600
 
 
 def remove_stale(folder: str | Path, below: bool = True) -> list[Path]:
-    """Delete the temporary files in `folder`, and below it, that killed processes left; return them.
+    """Delete temporary files that killed processes left in `folder`, and below; return them.
 
     One younger than an hour may belong to a process that is still writing.
     """
     pattern = f"{'**/' if below else ''}{TEMPORARY}*"
-    stale = [path for path in Path(folder).glob(pattern) if path.is_file()
-             and not path.is_symlink() and _is_old(path)]
+    stale = [path for path in Path(folder).glob(pattern)
+             if path.is_file() and not path.is_symlink() and _is_old(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return stale
@@ -210,7 +206,7 @@ def building_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str, place: str = "--out") -> Path:
-    """Write UTF-8 atomically; bytes of names that are no UTF-8 as JSON's `\\udcff`. Returns the path."""
+    """Write UTF-8 atomically, bytes of names that are no UTF-8 as JSON's `\\udcff`."""
     with atomic_path(path, place) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
@@ -220,26 +216,21 @@ _NUMBERS = re.compile(r"\[\n\s*((?:-?\d[^,\n]*|null)(?:,\n\s*(?:-?\d[^,\n]*|null
 """A list of numbers alone as `json` indents it; no string in JSON holds a line break."""
 
 
-def json_text(value: object) -> str:
-    """`value` as indented JSON, lists of numbers on one line each (a third of a record's bytes)."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    return _NUMBERS.sub(lambda found: f"[{', '.join(map(str.strip, found[1].split(',')))}]", text)
-
-
 def write_json(path: str | Path, value: object, place: str = "--out") -> Path:
-    """Write `value` as `json_text` with a final newline, atomically. Returns the path."""
-    return write_text(path, json_text(value) + "\n", place)
+    """Write indented JSON atomically, lists of numbers on one line each (a third of the bytes)."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    line = lambda found: f"[{', '.join(map(str.strip, found[1].split(',')))}]"
+    return write_text(path, _NUMBERS.sub(line, text) + "\n", place)
 
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file of this kit holds; a damaged one is a `UserError`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with explained(path, "read"):
+            return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). "
                         "Delete it and try again.") from error
-    except OSError as error:
-        raise explain(error, path, "read") from error
 
 
 def shown(text: str) -> str:
@@ -258,26 +249,22 @@ def sha256_file(path: str | Path) -> str:
 def file_lock(path: str | Path, place: str = "--out") -> Iterator[None]:
     """Hold an exclusive lock on `path`; the operating system frees it when the process dies.
 
-    Args:
-        place: the option or variable that chooses another folder, for the message.
-
     Raises:
         UserError: another living process holds the lock; its process id is named.
     """
     path = Path(path)
     with ExitStack() as stack:
-        try:
+        with explained(path, place=place):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("ab", buffering=0))
-            _lock(file)
+            try:
+                _lock(file)
+            except BlockingIOError:
+                owner = path.read_text(encoding="utf-8") or "unknown"
+                raise UserError(f"{path.parent} is in use by process {owner}. Wait for it, stop "
+                                f"it, or choose another {place}.") from None
             file.truncate(0)
             file.write(str(os.getpid()).encode())
-        except BlockingIOError:
-            owner = path.read_text(encoding="utf-8") or "unknown"
-            raise UserError(f"{path.parent} is in use by process {owner}. Wait for it, stop it, "
-                            f"or choose another {place}.") from None
-        except OSError as error:
-            raise explain(error, path, place=place) from error
         yield
 
 

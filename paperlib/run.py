@@ -1,7 +1,7 @@
-"""A run's folder and its records: every number with commit, settings, seed, versions and input hashes.
+"""A run's folder and its records: every number with commit, settings, seed, versions and hashes.
 
-`results/<profile>/` (git-ignored) holds tables, records, figures, executed notebooks, checkpoints and
-`report.html`; `results/reference/` holds committed runs. What is measured follows the paper's section 7.
+`results/<profile>/` (git-ignored) holds tables, records, figures, executed notebooks, checkpoints
+and `report.html`; `results/reference/` holds committed runs.
 """
 
 import html
@@ -25,7 +25,7 @@ from paperlib.errors import UserError
 from paperlib.files import (
     atomic_path,
     check_folder,
-    explain,
+    explained,
     read_json,
     sha256_file,
     user_path,
@@ -39,9 +39,9 @@ if TYPE_CHECKING:  # a training under torchrun needs neither
     from matplotlib.figure import Figure
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
-SMOKE = ("Profile smoke: a few steps on a few small pictures, to show that every cell runs. Its pictures "
-         "are wrong, its scores mean nothing. For a real run open the notebooks with make lab, or set "
-         "profile to demo above.")
+SMOKE = ("Profile smoke: a few steps on a few small pictures, to show that every cell runs. Its "
+         "pictures are wrong, its scores mean nothing. For a real run open the notebooks with make "
+         "lab, or set profile to demo above.")
 """What stands in red where a smoke run is shown."""
 SHOWN = 8
 """Settings that a notebook shows unfolded."""
@@ -54,71 +54,74 @@ def measured_row(
     """One measured number for a record.
 
     Args:
-        table: the paper's table (A, B, C, D, abstract), or a name of ours for what none of them has.
+        table: the paper's table (A, B, C, D, abstract), or a name of ours for what none has.
         row: the model, as in `reported.csv`.
         precision: fp32, int8 or fake-quant.
         metric: psnr, ssim, or a further one.
-        value: the number, or one per seed (then mean and sample standard deviation are kept too);
-            None where it could not be measured.
-        dataset: the image set it was measured on; the tables read "validation".
-        more: anything that belongs beside the number, such as `note`, or `steps` of the training.
+        value: the number, or one per seed (mean and sample standard deviation are kept too); None
+            where it could not be measured.
+        dataset: the image set; the tables read "validation".
+        more: anything that belongs beside the number, such as `steps` of the training.
     """
-    line = {"table": table, "row": row, "precision": precision, "metric": metric, "dataset": dataset}
+    line = {"table": table, "row": row, "precision": precision, "metric": metric,
+            "dataset": dataset}
     if not isinstance(value, Sequence):
         return line | {"value": value} | more
     spread = statistics.stdev(value) if len(value) > 1 else None
     return line | {"value": statistics.fmean(value), "values": list(value), "sd": spread} | more
 
 
-def over_seeds(results: Sequence[Sequence[Mapping[str, Any]]], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of several seeds, the same rows in the same order, as one: mean, standard deviation, every value."""
+def over_seeds(
+    results: Sequence[Sequence[Mapping[str, Any]]], seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """The same rows of several seeds as one each: mean, standard deviation, every value."""
     if len(results) == 1:
         return [dict(row) for row in results[0]]
-    return [measured_row(first["table"], first["row"], first["precision"], first["metric"],
-                         [row["value"] for row in (first, *others)], first["dataset"], steps=first["steps"],
-                         seed_ids=list(seeds), images=[row["images"] for row in (first, *others)])
-            for first, *others in zip(*results, strict=True)]
+    key = ("table", "row", "precision", "metric")
+    return [measured_row(*(rows[0][name] for name in key), [row["value"] for row in rows],
+                         rows[0]["dataset"], steps=rows[0]["steps"], seed_ids=list(seeds),
+                         images=[row["images"] for row in rows])
+            for rows in zip(*results, strict=True)]
 
 
 def rows_over_seeds(
-    records: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None,
+    records: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of single trainings put together over their seeds.
 
     Args:
-        records: with `training` (name, seed, identity); of one name, those that are trained otherwise
-            than the newest are left out.
+        records: with `training` (name, seed, identity); of one name, those that are trained
+            otherwise than the newest are left out.
         names: which trainings, in this order; None: all.
     """
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: record["training"]["seed"]):
+        by_name.setdefault(record["training"]["name"], []).append(record)
+    if names is None:
+        names = dict.fromkeys(record["training"]["name"] for record in records)
     rows = []
-    for name in dict.fromkeys(record["training"]["name"] for record in records) if names is None else names:
-        found = [record for record in records if record["training"]["name"] == name]
+    for found in map(by_name.__getitem__, names):
         newest = max(found, key=lambda record: record["started"])["training"].get("identity")
         found = [record for record in found if record["training"].get("identity") == newest]
-        found.sort(key=lambda record: record["training"]["seed"])
-        rows += over_seeds([record["rows"] for record in found], [record["training"]["seed"] for record in found])
+        rows += over_seeds([record["rows"] for record in found],
+                           [record["training"]["seed"] for record in found])
     return rows
 
 
 ABLATIONS = "07_ablations"
 SCHEDULE = ("stage1_steps", "stage2_steps", "stage3_steps", "keep")
-"""Settings of `ablation` that notebook 07's trainings have in common; the others say which there are."""
+"""Settings of `ablation` that 07's trainings have in common; the others say which there are."""
 ROW_COLUMNS = (
     "record", "table", "row", "precision", "metric", "dataset", "value", "sd", "seeds", "steps",
     "values", "seed_ids", "images")
 
 
 def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    """Rows of records as one frame with the columns `ROW_COLUMNS`.
+    """Pairs of a record's name and one of its rows (see `measured_row`) as one frame.
 
-    Args:
-        rows: pairs of a record's name and one of its rows (see `measured_row`).
-
-    Returns:
-        `value` and `sd` (over the seeds) as floats, nan where there is none; `seeds` how many there
-        were; `steps` of the training behind the number, <NA> where the row does not say; `values` one
-        number a seed in a list, or None; `seed_ids` which seeds; `images` the values of the set's
-        images, a list, or one a seed.
+    `value` and `sd` (over the seeds) are floats, nan where there is none; `seeds` how many there
+    were; `steps` of the training behind the number, or <NA>; `values` a list of one number a seed,
+    or None; `seed_ids` which seeds; `images` the values of the images, a list, or one a seed.
     """
     lines = [{"record": record, "seeds": len(row.get("values") or [None])} | {
         name: row.get(name) for name in ROW_COLUMNS if name not in ("record", "seeds")}
@@ -129,8 +132,8 @@ def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
 
 
 def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Files as path (inside `out` relative to it) and SHA-256, so that they can be checked; hashes as is."""
-    described: dict[str, Any] = {}
+    """Files as path (inside `out` relative to it) and SHA-256; hashes as they are."""
+    described = dict(inputs)
     for label, value in inputs.items():
         if isinstance(value, Path):
             if not value.is_file():
@@ -138,8 +141,6 @@ def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
                                 "Run the step that writes it.")
             place = value.relative_to(out) if value.is_relative_to(out) else value
             described[label] = {"file": str(place), "sha256": sha256_file(value)}
-        else:
-            described[label] = value
     return described
 
 
@@ -166,10 +167,8 @@ class Run:
     def folder(self, name: str) -> Path:
         """A subfolder of the results, made if missing."""
         path = self.out / name
-        try:
+        with explained(path):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise explain(error, path) from error
         return path
 
     def stage_folder(self, stage: str) -> Path:
@@ -177,22 +176,15 @@ class Run:
         return self.folder(f"checkpoints/{stage}")
 
     def command(self, first: str, last: str = "") -> str:
-        """The command that runs notebooks of this run: its profile, folder and settings.
-
-        Args:
-            first, last: names or numbers of notebooks; "": to the end.
-        """
+        """The command that runs notebooks `first` to `last` ("": to the end) of this run."""
         profile, method = self.settings.profile, self.settings.method
         words = ["paperlib", "reproduce", "--profile", profile, "--from", first[:2]]
         words += ["--until", last[:2]] if last else []
         words += ["--out", str(self.out)] if self.out != run_folder(None, profile) else []
-        plain = flatten("", load_settings(profile).model_dump(mode="json"))
-        changed = [f"method={method}"] if method != plain["method"] else []
-        plain = flatten("", load_settings(profile, {"method": method}).model_dump(mode="json"))
-        changed += [
-            f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-            for name, value in flatten("", self.settings.model_dump(mode="json")).items()
-            if value != plain[name]]
+        changed = [f"method={method}"] if method != load_settings(profile).method else []
+        plain = _flat(load_settings(profile, {"method": method}))
+        changed += [f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+                    for name, value in _flat(self.settings).items() if value != plain[name]]
         return shlex.join([*words, *(["--set", *changed] if changed else [])])
 
     def settings_table(self, *sections: str) -> pd.DataFrame:
@@ -201,12 +193,11 @@ class Run:
         What is not the paper's comes first.
         """
         def chosen(settings: Settings, out: str) -> dict[str, Any]:
-            flat = flatten("", settings.model_dump(mode="json"))
-            if sections:
-                return {key: value for key, value in flat.items() if key.split(".")[0] in sections}
             about = {"profile": f"{settings.profile} ({note(settings)})", "seed": settings.seed,
                      "results": out}
-            return about | {key: value for key, value in flat.items() if key.startswith("data.")}
+            return ({} if sections else about) | {
+                key: value for key, value in _flat(settings).items()
+                if key.split(".")[0] in (sections or ("data",))}
 
         mine, paper = chosen(self.settings, str(self.out)), chosen(load_settings("paper"), "")
         order = sorted(mine, key=lambda key: mine[key] == paper[key] or key.endswith(HARMLESS))
@@ -214,40 +205,35 @@ class Run:
                              "paper": [_words(paper[key]) for key in order]})
 
     def describe(self, *sections: str) -> "HTML":
-        """`settings_table` for display: the first eight, bold where not the paper's; the rest folded."""
+        """`settings_table` for display: the first eight, bold where not the paper's, and a fold."""
         from IPython.display import HTML
 
-        lines = list(self.settings_table(*sections).itertuples(index=False))
+        lines = self.settings_table(*sections)
         text = _settings_html(lines[:SHOWN])
         if self.settings.profile == "smoke":
             text = f'<p style="color:#d93025"><b>{html.escape(SMOKE)}</b></p>{text}'
-        if folded := lines[SHOWN:]:
-            text += (f"<details><summary>{len(folded)} more settings</summary>"
-                     f"{_settings_html(folded)}</details>")
+        if len(lines) > SHOWN:
+            text += (f"<details><summary>{len(lines) - SHOWN} more settings</summary>"
+                     f"{_settings_html(lines[SHOWN:])}</details>")
         return HTML(text)
 
     def require(self, stage: str) -> None:
-        """Refuse to go on without the weights that a notebook starts from.
-
-        Args:
-            stage: stage1, stage2 or stage3, the last one needed.
-        """
-        stages = list(TRAINED_BY)[: list(TRAINED_BY).index(stage) + 1]
-        files = [self.out / "checkpoints" / name / ("qat" if name == "stage3" else "student")
-                 for name in stages]
-        missing = [TRAINED_BY[path.parent.name] for path in files
-                   if not path.with_suffix(".safetensors").is_file()]
-        started = stage == "stage2" and self.settings.quant.start  # stage 3 starts from the user's file
+        """Refuse to go on without the weights of the stages up to this one."""
+        files = {name: "qat" if name == "stage3" else "student" for name in TRAINED_BY}
+        missing = [TRAINED_BY[name] for name, file in files.items() if name <= stage and not
+                   (self.out / "checkpoints" / name / f"{file}.safetensors").is_file()]
+        started = stage == "stage2" and self.settings.quant.start  # stage 3 has the user's file
         if TRAINED_BY[stage] in missing and not started:
-            raise UserError(f"this starts from weights that are not in {self.out} yet, those of "
-                            f"{', '.join(missing)}. Run: {self.command(missing[0], TRAINED_BY[stage])}")
+            raise UserError(
+                f"this starts from weights that are not in {self.out} yet, those of "
+                f"{', '.join(missing)}. Run: {self.command(missing[0], TRAINED_BY[stage])}")
 
     def show(self, figure: "Figure", alt: str = "") -> "Image":
         """A figure for display, at half its pixel size; nothing is saved."""
         return _shown(_drawn(figure), alt)
 
     def figure(self, name: str, figure: "Figure") -> "Image":
-        """Save a figure as figures/<name>.png, .webp if it holds photographs, and give it for display."""
+        """Save a figure as figures/<name>.png (.webp with photographs); gives it for display."""
         kind, content = compress_figure(drawn := _drawn(figure), "WEBP")
         with atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
             temporary.write_bytes(content)
@@ -263,7 +249,7 @@ class Run:
             name: NN_name of the notebook.
             rows: see `measured_row`.
             inputs: label → Path of a file (its SHA-256 is recorded), or a hash.
-            extra: anything else worth keeping, JSON-able; undefined numbers become null.
+            extra: anything else worth keeping; undefined numbers become null.
         """
         content = provenance() | {
             "name": name, "run": self.id, "profile": self.settings.profile,
@@ -275,7 +261,8 @@ class Run:
             "inputs": _inputs(inputs or {}, self.out), "rows": list(rows)}
         if taken := content.keys() & extra.keys():
             raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
-        return write_json(self.folder("records") / f"{name}.json", _plain(content | extra, self.out))
+        path = self.folder("records") / f"{name}.json"
+        return write_json(path, _plain(content | extra, self.out))
 
     def read_record(self, name: str) -> dict[str, Any]:
         """A record of this run; one that is missing or damaged is told with its notebook."""
@@ -317,8 +304,8 @@ class Run:
         held = {key(row) for row in rows}
         own = found.get(ABLATIONS, max(trainings, key=lambda record: record["started"]))
         rest = [row for row in own["rows"] if key(row) not in held] if ABLATIONS in found else []
-        found[ABLATIONS] = own | {"name": ABLATIONS, "rows": rest + rows,
-                                      "seconds": round(sum(record["seconds"] for record in trainings), 1)}
+        seconds = round(sum(record["seconds"] for record in trainings), 1)
+        found[ABLATIONS] = own | {"name": ABLATIONS, "rows": rest + rows, "seconds": seconds}
         return dict(sorted(found.items()))
 
     def rows(self) -> pd.DataFrame:
@@ -342,23 +329,28 @@ def _shown(png: bytes, alt: str) -> "Image":
     return Image(content, format=kind, width=int.from_bytes(png[16:20]) // 2, alt=alt)
 
 
+def _flat(settings: Settings) -> dict[str, Any]:
+    return flatten("", settings.model_dump(mode="json"))
+
+
 def _words(value: Any) -> str:
     """A setting's value for the eye."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
-def _settings_html(lines: Sequence[Any]) -> str:
+def _settings_html(lines: pd.DataFrame) -> str:
     """An HTML table of settings; bold where they are not the paper's."""
-    frame = pd.DataFrame({
-        "setting": [line.setting for line in lines],
-        "this run": [f"<b>{html.escape(line.value)}</b>" if line.value != line.paper
-                     else html.escape(line.value) for line in lines],
-        "the paper": [html.escape(line.paper) for line in lines]})
-    return frame.to_html(index=False, escape=False, border=0)
+    frame = lines.map(html.escape)
+    other = frame["value"] != frame["paper"]
+    frame.loc[other, "value"] = "<b>" + frame["value"] + "</b>"
+    return frame.rename(columns={"value": "this run", "paper": "the paper"}).to_html(
+        index=False, escape=False, border=0)
 
 
 def _plain(value: Any, out: Path) -> Any:
-    """JSON's own types: numbers of numpy and torch become Python's, paths portable text, undefined numbers null."""
+    """JSON's own types: numpy's and torch's numbers too, paths portable, undefined numbers null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part, out) for key, part in value.items()}
     if isinstance(value, pd.DataFrame):
@@ -375,8 +367,8 @@ def _plain(value: Any, out: Path) -> Any:
 def run_folder(out: str | Path | None, profile: str) -> Path:
     """Where a run's results go: the folder named, else `results/<profile>` in the clone.
 
-    `$OUT` stands in executed notebooks for the run that they lie in; opened again, they go on there, but a committed
-    run is left as it is.
+    `$OUT` stands in executed notebooks for the run that they lie in; opened again, they go on
+    there, but a committed run is left as it is.
     """
     if str(out) == "$OUT":
         around = Path.cwd().parent
@@ -393,7 +385,7 @@ def open_run(
 
     Args:
         profile: smoke, demo, benchmark or paper; empty: the variable PAPERLIB_PROFILE, else demo.
-        out: folder for the results; empty: results/<profile> in the clone, wherever the notebook runs.
+        out: folder for the results; empty: results/<profile> in the clone.
         overrides: single settings, a dict or a JSON object in a string.
         until: the notebook that asks; it reads no record of later ones.
     """

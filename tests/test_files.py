@@ -10,6 +10,7 @@ import pytest
 from paperlib import files
 from paperlib.cli import main
 from paperlib.environment import absolutise_env, cache_dir
+from paperlib.errors import UserError
 from paperlib.files import atomic_path, building_folder, file_lock, remove_stale
 from paperlib.weights import pretrained
 
@@ -49,6 +50,14 @@ def test_building_beside_a_users_hidden_folders_leaves_them_alone(tmp_path):
     assert all((folder / "photograph.png").is_file() for folder in others)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in others} | {"DIV2K_train_HR"}
     assert [path.name for path in Path(tmp_path / "DIV2K_train_HR").iterdir()] == ["0001.png"]
+
+
+def test_a_locked_place_names_its_owner_and_what_to_choose_instead(tmp_path):
+    with file_lock(tmp_path / "lock"):
+        for place in ("--out", "PAPERLIB_CACHE"):
+            with pytest.raises(UserError, match=f"process {os.getpid()}.*another {place}"), \
+                    file_lock(tmp_path / "lock", place):
+                pass
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

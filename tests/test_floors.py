@@ -1,14 +1,12 @@
 """Imports go one way: a folder of paperlib imports from floors below its own, and notebooks import faces only."""
 
 import ast
+import importlib
 import json
 import pkgutil
 import re
 import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
@@ -76,11 +74,12 @@ def test_notebooks_import_faces_only():
                 assert {name.name for name in node.names} <= FACES, path.name
 
 
-@pytest.mark.parametrize("face", sorted(FACES - {"open_run"}))
-def test_every_name_of_a_face_can_be_had(face):
-    code = f"import paperlib.{face} as face; [getattr(face, name) for name in face.__all__]; print(len(face.__all__))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 0
+def test_every_name_of_a_face_can_be_had():
+    for name in sorted(FACES - {"open_run"}):
+        face = importlib.import_module(f"paperlib.{name}")
+        assert face.__all__
+        for inside in face.__all__:
+            assert hasattr(face, inside), f"{name}.{inside}"
 
 
 def test_dotted_names_in_docstrings_exist():

@@ -8,20 +8,26 @@ import string
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from skimage.data import coffee
 
 from paperlib.cli import main
+from paperlib.environment import absolutise_env, root
 from paperlib.errors import UserError
-from paperlib.files import file_lock, shown, user_path
+from paperlib.files import shown, user_path
 from paperlib.run import open_run
 from paperlib.running.reproduce import _read_state
+from paperlib.settings import StudentSettings
+from paperlib.student.network import Student
+from paperlib.weights import pretrained
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -56,14 +62,13 @@ def test_names_of_any_bytes_on_any_terminal(tmp_path, locale):
     assert len(list((tmp_path / "out").iterdir())) == 3
     lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
     assert len(lines) == 6  # memory, three pictures, how many, one failure
-    assert not any(mark in line for line in lines for mark in "\x1b\x07")
     done = shell("evaluate", "bicubic", "--hr", folder, "--json", tmp_path / "scores.json", **locale)
     assert done.returncode == 1, done.stderr
-    lines = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
-    names = {image["name"] for image in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["images"]}
-    assert "a\udcff\udcfe" in names
-    assert len(lines) == 9  # which model, units, metrics, three pictures, mean, one remark, one failure
-    assert not any(mark in line for line in lines for mark in "\x1b\x07")
+    more = (done.stdout + done.stderr).decode("utf-8", "replace").splitlines()
+    assert len(more) == 9  # model, units, metrics, three pictures, mean, one remark, one failure
+    assert not any(mark in line for line in lines + more for mark in "\x1b\x07")
+    images = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["images"]
+    assert "a\udcff\udcfe" in {image["name"] for image in images}
 
 
 def test_places_that_lead_nowhere_cost_one_line_and_the_rest_is_done(tmp_path, capsys):
@@ -106,28 +111,21 @@ def test_pictures_that_fail_cost_evaluate_and_prepare_nothing(tmp_path, capsys, 
     seen = capsys.readouterr()
     assert "training pixels of 2 photographs" in seen.out
     assert len(seen.err.splitlines()) == 2
+    for name in "abd":
+        (hr / f"{name}.png").unlink()
+    assert main(["evaluate", "bicubic", "--hr", str(hr)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_relative_folders_become_absolute_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name in ("CACHE", "DATA", "ASSETS"):
-        monkeypatch.setenv(f"PAPERLIB_{name}", f"rel{name.lower()}")
-        (tmp_path / f"rel{name.lower()}").mkdir()
-    main(["data", "status", "--profile", "smoke"])
-    capsys.readouterr()
-    assert os.environ["PAPERLIB_CACHE"] == str(tmp_path / "relcache")
-    assert os.environ["PAPERLIB_DATA"] == str(tmp_path / "reldata")
-    assert os.environ["PAPERLIB_ASSETS"] == str(tmp_path / "relassets")
-
-
-def test_a_kernel_in_notebooks_means_the_clone(tmp_path, monkeypatch):
-    from paperlib.environment import absolutise_env, cache_dir, root
-
-    monkeypatch.setenv("PAPERLIB_CACHE", "relcache")
-    monkeypatch.chdir(root() / "notebooks")
-    absolutise_env()
-    assert cache_dir() == root() / "relcache"
-    assert not (root() / "notebooks" / "relcache").exists()
+def test_relative_folders_become_absolute_and_a_kernel_in_notebooks_means_the_clone(
+        tmp_path, monkeypatch):
+    names = [f"PAPERLIB_{name}" for name in ("CACHE", "DATA", "ASSETS")]
+    for here, base in ((tmp_path, tmp_path), (root() / "notebooks", root())):
+        monkeypatch.chdir(here)
+        for name in names:
+            monkeypatch.setenv(name, name.lower())
+        absolutise_env()
+        assert [os.environ[name] for name in names] == [str(base / name.lower()) for name in names]
 
 
 def test_parameters_of_other_types_are_told(tmp_path):
@@ -156,14 +154,6 @@ def test_no_line_is_endless_and_warnings_are_lines(capfd):
     assert len(line) < 1600
     line = warnings.formatwarning(UserWarning("is damaged\nand removed"), UserWarning, __file__, 1, "source()")
     assert line == "paperlib: is damaged and removed\n"
-
-
-def test_a_locked_place_names_what_to_choose_instead(tmp_path):
-    with file_lock(tmp_path / "lock"):
-        for place in ("--out", "PAPERLIB_CACHE"):
-            with pytest.raises(UserError, match=f"process {os.getpid()}.*another {place}"), \
-                    file_lock(tmp_path / "lock", place):
-                pass
 
 
 BOUNDED = settings(max_examples=60, deadline=None, derandomize=True, database=None,
@@ -222,12 +212,6 @@ PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | s
 @BOUNDED
 @given(field=st.sampled_from(("architecture", "form", "clamp", "quantiser", "skip", "grids", "")), value=PLAIN)
 def test_metadata_at_random(tmp_path, capsys, field, value):
-    import torch
-    from safetensors.torch import save_file
-
-    from paperlib.settings import StudentSettings
-    from paperlib.student.network import Student
-
     folder = tmp_path / "in"
     folder.mkdir(exist_ok=True)
     save(folder / "a.png")
@@ -243,8 +227,6 @@ def test_metadata_at_random(tmp_path, capsys, field, value):
 @BOUNDED
 @given(seed=st.integers(0, 10**6), cut=st.sampled_from((1, 1, 1, 0.8, 0.1)))
 def test_tflite_files_at_random(tmp_path, capsys, seed, cut):
-    from paperlib.weights import pretrained
-
     folder = tmp_path / "in"
     folder.mkdir(exist_ok=True)
     save(folder / "a.png")
@@ -275,14 +257,5 @@ def test_settings_at_random(tmp_path, capsys, monkeypatch, field, value):
 def test_state_files_at_random(tmp_path, value, name):
     path = tmp_path / ".state.json"
     path.write_text(json.dumps({name: value} if name else value))
-    try:
+    with suppress(UserError):
         assert isinstance(_read_state(path), dict)
-    except UserError as error:
-        told = str(error)
-        assert str(path) in told
-
-
-def test_arrays_are_what_the_fuzzer_thinks():
-    assert mutated(b"x" * 100, 0, 1) == b"x" * 100
-    assert mutated(b"x" * 100, 11, 1) != b"x" * 100
-    assert np.asarray(Image.fromarray(coffee()[:9, :11]).convert("L")).shape == (9, 11)

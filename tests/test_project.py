@@ -17,6 +17,15 @@ TOP = {"notebooks", "paperlib", "results", "environment.yml", "README.md", "test
        "LICENSE", "CITATION.cff"}
 
 
+def tracked(folder: str = ".") -> list[str]:
+    """Names of the files that belong to the project."""
+    command = ["git", "ls-files", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout:
+        pytest.skip("not a git checkout: nothing says which files belong to the project")
+    return done.stdout.splitlines()
+
+
 def test_environment_yml_installs_this_project_with_its_extras():
     text = (ROOT / "environment.yml").read_text()
     assert PROJECT["requires-python"] == ">=3.11"  # the light installation; TensorFlow has no wheel for 3.14
@@ -50,29 +59,23 @@ def test_every_runtime_dependency_is_imported_or_is_a_tool():
 
 
 def test_top_level_is_the_designs():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        pytest.skip("not a git checkout: nothing says which files belong to the project")
-    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    top = {name.split("/")[0] for name in tracked()}
     assert {name for name in top if not name.startswith(".")} - TOP == set()
 
 
 def test_a_run_leaves_the_clone_clean_and_references_are_committed():
-    def ignored(path):
-        done = subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT, check=False)
-        if done.returncode > 1:
-            pytest.skip("not a git checkout")
-        return done.returncode == 0
-
-    assert ignored("results/committed/demo/notebooks/01_data.ipynb")
-    for inside in ("records/01_data.json", "summary.md", "notebooks/01_data.ipynb", "checkpoints/student.safetensors"):
-        assert ignored(f"results/demo/{inside}")
-        assert ignored(f"results/reference/demo/{inside}") == inside.startswith("checkpoints")
-    assert ignored("results/reference/stage3_from_published/grid/checkpoints/x")
-    assert ignored("results/reference/demo/.state.json")
-    assert ignored("results/reference/demo/notebooks/01_data.html")
-    assert not ignored("results/README.md")
-    assert not ignored("results/reference/stage3_from_published/grid/records/07_ablations.json")
+    inside = ("records/01_data.json", "summary.md", "notebooks/01_data.ipynb", "checkpoints/x")
+    ignored = {"results/committed/demo/notebooks/01_data.ipynb", "results/reference/demo/.state.json",
+               *(f"results/demo/{name}" for name in inside),
+               "results/reference/stage3_from_published/grid/checkpoints/x",
+               "results/reference/demo/notebooks/01_data.html", "results/reference/demo/checkpoints/x"}
+    kept = {"results/README.md", *(f"results/reference/demo/{name}" for name in inside[:3]),
+            "results/reference/stage3_from_published/grid/records/07_ablations.json"}
+    done = subprocess.run(["git", "check-ignore", "--no-index", *ignored, *kept], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    if done.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert set(done.stdout.splitlines()) == ignored
 
 
 def test_links_of_the_readme_into_the_clone_lead_somewhere():
@@ -82,41 +85,26 @@ def test_links_of_the_readme_into_the_clone_lead_somewhere():
     assert not [link for link in inside if not (ROOT / link).exists()]
 
 
-def test_committed_results_hold_no_path_of_any_machine():
-    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=False)
-    if done.returncode or not done.stdout:
-        pytest.skip("no git checkout, or no results in it")
+def test_committed_results_are_light_and_hold_no_path_of_any_machine():
+    committed = [ROOT / name for name in tracked("results")]
+    assert sum(path.stat().st_size for path in committed) <= 10_000_000
     local = re.compile(r"(?<![\w.+/$~-])/(?:home|root|tmp|work|opt|mnt|srv|var|usr|Users|private)/[^\s\"'<]*")
     assert local.findall("at /work/x, \"/tmp/y\" $OUT/tmp/z") == ["/work/x,", "/tmp/y"]
-    for path in (ROOT / name for name in done.stdout.splitlines()):
+    for path in committed:
         if path.suffix not in (".png", ".webp"):
             for line in path.read_text(encoding="utf-8").splitlines():
                 line = line.replace("\\n", " ")  # JSON's line breaks end in a letter
                 assert not (found := local.findall(line)), (path, found[:3])
 
 
-def test_committed_results_are_light():
-    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "results"], capture_output=True, text=True, check=False)
-    if done.returncode or not done.stdout:
-        pytest.skip("no git checkout, or no results in it")
-    assert sum((ROOT / name).stat().st_size for name in done.stdout.splitlines()) <= 10_000_000
-
-
 def test_nobody_is_sent_to_somebody_elses_package():
     """On package indexes `paperlib` is another project: our words say `.` in a clone, or our own name."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     wrong = re.compile(r"pip install [^\n]*['\" ]paperlib(\[|['\"\s]|$)")
-    for name in listed.stdout.splitlines():
+    for name in tracked():
         kinds = (".py", ".md", ".ipynb", ".toml", ".yml", ".html", "Makefile")
         if not name.startswith("tests") and name.endswith(kinds):
             assert not wrong.search((ROOT / name).read_text(encoding="utf-8")), name
     assert PROJECT["name"] != "paperlib"
-
-
-def test_make_lab_opens_the_demo_profile_unless_another_is_chosen():
-    recipe = (ROOT / "Makefile").read_text().partition("\nlab:")[2].partition("\n\n")[0]
-    assert "PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)}" in recipe
-    assert re.search(r"^PROFILE \?= demo$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(("ran", "opened"), [(False, "results/committed/demo/notebooks/01_data.ipynb"),
@@ -133,6 +121,7 @@ def test_make_lab_shows_the_committed_pictures_until_there_is_a_run_of_ones_own(
     done = subprocess.run(["make", "--dry-run", "lab"], cwd=tmp_path, capture_output=True, text=True, check=True,
                           env=outside)
     shown = done.stdout
+    assert "PAPERLIB_PROFILE=${PAPERLIB_PROFILE:-demo}" in shown
     assert shown.rstrip().endswith(f"--LabApp.default_url=/lab/tree/{opened}")
     assert f"--ServerApp.root_dir='{tmp_path}'" in shown
     assert ("cp -r results/reference/demo results/committed/demo " in shown) is not ran

@@ -1,12 +1,12 @@
 """Numbers of the READMEs against the committed records that they come from; wording is free."""
 
-import csv
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from paperlib.evaluation.paper_numbers import reported
@@ -38,9 +38,19 @@ def value(record: str, row: str, dataset: str, metric: str = "psnr", field: str 
     return found
 
 
-def audited(name: str, dataset: str) -> float:
-    """PSNR RGB of one of the authors' files, as `paperlib verify` measured it."""
-    (found,) = [line["psnr_rgb"] for line in read("audit.json")["measured"]
+def ours(row: str, dataset: str, field: str = "value") -> Any:
+    return value("benchmark/records/06_tflite_eval.json", row, dataset, field=field)
+
+
+def bicubic(dataset: str) -> float:
+    (found,) = [line["value"] for line in read("benchmark/records/01_data.json")["rows"] if
+                (line["row"], line["metric"], line["dataset"]) == ("bicubic", "psnr", dataset)]
+    return found
+
+
+def audited(name: str, dataset: str, field: str = "psnr_rgb") -> Any:
+    """What `paperlib verify` measured of one of the authors' files."""
+    (found,) = [line[field] for line in read("audit.json")["measured"]
                 if (line["as"], line["dataset"]) == (name, dataset)]
     return found
 
@@ -57,36 +67,26 @@ def cells(start: str, text: str = README) -> list[str]:
     return [cell.strip(" *") for cell in line.strip("|").split("|")]
 
 
-@pytest.mark.parametrize(("start", "row", "on_36"), [
-    ("**the shipped INT8 file", "tflite_dynamic", "bundled_int8"),
-    ("our float network", "float_before_qat", None)])
-def test_scores_of_the_shipped_file_are_the_recorded_ones(start, row, on_36):
-    wanted = [f"{value('benchmark/records/06_tflite_eval.json', row, name):.3f}" for name in SETS]
+@pytest.mark.parametrize(("start", "score", "on_36"), [
+    ("**the shipped INT8 file", lambda name: ours("tflite_dynamic", name), "bundled_int8"),
+    ("our float network", lambda name: ours("float_before_qat", name), None),
+    ("the authors' INT8 file (dynamic)", lambda name: audited(
+        "dynamic_int8", name.replace("validation", "clic_val")), "dynamic_int8"),
+    ("bicubic |", lambda name: bicubic(name), "bicubic_torch")])
+def test_scores_are_the_recorded_ones(start, score, on_36):
+    wanted = [f"{score(name):.3f}" for name in SETS]
     wanted += [f"{on_div2k(on_36)['psnr']:.3f}" if on_36 else ""]
     assert cells(start)[1:] == wanted
 
 
-def test_scores_of_the_authors_file_and_of_bicubic_are_the_recorded_ones():
-    names = ("Set5", "Set14", "B100", "clic_val")
-    shown = cells("the authors' INT8 file (dynamic)")[1:]
-    assert shown == [f"{audited('dynamic_int8', name):.3f}" for name in names] + [
-        f"{on_div2k('dynamic_int8')['psnr']:.3f}"]
-    rows = read("benchmark/records/01_data.json")["rows"]
-    bicubic = {line["dataset"]: line["value"] for line in rows
-               if (line["row"], line["metric"]) == ("bicubic", "psnr")}
-    assert cells("bicubic |")[1:] == [f"{bicubic[name]:.3f}" for name in SETS] + [
-        f"{on_div2k('bicubic_torch')['psnr']:.3f}"]
-
-
-def peers() -> list[dict[str, str]]:
-    with (ROOT / "paperlib" / "reporting" / "peers.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def peers() -> pd.DataFrame:
+    return pd.read_csv(ROOT / "paperlib" / "reporting" / "peers.csv")
 
 
 def test_the_best_peer_is_the_best_of_the_list():
-    int8 = [line for line in peers() if (line["group"], line["precision"]) == ("peers", "int8")]
-    for name, best in zip(SETS, cells("PureConvSR trial 10")[1:4], strict=False):
-        assert float(best) == max(float(line["psnr_rgb"]) for line in int8 if line["set"] == name)
+    int8 = peers().query("group == 'peers' and precision == 'int8'")
+    best = int8.groupby("set").psnr_rgb.max()[list(SETS[:3])]
+    assert [float(cell) for cell in cells("PureConvSR trial 10")[1:4]] == best.to_list()
 
 
 def test_the_spread_over_seeds_is_the_recorded_one():
@@ -110,11 +110,9 @@ def test_what_was_turned_down_is_said_as_recorded(label, file):
 
 def test_the_authors_float_network_is_ahead_on_the_photographs_as_said():
     """CLIC's 14 pictures are 13 photographs and a screenshot, the hardest of them."""
-    ours = value("benchmark/records/06_tflite_eval.json", "float_before_qat", "validation", field="images")
-    (theirs,) = [line["images"] for line in read("audit.json")["measured"]
-                 if (line["as"], line["dataset"]) == ("stage2_fp32", "clic_val")]
-    theirs = list(theirs.values())
-    ahead = np.mean(np.delete(theirs, np.argmin(theirs))) - np.mean(np.delete(ours, np.argmin(ours)))
+    mine = ours("float_before_qat", "validation", "images")
+    theirs = list(audited("stage2_fp32", "clic_val", "images").values())
+    ahead = np.mean(np.delete(theirs, np.argmin(theirs))) - np.mean(np.delete(mine, np.argmin(mine)))
     assert f"authors' *float* network is still {ahead:.2f} dB ahead of ours" in TEXT
 
 
@@ -122,8 +120,7 @@ def test_the_shipped_file_is_the_recorded_one():
     weights = ROOT / "paperlib" / "weights" / "weights.json"
     for line in json.loads(weights.read_text(encoding="utf-8"))["scores"]:
         if line["precision"] == "INT8 TFLite":
-            recorded = value("benchmark/records/06_tflite_eval.json", "tflite_dynamic", line["images"])
-            assert line["PSNR RGB (dB)"] == f"{recorded:.3f}"
+            assert line["PSNR RGB (dB)"] == f"{ours('tflite_dynamic', line['images']):.3f}"
 
 
 @pytest.mark.parametrize(("start", "row"), [
@@ -146,17 +143,9 @@ def test_the_rulers_drift_and_the_learned_grids_are_the_recorded_ones():
         assert f"by one, it is {rounded[ruler] - dynamic[ruler]:.3f} on the 36" in TEXT
     fp32, int8 = (reported()["C", "mobileone", precision, "ssim"] for precision in ("fp32", "int8"))
     assert f"Table C's loss by INT8, {fp32 - int8:.3f}" in TEXT
-
-
-def test_what_the_released_run_had_beside_the_paper_is_recorded():
-    released = read("div2k/verify.json")["released_run"]
-    assert all(released[term] > 0 for term in ("kd_res_w", "wav_w", "fqkd_w"))
-
-
-def test_keeping_the_learned_grids_costs_a_bright_picture_as_said():
-    lines = {line["as"]: line["images"] for line in read("audit.json")["measured"] if line["dataset"] == "clic_val"}
-    kept, thrown = lines["re_exported_int8"], lines["dynamic_int8"]
-    assert sum(kept[name] < thrown[name] - 0.5 for name in kept) == 1
+    kept, thrown = (audited(name, "clic_val", "images")
+                    for name in ("re_exported_int8", "dynamic_int8"))
+    assert sum(kept[name] < thrown[name] - 0.5 for name in kept) == 1  # "a bright picture"
 
 
 def test_what_the_authors_export_loses_from_our_stage_2_is_the_recorded_one():
@@ -167,9 +156,9 @@ def test_what_the_authors_export_loses_from_our_stage_2_is_the_recorded_one():
 
 
 def test_a_float_peer_is_ahead_as_said():
-    ours = [float(cell) for cell in cells("our float network")[1:3]]
-    peer = {line["set"]: float(line["psnr_rgb"]) for line in peers() if line["model"] == "ETDS-M"}
-    ahead = [f"{peer[name] - value:.3f}" for name, value in zip(SETS, ours, strict=False)]
+    mine = [float(cell) for cell in cells("our float network")[1:3]]
+    peer = peers().query("model == 'ETDS-M'").set_index("set").psnr_rgb
+    ahead = [f"{peer[name] - value:.3f}" for name, value in zip(SETS, mine, strict=False)]
     assert f"ETDS-M, is {' and '.join(ahead)} dB ahead of our float network" in TEXT
 
 
@@ -188,10 +177,7 @@ def test_the_teachers_share_is_the_recorded_one():
 
 
 CLAIMS = [line for line in README.splitlines() if line.startswith("| Table ")]
-
-
-def test_the_claims_table_has_the_papers_comparisons():
-    assert len(CLAIMS) >= 10
+assert len(CLAIMS) >= 10, "the paper's comparisons"
 
 
 @pytest.mark.parametrize("line", CLAIMS)

@@ -1,1 +1,1 @@
-"""The notebooks 01 to 07 headlessly, and one notebook as papermill runs it (`reproduce.reproduce`)."""
+"""The notebooks 01 to 07 headlessly (`reproduce`), one as papermill runs it (`notebooks`)."""

@@ -1,13 +1,11 @@
 """Notebooks without a browser: running one by papermill in this very Python, and as HTML.
 
 The kernel gets an environment of its own (allocator, quiet progress); its training lines are passed
-on to the terminal while it works. The notebooks follow the paper's sections 1 to 7.
+on to the terminal while it works.
 """
 
-import errno
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +27,7 @@ from traitlets.config import Config
 
 from paperlib.environment import KERNEL_ENVIRONMENT, silence_native_stderr, to_portable
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, reading, temporary_folder, write_text
+from paperlib.files import explained, reading, temporary_folder, write_text
 from paperlib.run import Run
 
 PARAMETERS = ("profile", "out", "overrides")
@@ -37,24 +35,12 @@ PARAMETERS = ("profile", "out", "overrides")
 
 KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 """Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""
-
 KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
-"""What a dask worker started by a kernel prints reaches the terminal; captured as well, every line would come twice."""
-
-
-SETTING = re.compile(r"\bsettings?\b|\b(data|student|teacher|stage\d|loss|quant|export|ablation)\.[a-z]")
-"""What the message of an error names that settings cause."""
+"""A dask worker of a kernel prints to the terminal; captured as well, its lines come twice."""
 
 
 class NotebookError(Exception):
-    """A notebook that stopped; the message is its error's last line.
-
-    `of_settings` says that to run it again with the same settings would change nothing.
-    """
-
-    def __init__(self, message: str, of_settings: bool = False) -> None:
-        super().__init__(message)
-        self.of_settings = of_settings
+    """A notebook that stopped; the message is its error's last line."""
 
 
 def find_notebooks(folder: Path) -> list[Path]:
@@ -75,15 +61,15 @@ def find_notebooks(folder: Path) -> list[Path]:
 
 def notebook_hash(path: Path) -> str:
     """SHA-256 of a notebook's cells; outputs and execution counts do not matter."""
-    cells = nbformat.read(path, as_version=4).cells
-    return sha256(json.dumps([[cell.cell_type, cell.source] for cell in cells]).encode()).hexdigest()
+    cells = [[cell.cell_type, cell.source] for cell in nbformat.read(path, as_version=4).cells]
+    return sha256(json.dumps(cells).encode()).hexdigest()
 
 
 @contextmanager
 def kernel_environment() -> Iterator[None]:
-    """For the block, environment variables for new kernels, and `python3` meaning this interpreter (`sys.executable`).
+    """For the block, variables for new kernels, and `python3` meaning this very interpreter.
 
-    A kernel specification of the user or the machine may start another Python, with other packages or none.
+    A kernel specification of the user or the machine may start another Python.
     """
     with temporary_folder(Path(tempfile.gettempdir())) as folder:
         write_kernel_spec(folder / "kernels" / "python3", extra_arguments=KERNEL_ARGUMENTS)
@@ -98,7 +84,7 @@ def kernel_environment() -> Iterator[None]:
 
 
 class _TrainingLines:
-    """A text stream that passes on a training's progress lines, indented, and drops everything else."""
+    """A text stream that passes on a training's progress lines, indented, and nothing else."""
 
     def write(self, text: str) -> int:
         for line in text.splitlines():
@@ -110,17 +96,13 @@ class _TrainingLines:
         """Nothing is held back."""
 
 
-def _name_folders(path: Path, out: Path | None) -> None:
-    """Rewrite an executed notebook without the paths of this machine."""
-    def named(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: named(part) for key, part in value.items()}
-        if isinstance(value, list):
-            return [named(part) for part in value]
-        return to_portable(value, out) if isinstance(value, str) else value
-
-    notebook = named(json.loads(path.read_text(encoding="utf-8")))
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _named(value: Any, out: Path | None) -> Any:
+    """Part of an executed notebook without the paths of this machine."""
+    if isinstance(value, dict):
+        return {key: _named(part, out) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_named(part, out) for part in value]
+    return to_portable(value, out) if isinstance(value, str) else value
 
 
 def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
@@ -136,14 +118,18 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
         NotebookError: a cell raised, or the kernel died.
     """
     out = Path(parameters["out"]) if parameters.get("out") else None
-    with atomic_path(target) as temporary, silence_native_stderr(log=log):
+    temporary = Path(tempfile.gettempdir())
+    with explained(target), temporary_folder(temporary) as folder, silence_native_stderr(log=log):
+        copy = folder / target.name
+
         def keep() -> None:
-            _name_folders(temporary, out)
-            temporary.replace(target)
+            if copy.is_file():
+                notebook = _named(json.loads(copy.read_text(encoding="utf-8")), out)
+                write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
         try:
             papermill.execute_notebook(
-                str(path), str(temporary), parameters, kernel_name="python3", language="python",
+                str(path), str(copy), parameters, kernel_name="python3", language="python",
                 progress_bar=False, stdout_file=_TrainingLines(), cwd=str(path.parent),
                 config=KERNEL_CONFIG)
         except PapermillExecutionError as error:
@@ -151,23 +137,21 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
             last = (str(error.evalue).strip().splitlines() or ["no message"])[-1]
             if error.ename in ("MemoryError", "_ArrayMemoryError"):
-                kind, last = "not enough memory", f" ({last}); close other programs, or take a smaller profile"
-            of_settings = error.ename == "UserError" and bool(SETTING.search(last))
-            raise NotebookError(kind + last, of_settings) from error
+                kind = "not enough memory: close other programs, or take a smaller profile: "
+            raise NotebookError(kind + last) from error
         except DeadKernelError as error:
             keep()
             raise NotebookError("its kernel died: crashed, or killed (for lack of memory, say); "
                                 f"its last words are in {log}") from error
         except (RuntimeError, OSError, zmq.ZMQError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise  # `target` cannot be written
             reason = " ".join(str(error).split())[:200]
-            raise NotebookError(f"its kernel cannot be started or reached ({reason}); notebooks need "
-                                "127.0.0.1, processes and a writable temporary folder") from error
+            raise NotebookError(f"its kernel cannot be started or reached ({reason}); notebooks "
+                                "need 127.0.0.1, processes and a writable temporary folder"
+                                ) from error
         except KeyboardInterrupt:
             keep()
             raise
-        _name_folders(temporary, out)
+        keep()
 
 
 class _Renderer(IPythonRenderer):
@@ -196,13 +180,11 @@ class _Exporter(HTMLExporter):
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
-_URLS = ("require_js", "mathjax", "mermaid_js", "mermaid_layout_elk_js", "jquery",
-         "jupyter_widgets_base")
-
-
 def to_html(run: Run) -> list[Path]:
     """A run's executed notebooks as HTML beside them that loads nothing (widgets as plain text)."""
-    exporter = _Exporter(template_name="lab", **{f"{name}_url": "" for name in _URLS})
+    names = ("require_js", "mathjax", "mermaid_js", "mermaid_layout_elk_js", "jquery",
+             "jupyter_widgets_base")
+    exporter = _Exporter(template_name="lab", **{f"{name}_url": "" for name in names})
     pages = []
     for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
         with reading(path, "a notebook"):

@@ -1,7 +1,8 @@
-"""The notebooks 01 to 07 headlessly in order: skip what is current, resume, then tables and report (paper section 7).
+"""The notebooks 01 to 07 headlessly: skip what is current, resume, then tables and report.
 
-A notebook is current when its record is there, unchanged, and nothing that it depends on has changed: its own cells,
-the settings, paperlib's sources, the photographs and weights that go in, and what the notebooks before it depend on.
+A notebook is current when its record is there, unchanged, and nothing that it depends on has
+changed: its cells, the settings, paperlib's sources, the photographs and weights that go in, and
+what the notebooks before it depend on.
 """
 
 import json
@@ -39,31 +40,30 @@ STATE = ".state.json"
 
 
 def input_files(run: Run) -> list[Path]:
-    """The files outside the run that its results depend on: photographs, test sets, weights in PAPERLIB_ASSETS, the
-    authors' files where they were downloaded, the checkpoint that `quant.start` names. (A downloaded teacher has one
-    hash or is refused.)
-
-    Raises:
-        UserError: a folder of photographs is missing.
+    """The files outside the run that its results depend on: photographs, test sets, weights in
+    PAPERLIB_ASSETS, the authors' downloaded files, the checkpoint that `quant.start` names.
     """
     settings = run.settings.data
     sources = [source for split in ("train", "valid") for source in split_sources(settings, split)]
     files = [path for source in sources for path in (source.hr, source.lr) if path is not None]
     folders = {*map(named_folder, settings.tests), assets_dir(), authors_folder()} - {None}
     files += [start_file(start)] if (start := run.settings.quant.start) else []
-    return files + sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
+    return files + sorted({path for folder in folders for path in folder.rglob("*")
+                           if path.is_file()})
 
 
 def package_files() -> list[Path]:
     """The files of this package: sources, tables, templates and the shipped weights."""
     folder = Path(__file__).parents[1]
-    return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path for path in folder.rglob("*")
+                  if path.is_file() and "__pycache__" not in path.parts)
 
 
 def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
-    """What each notebook's result depends on, as a hash; each one's contains those of the notebooks before it."""
+    """What each notebook's result depends on, as a hash that contains those of the ones before."""
     package = [sha256_file(path) for path in package_files()]
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in input_files(run) if path.exists()]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns]
+             for path in input_files(run) if path.exists()]
     value, found = json.dumps([package, files, run.settings.model_dump(mode="json")]), {}
     for path in paths:
         value = found[path.stem] = sha256((value + notebook_hash(path)).encode()).hexdigest()
@@ -71,30 +71,32 @@ def fingerprints(paths: Sequence[Path], run: Run) -> dict[str, str]:
 
 
 def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) -> bool:
-    """Whether a notebook need not run: same fingerprint, and what it wrote and read is as it was."""
+    """Whether a notebook need not run: same fingerprint, what it wrote and read is as it was."""
     known = state.get(name)
     if known is None or known["fingerprint"] != fingerprint or not known.get("files"):
         return False
-    files = [(run.out / place, expected) for place, expected in known["files"].items()]
-    if not all(path.is_file() and sha256_file(path) == expected for path, expected in files):
-        return False
-    inputs = [entry for entry in run.read_record(name).get("inputs", {}).values()
-              if isinstance(entry, dict)]
-    if any(not {"file", "sha256"} <= entry.keys() for entry in inputs):
-        return False  # of another version
-    files = [(from_portable(entry["file"], run.out), entry["sha256"]) for entry in inputs]
-    return all(path.is_file() and sha256_file(path) == expected for path, expected in files)
+
+    def unchanged(files: Mapping[str, str]) -> bool:
+        places = {from_portable(file, run.out): expected for file, expected in files.items()}
+        return all(path.is_file() and sha256_file(path) == expected
+                   for path, expected in places.items())
+
+    return unchanged(known["files"]) and unchanged({
+        entry["file"]: entry["sha256"] for entry in run.read_record(name)["inputs"].values()
+        if isinstance(entry, dict)})
 
 
 def _written(run: Run, name: str) -> dict[str, str]:
-    """SHA-256 of a notebook's record, executed copy and figures, by their place in the run's folder."""
+    """SHA-256 of a notebook's record, executed copy and figures, by their place in the run."""
     paths = [run.out / "records" / f"{name}.json", run.out / "notebooks" / f"{name}.ipynb",
              *sorted((run.out / "figures").glob(f"{name[:2]}_*"))]
     return {str(path.relative_to(run.out)): sha256_file(path) for path in paths}
 
 
-def time_left(names: Sequence[str], index: int, elapsed: float, state: Mapping[str, Any]) -> float | None:
-    """Estimated seconds from the start of `names[index]` to the end; None while there is nothing to go by.
+def time_left(
+    names: Sequence[str], index: int, elapsed: float, state: Mapping[str, Any],
+) -> float | None:
+    """Estimated seconds from the start of `names[index]` to the end; None: nothing to go by.
 
     Args:
         names: the notebooks that run, in order; those before `index` took `elapsed` seconds.
@@ -142,10 +144,8 @@ def reproduce(
     """Run the notebooks from `first` to `last`, then write tables, summary and report.
 
     Args:
-        profile: smoke, demo, benchmark or paper; None: the variable PAPERLIB_PROFILE, else demo.
-        out: folder for the results; None: results/<profile> in the clone.
+        profile, out, overrides: see `paperlib.run.open_run`.
         first, last: numbers of notebooks, two digits.
-        overrides: dotted settings and values.
         force: run notebooks again that are current. Finished trainings are still not repeated;
             delete their folder under checkpoints/ for that.
         folder: where the notebooks lie; None: the clone's.
@@ -171,19 +171,19 @@ def reproduce(
                 continue
             elapsed = time.monotonic() - began
             left = time_left(due, due.index(name), elapsed, state)
-            print(f"{label}: running, {_minutes(elapsed)} so far, "
-                  f"{'time left not known yet' if left is None else f'about {_minutes(left)} left'}",
-                  flush=True)
+            then = "time left not known yet" if left is None else f"about {_minutes(left)} left"
+            print(f"{label}: running, {_minutes(elapsed)} so far, {then}", flush=True)
             resume = f"      to resume: {run.command(name)}"
             try:
                 done = _one(path, run, overrides)
             except NotebookError as error:
                 copy = run.out / "notebooks" / path.name
-                cause = "" if error.of_settings else f"\n{resume}"
-                print(f"{label}: failed: {error}\n      executed copy: {copy}{cause}", file=sys.stderr)
+                print(f"{label}: failed: {error}\n      executed copy: {copy}\n{resume}",
+                      file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
-                print(f"\n{label}: interrupted; finished work is kept.\n{resume}", file=sys.stderr)
+                print(f"\n{label}: interrupted; finished work is kept.\n{resume}",
+                      file=sys.stderr)
                 raise
             state[name] = done | {"fingerprint": prints[name]}
             write_json(run.out / STATE, state)  # at once: later ones may fail
@@ -211,11 +211,9 @@ def _one(path: Path, run: Run, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def write_results(
     run: Run, state: Mapping[str, Any], overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Tables, summary and report from whatever records there are.
-
-    Prints what came out, how it compares with the committed run, and where everything lies.
-    """
-    costs = {name: {key: value[key] for key in ("seconds", "peak_bytes")} for name, value in sorted(state.items())}
+    """Tables, summary and report from whatever records there are; prints what came out."""
+    costs = {name: {key: value[key] for key in ("seconds", "peak_bytes")}
+             for name, value in sorted(state.items())}
     run.record("00_reproduce", [], notebooks=costs, overrides=overrides or {})
     results = Results(run)
     write_tables(results)

@@ -4,7 +4,6 @@ It holds the dynamic INT8 file, its quantised graph, the float student before it
 the scores of the run that made them, and a model card. Nothing imports this script.
 """
 
-import math
 import shutil
 import statistics
 import sys
@@ -12,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, read_json, sha256_file, write_json, write_text
 from paperlib.profiles import note
 from paperlib.quantisation.qat import read_quantised
 from paperlib.settings import Settings
 from paperlib.student.graph import parameters
+from paperlib.student.models import read_weights
 from paperlib.weights import FILES, FOLDER
 
 SCORES = {"float_before_qat": "float", "float_in_8_bits": "float, result in 8 bits",
@@ -35,7 +33,7 @@ SOURCES = {
             "paperlib/data/open.csv)",
     "embedded": "those in scikit-image and scikit-learn",
     "div2k": "DIV2K (for academic research)"}
-"""Training photographs by the name of their folder, or the setting `data.source`, and their terms."""
+"""Training photographs by the name of their folder, or `data.source`, and their terms."""
 
 
 def scores_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -44,9 +42,9 @@ def scores_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     for row in rows:
         if row["table"] == "export" and row["row"] in SCORES and row["metric"] in METRICS:
             key = (row["dataset"], list(SCORES).index(row["row"]))
-            line = lines.setdefault(key, {"images": row["dataset"], "precision": SCORES[row["row"]]})
+            first = {"images": row["dataset"], "precision": SCORES[row["row"]]}
             name, digits = METRICS[row["metric"]]
-            line[name] = f"{row['value']:.{digits}f}"
+            lines.setdefault(key, first)[name] = f"{row['value']:.{digits}f}"
     return [lines[key] for key in sorted(lines)]
 
 
@@ -67,10 +65,10 @@ def seeds_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     for name in dict.fromkeys(dataset for dataset, _ in values):
         float_, int8 = values[name, "fp32"], values[name, "int8"]
         cost = [after - before for before, after in zip(float_, int8, strict=True)]
-        columns = {"float": (float_, ""), "INT8 TFLite": (int8, ""), "INT8 minus float": (cost, "+")}
+        columns = {"float": float_, "INT8 TFLite": int8, "INT8 minus float": cost}
         lines.append({"images": Path(name).name} | {
-            title: f"{statistics.mean(numbers):{sign}.3f} ± {statistics.stdev(numbers):.3f}"
-            for title, (numbers, sign) in columns.items()})
+            title: f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
+            for title, numbers in columns.items()})
     return lines
 
 
@@ -86,7 +84,7 @@ def _seeds_text(path: Path, settings: Settings, sha256: str) -> str:
             else "Stages 2 and 3 anew from the same stage 1")
     return f"""
 {what} with the seeds {', '.join(map(str, record['seeds']))}: mean ± sample standard
-deviation over seeds, PSNR RGB in dB (`python -m paperlib.benchmarks.seeds`, commit `{record['commit'][:12]}`):
+deviation over seeds, PSNR RGB in dB (commit `{record['commit'][:12]}`):
 
 {table(seeds_table(record['rows']))}
 """
@@ -95,28 +93,28 @@ deviation over seeds, PSNR RGB in dB (`python -m paperlib.benchmarks.seeds`, com
 def _stage_line(settings: Settings, name: str, minutes: float) -> str:
     stage = getattr(settings, name)
     weights = stage.loss.model_dump(include={"l1", "charbonnier", "mse", "dct", "kd"})
+    hold = f" after {100 * stage.hold:g} % at that rate" if stage.hold else ""
     parts = [f"{stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels",
-             OPTIMISERS[stage.optimizer],
-             f"learning rate {stage.lr:g} ({stage.decay}"
-             + (f" after {100 * stage.hold:g} % at that rate)" if stage.hold else ")"),
+             OPTIMISERS[stage.optimizer], f"learning rate {stage.lr:g} ({stage.decay}{hold})",
              "fused" if name == "stage3" else f"form {stage.form}"]
     if stage.revive:
         parts.append("silent channels revived")
     if stage.text:
         parts.append(f"{stage.text:.0%} text in the first {stage.text_until:.0%} of the steps")
-    parts.append("loss " + " + ".join(f"{weight:g} {term}" for term, weight in weights.items() if weight))
-    return f"- stage {name[-1]}: {', '.join(parts)}; {minutes:.0f} min"
+    loss = " + ".join(f"{weight:g} {term}" for term, weight in weights.items() if weight)
+    return f"- stage {name[-1]}: {', '.join(parts)}, loss {loss}; {minutes:.0f} min"
 
 
-def _card(records: dict[str, Any], sources: dict[str, Path], scores: list[dict[str, str]], seeds: str) -> str:
+def _card(
+    records: dict[str, Any], sources: dict[str, Path], scores: list[dict[str, str]], seeds: str,
+) -> str:
     """The model card: what it is, what it learnt from, what it scores, what it cannot do."""
     last, second, third = (records[name] for name in ("06_tflite_eval", "04_stage2", "05_fuse_qat"))
     settings = Settings.model_validate(last["settings"])
     data, quant = settings.data, settings.quant
     photographs = data.train if data.source == "folders" else (data.source,)
     int8 = parameters(read_quantised(sources["pretrained-qat"]).graph)
-    with safe_open(sources["pretrained-float"], framework="numpy") as file:
-        float_ = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    float_ = sum(value.numel() for value in read_weights(sources["pretrained-float"])[0].values())
     devices = dict.fromkeys(record["device"] if record.get("cuda") else record["cpu"]["model"]
                             for record in (second, third))
     stages = "\n".join(_stage_line(settings, name, records[notebook]["history"][-1]["seconds"] / 60)
@@ -125,15 +123,15 @@ def _card(records: dict[str, Any], sources: dict[str, Path], scores: list[dict[s
     shared = "; ".join(last["overlaps"]) or "none (searched by the kit, at all scales)"
     return f"""# Model card: ×3 student, {int8:,} values in INT8
 
-Trained by this kit, profile `{settings.profile}`, measured at commit `{last['commit'][:12]}`, seed {
-    settings.seed}, on {', '.join(devices)}.
+Trained by this kit, profile `{settings.profile}`, measured at commit `{
+    last['commit'][:12]}`, seed {settings.seed}, on {', '.join(devices)}.
 **Data and schedule: {note(settings)}**; the paper trains on DIV2K, 18 hours by its authors' log.
 
-- `{FILES['pretrained-float']}`: fused float network, {float_:,} weights and biases, RGB 0..255 in and out, clamped.
+- `{FILES['pretrained-float']}`: fused float network, {float_:,} weights and biases, RGB 0..255 in
+  and out, clamped.
 - `{FILES['pretrained']}`: the same after quantisation-aware training, {int8:,} weights and biases{
-    more}; no tensor in float,
-  any input size.
-- `{FILES['pretrained-qat']}`: the quantised graph that this file was made of, for other forms of it.
+    more}; no tensor in float, any input size.
+- `{FILES['pretrained-qat']}`: the quantised graph that this file was made of, for its other forms.
 
 ## Training
 
@@ -155,8 +153,8 @@ LR by MATLAB's bicubic; RGB without border crop, Y with a 3-pixel border.
 The weights are Apache-2.0, as the kit. The training photographs are not included: {
     ', '.join(SOURCES[name] for name in photographs)}.
 
-Made for photographs that were reduced by bicubic interpolation without noise. Noise and JPEG blocks are enlarged as
-they are. It invents no detail, and knows no scale but ×3.
+Made for photographs that were reduced by bicubic interpolation without noise. Noise and JPEG blocks
+are enlarged as they are. It invents no detail, and knows no scale but ×3.
 """
 
 
@@ -165,10 +163,6 @@ def release(run: Any, folder: Path = FOLDER) -> Path:
 
     Args:
         run: a finished run (`paperlib.run.Run`): notebooks 02 to 06 have written their records.
-
-    Raises:
-        UserError: 06 has not measured this file, `seeds.json` is of another student, or a record
-            lacks what the card must say.
     """
     records = run.records()
     sources = {"pretrained": run.stage_folder("export") / "student_dynamic_int8.tflite",
@@ -182,8 +176,8 @@ def release(run: Any, folder: Path = FOLDER) -> Path:
     try:
         card = _card(records, sources, scores, seeds)
     except KeyError as error:
-        raise UserError(f"the model card of {run.out} lacks {error}: run the notebook that records it, "
-                        f"or add it to SOURCES in {__file__}.") from error
+        raise UserError(f"the model card of {run.out} lacks {error}: run the notebook that records "
+                        f"it, or add it to SOURCES in {__file__}.") from error
     folder.mkdir(exist_ok=True)
     for name, source in sources.items():
         with atomic_path(folder / FILES[name]) as temporary:

@@ -14,6 +14,7 @@ from skimage.data import coffee
 from paperlib.cli import main
 from paperlib.data.pixel_store import open_store
 from paperlib.errors import UserError
+from paperlib.files import file_lock
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.run import open_run
 from paperlib.running.reproduce import write_results
@@ -53,8 +54,7 @@ def test_an_enlarged_picture(small_disk, tmp_path, capfd, suffix):
     fill(small_disk, 8192)
     command = ["upscale", str(tmp_path / f"a{suffix}"), "--out", str(small_disk / "out"), "--model", "bicubic"]
     assert main(command) == 2
-    line = told(capfd)
-    assert f"a_x3{suffix}: No space left on device. Free some space" in line
+    assert f"a_x3{suffix}: No space left on device. Free some space" in told(capfd)
     assert hidden(small_disk) == []
     (small_disk / "filler").unlink()
     assert main(command) == 0
@@ -166,17 +166,12 @@ def test_the_whole_sequence(small_disk, tmp_path, capfd):
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "notebooks"), str(out)], check=False,
                               capture_output=True, text=True, timeout=120, env=os.environ)
         assert done.returncode in (1, 2), done.stderr
-        assert "No space left on device" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert "Free some space" in done.stderr
-        assert "Give less at once" not in done.stderr
+        assert "No space left on device. Free some space" in done.stderr
         assert len(done.stderr.splitlines()) <= 3
         (small_disk / "filler").unlink()
 
 
 def test_a_lock_that_cannot_be_written(small_disk):
-    from paperlib.files import file_lock
-
     (small_disk / "lock").touch()
     fill(small_disk)
     with pytest.raises(UserError, match=FULL + "PAPERLIB_CACHE"), file_lock(small_disk / "lock", "PAPERLIB_CACHE"):

@@ -1,7 +1,7 @@
 """Notebooks in a real JupyterLab, in headless Chromium driven over the DevTools protocol.
 
-By default 01 and the widgets of 06 on bicubic upscalers. PAPERLIB_LAB=all runs the seven notebooks in order (minutes);
-PAPERLIB_SCREENSHOTS=folder keeps pictures of the pages.
+By default 01 and the widgets of 06 on bicubic upscalers. PAPERLIB_LAB=all runs the seven notebooks
+in order (minutes).
 """
 
 import json
@@ -58,15 +58,6 @@ class Lab(Page):
         code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[name]
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
-
-    def keep(self, name: str, selector: str = "") -> None:
-        """A screenshot of the window, or of one element, where a folder for them is named."""
-        if folder := os.environ.get("PAPERLIB_SCREENSHOTS"):
-            if selector:
-                self.run(f"document.querySelector('{selector}').scrollIntoView({{block: 'center'}})")
-                time.sleep(1)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            Path(folder, f"{name}.png").write_bytes(self.picture())
 
 
 def _until(answer, process: subprocess.Popen, log: Path, seconds: float = 90):
@@ -184,9 +175,6 @@ def test_01_runs_and_shows_its_figures(page, lab):
     cells = run_all(page, lab, "01_data")
     check(page, cells)
     assert page.run("panel.node.querySelectorAll('.jp-RenderedImage img').length") == 3
-    page.keep("01_top")
-    page.keep("01_pair", ".jp-RenderedImage img")
-    page.keep("01_table", ".jp-Notebook-cell:last-of-type")
     close(page)
 
 
@@ -195,7 +183,6 @@ def test_the_widgets_answer_to_the_keyboard(page, lab):
     source = "document.querySelectorAll('.widget-output img')"
     page.wait(f"{source}.length == 1 && {source}[0].naturalWidth > 0", 60)
     check(page, cells)
-    page.keep("06_widgets", ".widget-output img")
     before = page.run(f"{source}[0].src")
     page.run("document.querySelectorAll('.widget-slider .noUi-handle')[0].focus()")
     page.key("ArrowRight")
@@ -208,7 +195,4 @@ def test_the_widgets_answer_to_the_keyboard(page, lab):
 def test_all_seven_run_in_order(page, lab):
     for name in NOTEBOOKS:
         check(page, run_all(page, lab, name))
-        page.keep(f"all_{name}")
-        if name == "06_tflite_eval":
-            page.keep("06_explore", ".widget-output img")
         close(page)

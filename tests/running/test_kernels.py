@@ -1,5 +1,6 @@
 """Kernels of killed processes, and machines on which none can be reached."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,20 +12,23 @@ import pytest
 from paperlib.running.notebooks import execute, kernel_environment
 
 
-def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed():
+def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed(monkeypatch):
     script = ("import os, signal\nfrom paperlib.running.notebooks import kernel_environment\n"
               "with kernel_environment():\n    print(os.environ['JUPYTER_PATH'].split(os.pathsep)[0], flush=True)\n"
               "    os.kill(os.getpid(), signal.SIGKILL)\n")
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     left = Path(killed.stdout.strip())
     assert left.is_dir()
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    before = dict(os.environ)
     with kernel_environment():
         assert not left.exists()
+        assert os.environ["TQDM_MININTERVAL"] == "30"
         mine = Path(os.environ["JUPYTER_PATH"].split(os.pathsep)[0])
-        before = os.environ["JUPYTER_PATH"]
         with kernel_environment():
-            assert os.environ["JUPYTER_PATH"] != before
-            assert (mine / "kernels" / "python3" / "kernel.json").is_file()
+            specification = json.loads((mine / "kernels" / "python3" / "kernel.json").read_text())
+        assert specification["argv"][0] == sys.executable
+    assert dict(os.environ) == before
     assert not mine.exists()
 
 

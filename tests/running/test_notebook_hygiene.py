@@ -30,12 +30,6 @@ def tags(cell):
     return cell.metadata.get("tags", [])
 
 
-def strings(cell):
-    """Every string in a cell's code, also inside f-strings."""
-    return [node.value for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Constant)
-            and isinstance(node.value, str)]
-
-
 def test_there_are_the_seven():
     assert [path.stem for path in PATHS] == list(NOTEBOOKS)
     assert [path.stem for path in find_notebooks(FOLDER)] == list(NOTEBOOKS)
@@ -49,49 +43,28 @@ def test_parameters_are_three_and_empty_by_default(cells):
     assert code(cells)[0] is cell
 
 
-def test_cells_are_few_and_short(cells):
+def test_cells_are_few_and_short_define_nothing_and_run_anywhere(cells):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     assert len(code(cells)) <= 21
     for cell in code(cells):
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert 0 < len(lines) <= 15, cell.source
-
-
-def test_nothing_is_defined_in_a_notebook(cells):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    for cell in code(cells):
-        assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)], cell.source
-
-
-def test_no_magics_and_no_shell(cells):
-    for cell in code(cells):
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        assert not [node for node in nodes if isinstance(node, kinds)], cell.source
         assert not re.search(r"^\s*[%!]", cell.source, re.MULTILINE), cell.source
-
-
-def test_no_paths_relative_to_wherever_the_kernel_runs(cells):
-    for cell in code(cells):
-        for text in strings(cell):
-            assert not re.match(r"\.{0,2}/|results/|notebooks/|paperlib/", text), cell.source
         assert not re.search(r"\b(chdir|getcwd|Path\.cwd|Path\(\))", cell.source), cell.source
+        for text in (node.value for node in nodes if isinstance(node, ast.Constant)):  # f-strings too
+            relative = r"\.{0,2}/|results/|notebooks/|paperlib/"
+            assert not (isinstance(text, str) and re.match(relative, text)), cell.source
 
 
-def test_outputs_are_kept_only_where_they_are_compared(cells):
-    checked = [cell for cell in code(cells) if CHECKED in tags(cell)]
-    assert checked, "one small deterministic cell is compared by nbval"
+def test_outputs_are_kept_where_they_are_compared_in_several_cells_of_each(cells):
+    assert sum(CHECKED in tags(cell) for cell in code(cells)) >= 3
     for cell in code(cells):
-        if CHECKED in tags(cell):
-            # nbval compares nothing where the count is missing.
-            assert cell.outputs, cell.source
-            assert cell.execution_count, cell.source
-        else:
-            assert not cell.outputs, cell.source
+        assert bool(cell.outputs) is (CHECKED in tags(cell)), cell.source
+        # nbval compares nothing where the count is missing
+        assert cell.execution_count or not cell.outputs, cell.source
         assert all(output.output_type != "error" for output in cell.outputs), cell.source
-
-
-def test_a_changed_number_breaks_a_cell_of_every_notebook():
-    checked = {path.stem: sum(CHECKED in tags(cell) for cell in code(nbformat.read(path, as_version=4).cells))
-               for path in PATHS}
-    assert min(checked.values()) >= 3, checked
-    assert sum(checked.values()) >= 25, checked
 
 
 def test_the_methods_code_is_shown_and_every_named_file_is_there(cells):
@@ -100,18 +73,14 @@ def test_the_methods_code_is_shown_and_every_named_file_is_there(cells):
         assert (FOLDER.parent / name).is_file(), name
 
 
-def test_each_opens_with_its_title_paper_section_and_rows(cells):
-    first = cells[0]
+def test_each_opens_with_its_question_and_writes_its_own_record(cells, request):
+    first, name = cells[0], request.node.callspec.id
     assert first.cell_type == "markdown"
     assert first.source.startswith("# 0")
-    assert "**Paper:**" in first.source
-    assert "section" in first.source
-    assert "*What to expect:*" in first.source
-
-
-def test_each_writes_its_own_record(cells, request):
-    name = request.node.callspec.id
-    assert re.search(rf"run\.record\(\s*\"{name}\"", "\n".join(cell.source for cell in code(cells)))
+    assert re.search(r"\*\*Question:\*\*[^*]+\?", first.source)
+    assert all(words in first.source for words in ("**Paper:**", "section", "*What to expect:*"))
+    source = "\n".join(cell.source for cell in code(cells))
+    assert re.search(rf"run\.record\(\s*\"{name}\"", source)
 
 
 def text(cells):
@@ -126,9 +95,7 @@ def section(cells, heading):
     return cells[start : next(after, len(cells))]
 
 
-def test_each_asks_a_question_and_answers_it_with_an_equation_and_a_drawing(cells):
-    assert "**Question:**" in cells[0].source
-    assert re.search(r"\*\*Question:\*\*[^*]+\?", cells[0].source)
+def test_each_has_an_equation_and_a_drawing(cells):
     equations = re.findall(r"\$\$(.+?)\$\$", text(cells), re.DOTALL)
     assert [equation for equation in equations if "=" in equation or "\\sqrt" in equation]
     source = "\n".join(cell.source for cell in code(cells))
@@ -139,19 +106,14 @@ def test_each_asks_a_question_and_answers_it_with_an_equation_and_a_drawing(cell
 
 
 def test_diagrams_are_pictures_that_jupyterlab_draws_and_every_one_is_shown(cells):
-    """JupyterLab draws attached bitmaps alone, no SVG."""
-    for cell in cells:
-        attached = cell.get("attachments", {})
-        assert set(re.findall(r"!\[[^]]+\]\(attachment:([^)]+)\)", cell.source)) == set(attached)
-        assert all(list(kinds) == ["image/png"] for kinds in attached.values())
-
-
-def test_dollars_pair_up(cells):
-    """An odd dollar would turn prose into mathematics."""
+    """JupyterLab draws attached bitmaps alone, no SVG. An odd dollar makes prose mathematics."""
     for cell in cells:
         if cell.cell_type == "markdown":
             assert cell.source.replace("$$", "").count("$") % 2 == 0, cell.source
             assert cell.source.count("$$") % 2 == 0, cell.source
+        attached = cell.get("attachments", {})
+        assert set(re.findall(r"!\[[^]]+\]\(attachment:([^)]+)\)", cell.source)) == set(attached)
+        assert all(list(kinds) == ["image/png"] for kinds in attached.values())
 
 
 def test_links_lead_on_back_and_to_paper_and_readme(cells, request):
@@ -164,13 +126,9 @@ def test_links_lead_on_back_and_to_paper_and_readme(cells, request):
         assert link.startswith(("https://", "attachment:")) or (FOLDER / link).is_file(), link
 
 
-def test_what_we_saw_is_computed(cells):
-    part = section(cells, "What we saw")
-    (said,) = code(part)
+def test_what_we_saw_is_computed_and_two_exercises_change_one_setting_each(cells):
+    (said,) = code(section(cells, "What we saw"))
     assert re.fullmatch(r"reporting\.saw\(run, \"\d\d_\w+\"\)", said.source)
-
-
-def test_two_exercises_change_one_setting_each(cells):
     part = section(cells, "Exercises")[0].source
     exercises = re.findall(r"^\d\. `(\{.+?\})`: (.+?)(?=^\d\. |\n\n|\Z)", part, re.MULTILINE | re.DOTALL)
     assert len(exercises) == 2
