@@ -11,12 +11,13 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from paperlib.data.resize import KERNELS, cubic
 from paperlib.evaluation.metrics import psnr_rgb, tensorflow_mean
 from paperlib.evaluation.paper_numbers import OURS, entries, score
+from paperlib.reporting import tables
 from paperlib.run import STYLE
 from paperlib.settings import SCALE, LossSettings
 
@@ -226,15 +227,20 @@ def layer_ranges(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+PRECISIONS = {"fp32": "FP32 (fake-quantised)", "int8": "INT8 file"}
+"""Of Table C's rows."""
+
+
 @style.context(STYLE)
 def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """PSNR of Table C's networks on the validation images in FP32 and INT8, from measured rows.
 
-    The axis starts above 0. Rows ending in _float or _learnt are of the same networks: left out.
+    The axis starts above 0. Rows ending in _float, _learnt or _fixed are of the same networks and
+    left out.
     """
     found = pd.DataFrame([{"sd": None} | row for row in rows if row["value"] is not None and (
         row["table"], row["metric"], row["dataset"]) == ("C", "psnr", "validation")
-        and not row["row"].endswith(("_float", "_learnt"))])
+        and not row["row"].endswith(("_float", "_learnt", "_fixed"))])
     title = "What INT8 costs each network"
     if found.empty:
         figure = Figure(figsize=(5, 0.8))
@@ -245,12 +251,12 @@ def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     for index, (precision, part) in enumerate(found.groupby("precision")):
         drawn = axes.bar([names.index(name) + 0.4 * index for name in part["row"]], part["value"],
-                         0.38, label=precision.upper(), yerr=part["sd"].astype(float), capsize=3)
+                         0.38, label=PRECISIONS[precision], yerr=part["sd"].astype(float), capsize=3)
         axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
     low, high = found["value"].min(), found["value"].max()
     margin = 0.15 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
-    axes.set_xticks(np.arange(len(names)) + 0.2, names)
+    axes.set_xticks(np.arange(len(names)) + 0.2, list(map(tables.name, names)))
     axes.grid(visible=False, axis="x")
     axes.set(ylabel="PSNR RGB (dB)\n(axis does not start at 0)", title=title)
     figure.legend(ncols=2, loc="outside lower center")
@@ -423,12 +429,14 @@ def mean_drift(images: pd.DataFrame) -> Figure:
                  for size in sizes]
         first.plot(sizes / 1e6, drift, label=f"uniform in {low}..1")
     first.axvline(2.8, linestyle=":", linewidth=1, color="0.4")
-    first.annotate("DIV2K", (2.8, 0.03), (4, 0), textcoords="offset points", fontsize=9)
+    first.annotate("DIV2K", (2.8, 0.045), (-4, 0), textcoords="offset points", fontsize=9,
+                   horizontalalignment="right")
     first.set(xlabel="numbers added (million)", ylabel="float32 mean − true mean", xscale="log",
-              title="The mean drifts with size")
+              xlim=(0.015, 12), title="The mean drifts with size")
     first.legend()
     for axes in second:
         axes.plot(images["ssim"], images["ssim_tensorflow"] - images["ssim"], "o", markersize=5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set(xlabel="SSIM", ylabel="paper's SSIM − SSIM",
                  title="Real images, authors' INT8 file")
     return figure

@@ -130,10 +130,11 @@ def test_drops_pair_the_two_precisions_of_a_network():
                 ("repdw_learnt", "int8", 1.0, "validation"), ("abpn", "fp32", None, "validation"))]
     axes = figures.drops(rows).axes[0]
     first, second = (bars for bars in axes.containers if hasattr(bars, "patches"))
-    assert (first.get_label(), second.get_label()) == ("FP32", "INT8")
+    assert (first.get_label(), second.get_label()) == (
+        "FP32 (fake-quantised)", "INT8 file")
     assert heights(first.patches) == [27.0, 26.0]
     assert heights(second.patches) == pytest.approx([26.8, 25.0])
-    assert ticks(axes.get_xticklabels()) == ["mobileone", "repdw"]
+    assert ticks(axes.get_xticklabels()) == ["MobileOne", "RepDW"]
     nothing = figures.drops([])
     assert nothing.get_suptitle() == "What INT8 costs each network: nothing measured"
     assert nothing.axes == []
