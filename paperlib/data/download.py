@@ -6,7 +6,7 @@ announced; whatever comes is believed only when its SHA-256 is the expected one.
 
 `open.csv` (51 wallpapers in 4K) and `open_wallpapers.csv` (385 photographs of public repositories,
 each pinned at a commit, with licence and author), for training, are reduced, so that neither noise
-nor JPEG blocks are learnt: turned by EXIF, RGB, Lanczos by min(1/1.5 or 1/2, 2040 / longer side),
+nor JPEG blocks are learned: turned by EXIF, RGB, Lanczos by min(1/1.5 or 1/2, 2040 / longer side),
 JPEG of quality 95 with full colour. An original is believed by its SHA-256. The reduced file has
 the listed one where Pillow and its JPEG library give the same bytes as where the list was made;
 elsewhere it is kept and said to differ.

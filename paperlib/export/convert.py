@@ -1,6 +1,6 @@
-"""INT8 TFLite files that keep what was learnt (paper section 5).
+"""INT8 TFLite files that keep what was learned (paper section 5).
 
-The published export went through post-training quantisation and threw the learnt ranges away; here
+The published export went through post-training quantisation and threw the learned ranges away; here
 they are handed to the converter (`paperlib.export.tf_graph`). Fixed and dynamic shape, a float
 file, and the authors' way as a second row.
 """

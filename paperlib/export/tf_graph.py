@@ -1,6 +1,6 @@
 """The deployment graph rebuilt in TensorFlow, NHWC, for the TFLite converter (paper section 5).
 
-The learnt grids enter as `fake_quant` operators, which the converter takes as given; no calibration
+The learned grids enter as `fake_quant` operators, which the converter takes as given; no calibration
 happens. The last convolution's output channels are permuted once, from PixelShuffle's order
 (colour, sub-pixel) to DEPTH_TO_SPACE's (sub-pixel, colour).
 """

@@ -158,7 +158,7 @@ def _by_observed_node(model: PaperQat, published: dict[str, Tensor]) -> dict[str
 
 
 def read_published_qat(path: str | Path) -> QuantisedGraph:
-    """The authors' quantisation-aware state (`ckpt_best_s3_qat.pt`, EMA weights) with its learnt grids, strictly.
+    """The authors' quantisation-aware state (`ckpt_best_s3_qat.pt`, EMA weights) with its learned grids, strictly.
 
     Raises:
         UserError: missing or damaged file, or another layout.

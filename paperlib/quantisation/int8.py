@@ -53,7 +53,7 @@ IMAGE_GRID = QParams(1.0, QMIN)
 
 @dataclass(frozen=True, eq=False)
 class QuantisedGraph:
-    """A graph with learnt float weights, the grid of every activation and the scale(s) of every kernel."""
+    """A graph with learned float weights, the grid of every activation and the scale(s) of every kernel."""
 
     graph: Graph
     grids: dict[str, QParams]

@@ -43,7 +43,7 @@ def exact_skip(graph: Graph, peak: float, peaks: Tensor | None = None) -> Graph:
 
     On the authors' stage-2 weights 400 steps of QAT give 31.469 dB on Set5 (31.446 with ADD, 31.511 in
     float), for 6.7 % more MACs. Before QAT it is worse (31.23): the patch kernels' rounding adds up over
-    areas and must be learnt.
+    areas and must be learned.
 
     Args:
         graph: student with FusedConv blocks.

@@ -1,7 +1,7 @@
 """Quantiser `tflite`: fake-quantisation that is TFLite's INT8 arithmetic (paper section 4; rules of section 5).
 
 Weights: symmetric, −127..127, one scale per output channel from its largest weight. Activations: int8 per tensor, the
-range calibrated by least squares and then kept (learnt step sizes gave nothing: `tried.md`). Biases: int32.
+range calibrated by least squares and then kept (learned step sizes gave nothing: `tried.md`). Biases: int32.
 Image and result: 8-bit pixels. ADD has its own grid; what only moves values (PixelShuffle, concatenation) has none.
 """
 

@@ -103,7 +103,7 @@ def pin_teacher(source: TeacherSource, kind: str, pin: Path) -> TeacherSource:
         source = replace(source, reason=kept.get("reason", source.reason))
     if kept.get("sha256", source.sha256) != source.sha256:
         raise UserError(f"the teacher has other weights ({source.sha256[:16]}…) than this run has "
-                        f"learnt from ({kept['sha256'][:16]}…, {pin}). Put those back, choose "
+                        f"learned from ({kept['sha256'][:16]}…, {pin}). Put those back, choose "
                         f"another --out, or delete {pin.parent} and the stages trained with it.")
     if "sha256" not in kept:
         write_json(pin, {"kind": kind, "reason": source.reason} | kept | {"sha256": source.sha256})

@@ -49,7 +49,7 @@ class GatedMLP(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows with a learnt bias by relative position."""
+    """Multi-head self-attention inside windows with a learned bias by relative position."""
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()

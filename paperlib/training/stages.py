@@ -184,7 +184,7 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
            settings: Settings | None = None) -> Trained:
     """Stage 3: quantisation-aware training of the fused student (section 4): `qat.safetensors`.
 
-    The activation grids are learnt for the part `quant.observe_until` of the steps, then frozen.
+    The activation grids are learned for the part `quant.observe_until` of the steps, then frozen.
     """
     settings = settings or run.settings
     stage, quant, folder = settings.stage3, settings.quant, run.stage_folder(name)

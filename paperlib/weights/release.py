@@ -108,7 +108,7 @@ def _stage_line(settings: Settings, name: str, minutes: float) -> str:
 def _card(
     records: dict[str, Any], sources: dict[str, Path], scores: list[dict[str, str]], seeds: str,
 ) -> str:
-    """The model card: what it is, what it learnt from, what it scores, what it cannot do."""
+    """The model card: what it is, what it learned from, what it scores, what it cannot do."""
     last, second, third = (records[name] for name in ("06_tflite_eval", "04_stage2", "05_fuse_qat"))
     settings = Settings.model_validate(last["settings"])
     data, quant = settings.data, settings.quant
