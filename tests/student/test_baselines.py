@@ -34,15 +34,6 @@ def test_abpn_without_weights_is_nearest_neighbour_upscaling():
     torch.testing.assert_close(model(x), F.interpolate(x, scale_factor=3, mode="nearest"))
 
 
-def test_clamp_is_a_choice_of_fusing():
-    model = ABPN(StudentSettings(arch="abpn"))
-    torch.nn.init.constant_(model.head.bias, 300.0)
-    x = torch.zeros(1, 3, 3, 3)
-    assert model(x).max() > 255
-    assert fuse_model(model, clamp=True)(x).max() == 255
-    assert not model.clamp
-
-
 @pytest.mark.parametrize("arch", ["fsrcnn", "abpn"])
 def test_a_bilinear_start_is_bilinear_upscaling(arch):
     """Inside the image; at its border convolutions see zeros where the interpolation repeats the edge."""

@@ -20,7 +20,9 @@ def test_graph_equals_module(arch, size):
 
 
 def test_published_size_and_cost():
-    graph = deployment_graph(build_model(StudentSettings(), "fused"))
+    student = build_model(StudentSettings())
+    graph = deployment_graph(fuse_model(student))
+    assert sum(value.numel() for value in student.state_dict().values()) == 392_755
     assert parameters(graph) == 82_683
     assert macs_per_lr_pixel(graph) == 3 * 32 * 9 + 8 * 32 * 32 * 9 + 32 * 27 * 9
     assert macs_per_lr_pixel(deployment_graph(build_model(StudentSettings(arch="abpn")))) == 42_345

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from paperlib.settings import StudentSettings
 from paperlib.student.models import read_published
-from paperlib.student.network import Student, count_parameters, fuse, with_form
+from paperlib.student.network import Student, fuse, with_form
 
 
 def trained_a_little(settings: StudentSettings) -> Student:
@@ -15,12 +15,6 @@ def trained_a_little(settings: StudentSettings) -> Student:
     for _ in range(4):
         student(torch.rand(2, 3, 12, 12) * 255)
     return student.eval()
-
-
-def test_published_parameter_counts():
-    student = Student(StudentSettings())
-    assert count_parameters(fuse(student)) == 82_683
-    assert sum(value.numel() for value in student.state_dict().values()) == 392_755
 
 
 @pytest.mark.parametrize("arch", ["mobileone", "repconv", "repdw"])

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from paperlib.data.dataset import Batch
-from paperlib.errors import UserError
 from paperlib.settings import LossSettings, StudentSettings
 from paperlib.student.models import build_model
 from paperlib.training.losses import (
@@ -41,14 +40,6 @@ def test_dct_is_scipys_and_the_orthonormal_one_2_sqrt_nm_times_smaller():
         np.testing.assert_allclose(dct2(image, norm).numpy(), wanted, atol=1e-10)
     plain, ortho = dct2(image)[..., 1:, 1:], dct2(image, "ortho")[..., 1:, 1:]
     torch.testing.assert_close(ortho, plain / (2 * math.sqrt(12 * 9)))
-
-
-def test_the_stages_loss_takes_the_scaling_that_is_set():
-    sr, hr = torch.rand(1, 3, 12, 9), torch.rand(1, 3, 12, 9)
-    for norm in ("none", "ortho"):
-        total, _ = stage_loss(LossSettings(dct=0.5, dct_norm=norm), sr * 255, hr * 255, None, 0.0)
-        wanted = np.abs(scipy.fft.dctn((sr - hr).numpy(), norm=None if norm == "none" else norm, axes=(-2, -1))).mean()
-        assert total.item() == pytest.approx(0.5 * wanted, rel=1e-4)
 
 
 def test_confidence_follows_the_formula_and_its_limits():
@@ -82,22 +73,22 @@ def test_kd_schedule_has_three_phases():
     assert kd_weight(LossSettings(kd=0.03), 0.9) == 0.03
 
 
-def test_stage_loss_adds_weighted_terms():
-    sr, hr, teacher = (torch.rand(1, 3, 9, 9) for _ in range(3))
-    settings = LossSettings(charbonnier=1.0, dct=0.02, kd=0.03)
+@pytest.mark.parametrize(("settings", "wanted"), [
+    (LossSettings(dct=0.5), lambda sr, hr, _: 0.5 * dct_l1(sr, hr)),
+    (LossSettings(dct=0.5, dct_norm="ortho"), lambda sr, hr, _: 0.5 * dct_l1(sr, hr, "ortho")),
+    (LossSettings(charbonnier=1.0, dct=0.02, kd=0.03), lambda sr, hr, teacher: (
+        charbonnier(sr, hr) + 0.02 * dct_l1(sr, hr)
+        + 0.03 * distillation(sr, teacher, hr, LossSettings()))),
+    (LossSettings(mse=2.0, kd=0.5, kd_error="l2", confidence=False), lambda sr, hr, teacher: (
+        2 * F.mse_loss(sr, hr) + 0.5 * F.mse_loss(sr, teacher)))])
+def test_stage_loss_adds_weighted_terms(settings, wanted):
+    sr, hr, teacher = (torch.rand(1, 3, 9, 12) for _ in range(3))
     total, parts = stage_loss(settings, sr * 255, hr * 255, teacher, 0.0)
-    wanted = charbonnier(sr, hr) + 0.02 * dct_l1(sr, hr) + 0.03 * distillation(sr, teacher, hr, settings)
-    assert total.item() == pytest.approx(wanted.item(), rel=1e-4)
-    assert set(parts) == {"charbonnier", "dct", "kd"}
-
-
-def test_squared_errors():
-    sr, hr, teacher = (torch.rand(1, 3, 9, 9) for _ in range(3))
-    settings = LossSettings(mse=2.0, kd=0.5, kd_error="l2", confidence=False)
-    total, parts = stage_loss(settings, sr * 255, hr * 255, teacher, 0.0)
-    wanted = 2 * F.mse_loss(sr, hr) + 0.5 * F.mse_loss(sr, teacher)
-    assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
-    assert set(parts) == {"mse", "kd"}
+    assert total.item() == pytest.approx(wanted(sr, hr, teacher).item(), rel=1e-4)
+    weights = settings.model_dump(include={"l1", "charbonnier", "mse", "dct", "kd"})
+    assert set(parts) == {name for name, weight in weights.items() if weight}
+    spectrum = scipy.fft.dctn((sr - hr).numpy(), axes=(-2, -1))
+    assert dct_l1(sr, hr).item() == pytest.approx(np.abs(spectrum).mean(), rel=1e-4)
 
 
 class Scale(nn.Module):
@@ -111,10 +102,10 @@ class Scale(nn.Module):
         return self.weight * x.repeat_interleave(3, 2).repeat_interleave(3, 3)
 
 
-def batch(teacher: bool = True) -> Batch:
+def batch() -> Batch:
     generator = torch.Generator().manual_seed(3)
     image = lambda side: torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
-    return Batch(image(4), image(12), image(12) if teacher else None, [])
+    return Batch(image(4), image(12), image(12), [])
 
 
 def test_shares_are_those_of_derivatives_by_hand():
@@ -148,12 +139,3 @@ def test_a_students_gradient_norms_are_those_of_backward_and_it_is_not_changed()
     norm = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
     assert table["gradient norm"][0] == pytest.approx(float(norm), rel=1e-4)
     assert table["weight"][1] == pytest.approx(0.15)  # λ half-way from kd to kd_mid
-
-
-def test_a_teacher_is_needed_where_the_loss_distils():
-    settings = LossSettings(charbonnier=1.0, kd=0.2)
-    with pytest.raises(UserError, match="no teacher"):
-        gradient_shares(Scale(), batch(teacher=False), settings)
-    table = gradient_shares(Scale(), batch(teacher=False), settings,
-                        teacher=lambda lr: lr.repeat_interleave(3, 2).repeat_interleave(3, 3) / 255)
-    assert list(table["term"]) == ["charbonnier", "kd"]
