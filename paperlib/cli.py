@@ -232,10 +232,9 @@ def _fetch(args: argparse.Namespace) -> int:
         names = ", ".join(f"`paperlib data fetch {name}`" for name in FETCHED)
         raise UserError(f"data fetch: what? There is {names}.")
     if args.what == "div2k-valid":
-        from paperlib.data.div2k import VALIDATION
         from paperlib.settings import DataSettings
 
-        _prepare_div2k(DataSettings(div2k=str(args.to or "")), archives=VALIDATION)
+        _prepare_div2k(DataSettings(div2k=str(args.to or "")), splits=("valid",))
         return 0
     if not args.to and not data_dir():
         raise UserError(f"data fetch {args.what}: into which folder? Set PAPERLIB_DATA to the one "

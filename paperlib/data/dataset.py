@@ -193,8 +193,8 @@ class Data:
         """One line a split: photographs and megapixels (HR)."""
         shapes = {"training": [self.store.hr(index).shape for index in range(len(self.store))],
                   "validation": [pair.hr.shape for pair in self.valid]}
-        for name, pairs in self.tests.items():
-            shapes[f"test: {name}"] = [pair.hr.shape for pair in pairs]
+        shapes |= {f"test: {name}": [pair.hr.shape for pair in pairs]
+                   for name, pairs in self.tests.items()}
         return pd.DataFrame([{"split": split, "photographs": len(found),
                               "megapixels": round(sum(h * w for h, w, _ in found) / 1e6, 2)}
                              for split, found in shapes.items()])
@@ -216,12 +216,12 @@ def patches_of(data: Data, settings: Settings, stream: str, stage: StageSettings
 def lr_batches(data: Data, settings: Settings, stream: str, stage: StageSettings) -> list[Tensor]:
     """LR patches for BN statistics: `recalibrate_batches` float tensors (B, 3, p, p) in 0..255."""
     patches = patches_of(data, settings, stream, stage)
-    return [patches.batch(step, stage.batch).lr.float() for step in range(stage.recalibrate_batches)]
+    batches = (patches.batch(step, stage.batch) for step in range(stage.recalibrate_batches))
+    return [batch.lr.float() for batch in batches]
 
 
 def calibration(data: Data, settings: Settings, drawn: bool = False) -> list[np.ndarray]:
-    """LR training photographs (uint8, (h, w, 3)) for first ranges and for post-training
-    quantisation.
+    """LR training photographs, uint8 (h, w, 3), for first ranges and post-training quantisation.
 
     Args:
         drawn: by the seed, which moves single images by half a decibel; else evenly spaced.

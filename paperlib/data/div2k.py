@@ -9,7 +9,6 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,36 +24,19 @@ URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 COUNTS = {"train": 800, "valid": 100}
 
 
-@dataclass(frozen=True)
-class Archive:
-    """One zip file of the data set; it holds the folder `folder` of PNG files."""
-
-    folder: str
-    bytes: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        """The file's."""
-        return f"{self.folder.replace('/', '_')}.zip"
-
-    @property
-    def split(self) -> str:
-        """"train" or "valid"."""
-        return self.folder.split("_")[1]
-
-
-ARCHIVES = (
-    Archive("DIV2K_train_HR", 3_530_603_713,
-            "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
-    Archive("DIV2K_valid_HR", 448_993_893,
-            "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
-    Archive("DIV2K_train_LR_bicubic/X3", 427_847_282,
-            "ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a"),
-    Archive("DIV2K_valid_LR_bicubic/X3", 54_513_392,
-            "04b9a2ed3b4a0715d3924d3ae8514830c3328fac8d30512ce716d6f419e052a3"),
-)
-VALIDATION = ARCHIVES[1::2]
+ARCHIVES = {
+    "train": {
+        "DIV2K_train_HR": (
+            3_530_603_713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"),
+        "DIV2K_train_LR_bicubic/X3": (
+            427_847_282, "ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a")},
+    "valid": {
+        "DIV2K_valid_HR": (
+            448_993_893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"),
+        "DIV2K_valid_LR_bicubic/X3": (
+            54_513_392, "04b9a2ed3b4a0715d3924d3ae8514830c3328fac8d30512ce716d6f419e052a3")},
+}
+"""Split → folders of its HR and LR images → bytes and SHA-256 of the zip file."""
 
 
 def div2k_folder(settings: DataSettings) -> Path:
@@ -76,7 +58,7 @@ def _images(root: Path, folder: str) -> list[Path]:
 def div2k_sources(settings: DataSettings, split: str) -> list[Source]:
     """The photographs of a split with the data set's own LR files, by number."""
     root = div2k_folder(settings)
-    hr, lr = (_images(root, archive.folder) for archive in ARCHIVES if archive.split == split)
+    hr, lr = (_images(root, folder) for folder in ARCHIVES[split])
     if not hr or not lr:
         raise UserError(f"DIV2K's {split} images are not in {root}. Run `paperlib data prepare "
                         "--profile paper`, or set data.div2k to the folder that holds "
@@ -131,9 +113,8 @@ def validation_at_hand(folder: Path, tell: Callable[[str], None] = print) -> lis
     return [Source(*pair) for pair in pairs if any(pair[1:])]
 
 
-def unpack(archive: Archive, path: Path, root: Path) -> None:
-    """Unpack a zip file's PNG images into `root`, whole or not at all."""
-    target = root / archive.folder
+def unpack(path: Path, target: Path) -> None:
+    """Unpack a zip file's PNG images into a new folder, whole or not at all."""
     if target.exists():  # `building_folder` would put the new one in its place
         raise UserError(f"{target} is there and holds no PNG image. Move it away and try again.")
     with reading(path, "a zip file of DIV2K"):
@@ -160,7 +141,7 @@ def check_split(settings: DataSettings, split: str) -> None:
 
 
 def prepare(
-    settings: DataSettings, archives: tuple[Archive, ...] = ARCHIVES,
+    settings: DataSettings, splits: Sequence[str] = ("train", "valid"),
     progress: Progress | None = None,
 ) -> list[str]:
     """Bring DIV2K to where it is expected (unpacked, checked); returns what was done, a line each.
@@ -170,19 +151,19 @@ def prepare(
     """
     root, done = div2k_folder(settings), []
     host = os.environ.get("PAPERLIB_DIV2K_URL", URL).rstrip("/")
-    for archive in archives:
-        if _images(root, archive.folder):
-            done.append(f"{archive.folder}: there")
-            continue
-        path = root / archive.name
-        if not path.is_file():
-            download(f"{host}/{archive.name}", path, archive.bytes, archive.sha256, progress,
-                     place="PAPERLIB_CACHE or data.div2k")
-        elif sha256_file(path) != archive.sha256:
-            raise UserError(f"{path} has a wrong SHA-256, expected {archive.sha256}. Delete it and "
-                            "try again.")
-        unpack(archive, path, root)
-        done.append(f"{archive.folder}: unpacked from {path}")
-    for split in dict.fromkeys(archive.split for archive in archives):
+    for split in splits:
+        for folder, (size, expected) in ARCHIVES[split].items():
+            path = root / f"{folder.replace('/', '_')}.zip"
+            if _images(root, folder):
+                done.append(f"{folder}: there")
+                continue
+            if not path.is_file():
+                download(f"{host}/{path.name}", path, size, expected, progress,
+                         place="PAPERLIB_CACHE or data.div2k")
+            elif sha256_file(path) != expected:
+                raise UserError(f"{path} has a wrong SHA-256, expected {expected}. Delete it and "
+                                "try again.")
+            unpack(path, root / folder)
+            done.append(f"{folder}: unpacked from {path}")
         check_split(settings, split)
     return done

@@ -76,8 +76,8 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
     part = path.with_name(path.name + ".part")
     need = (size or 0) - _there(part)
     if shutil.disk_usage(path.parent).free < need:
-        raise UserError(f"{url} needs {need} bytes in {path.parent}, and fewer are free. Free some, "
-                        f"or set {place} to a larger disk.")
+        raise UserError(f"{url} needs {need} bytes in {path.parent}, and fewer are free. Free "
+                        f"some, or set {place} to a larger disk.")
     problem = ""
     for attempt in range(retries or RETRIES):
         time.sleep(min(2 ** (attempt - 1), 5) if attempt else 0)
@@ -113,10 +113,8 @@ def _there(part: Path) -> int:
 
 
 def _continue(url: str, part: Path, size: int | None, progress: Progress | None) -> str:
-    """One attempt: append what is missing to `part`; starts over where the host cannot continue.
-
-    Gives "", or why no other attempt can help.
-    """
+    """One attempt: append what is missing to `part`, or start over where the host cannot continue;
+    gives "", or why no other attempt can help."""
     have, limit = _there(part), size or LARGEST
     if have > limit:
         part.unlink()

@@ -116,8 +116,8 @@ def _open(path: Path) -> Image.Image:
         data = path.read_bytes()
         for name, beginning in FOREIGN.items():
             if beginning.match(data):
-                raise UserError(f"{path} is a {name} picture, a kind that is not read here. Convert "
-                                "it to PNG or JPEG first.") from error
+                raise UserError(f"{path} is a {name} picture, a kind that is not read here. "
+                                "Convert it to PNG or JPEG first.") from error
         if not data.startswith(b"\x89PNG"):
             raise
     kept, place = [data[:8]], 8
@@ -184,7 +184,8 @@ def read_rgb(path: str | Path) -> np.ndarray:
 def _from_cmyk(image: Image.Image, notes: list[str]) -> Image.Image:
     """CMYK → sRGB, through the embedded profile where there is one that can be used."""
     try:
-        profile, srgb = io.BytesIO(image.info.get("icc_profile", b"")), ImageCms.createProfile("sRGB")
+        profile = io.BytesIO(image.info.get("icc_profile", b""))
+        srgb = ImageCms.createProfile("sRGB")
         result = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
     except ImageCms.PyCMSError:
         notes.append("CMYK without a valid colour profile: colours are approximate")

@@ -48,8 +48,7 @@ def _luminance(lr: np.ndarray) -> Image.Image:
 
 
 def _detail(picture: Image.Image, short: float) -> np.ndarray:
-    """The picture resized to a shorter side of `short` pixels, less its mean over 5 × 5; float32
-    (h, w)."""
+    """The picture at a shorter side of `short` pixels, less its mean over 5 × 5; float32 (h, w)."""
     factor = short / min(picture.size)
     size = tuple(round(length * factor) for length in picture.size)
     pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))

@@ -46,9 +46,6 @@ def make_pair(name: str, hr: np.ndarray, lr: np.ndarray | None = None, crop: int
 
     Args:
         crop: take the central part of that many HR pixels a side, where it is not 0.
-
-    Raises:
-        UserError: HR too small, or an LR image that is not a third of it.
     """
     height, width = (side // SCALE for side in hr.shape[:2])
     if not height or not width:
@@ -95,7 +92,7 @@ def read_pairs(
     """Pairs of a folder of HR images and a folder of LR images, or LR by MATLAB's bicubic.
 
     Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png`, `0801_LR.png` or
-    `0801_LRBI_x3.png`. Of two files with one stem each has its suffix in its name and its partner's.
+    `0801_LRBI_x3.png`. Two files with one stem keep their suffixes in their and partners' names.
 
     Args:
         complete: refuse an HR image without an LR image; else reading that one fails, and only a
@@ -122,5 +119,5 @@ def read_pairs(
         sources.append(Source(name, path, partners[0]))
     if len(lost) > (0 if complete else len(files) - 1):
         raise UserError(f"{lost[0]} of {hr_folder} has no LR image in {lr_folder}, as "
-                        f"{lost[0]}x{SCALE}. Add it, or leave out --lr to make LR images by bicubic.")
+                        f"{lost[0]}x{SCALE}. Add it, or leave out --lr: LR is then made by bicubic.")
     return Pairs(sources)

@@ -39,8 +39,7 @@ def write_pixels(path: Path, pixels: np.ndarray) -> None:
 
 
 def read_pixels(path: Path) -> np.ndarray | None:
-    """What `write_pixels` has written, memory-mapped; None where it is missing, or damaged, which
-    is said."""
+    """What `write_pixels` has written, mapped; None where it is missing or (said) damaged."""
     if not path.is_file():
         return None
     content = memoryview(path.read_bytes())
@@ -51,8 +50,7 @@ def read_pixels(path: Path) -> np.ndarray | None:
 
 
 class PixelStore:
-    """Decoded training photographs: `hr(i)` uint8 (3h, 3w, 3) and `lr(i)` uint8 (h, w, 3), mapped
-    read only.
+    """Decoded training photographs, mapped read only.
 
     Args:
         folder: where the photographs' files lie.
@@ -73,11 +71,11 @@ class PixelStore:
         return len(self.names)
 
     def lr(self, index: int) -> np.ndarray:
-        """LR pixels of photograph `index`."""
+        """LR pixels of photograph `index`, uint8 (h, w, 3)."""
         return self._pixels[index][0]
 
     def hr(self, index: int) -> np.ndarray:
-        """HR pixels of photograph `index`."""
+        """HR pixels of photograph `index`, uint8 (3h, 3w, 3)."""
         return self._pixels[index][1]
 
     def output_path(self, teacher: str, index: int) -> Path:
@@ -107,11 +105,10 @@ def _key(*parts: object) -> str:
 
 
 def open_store(settings: DataSettings, progress: Progress | None = None) -> PixelStore:
-    """The pixel store of the training split; photographs not yet in the cache are decoded in
-    parallel.
+    """The pixel store of the training split; what is not yet in the cache is decoded, in parallel.
 
-    A photograph of the user's own folders that cannot be read is left out and named
-    (`PixelStore.left_out`); the key is another one without it. One of a published set is an error.
+    A photograph of the user's own folders that cannot be read is left out, which changes the key;
+    one of a published set is an error.
     """
     sources, crop = split_sources(settings, "train"), settings.train_crop
     folder = cache_dir() / "photographs"
@@ -138,8 +135,7 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
 
 
 def _open(place: Path, source: Source, crop: int) -> tuple[np.ndarray, np.ndarray] | str:
-    """LR and HR pixels of a photograph, from the cache or decoded into it; or why it cannot be
-    read."""
+    """LR and HR pixels, from the cache or decoded into it; or why they cannot be read."""
     paths = [place.with_name(f"{place.name}.{part}.npy") for part in ("lr", "hr")]
     lr, hr = map(read_pixels, paths)
     if lr is None or hr is None:
@@ -154,8 +150,7 @@ def _open(place: Path, source: Source, crop: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _at_once(sources: Sequence[Source], crop: int, folder: Path) -> int:
-    """How many photographs are decoded at a time, so that memory takes them; no space on the disk
-    for all is an error."""
+    """How many photographs memory takes at a time; a disk too small for all is an error."""
     largest, need = 1, 0
     for source in sources:
         with suppress(UserError):  # told when it is decoded

@@ -1,5 +1,4 @@
-"""Bicubic resizing: MATLAB's `imresize` to the last bit, as the field makes its data sets (paper
-section 6), and PyTorch's.
+"""Bicubic resizing (paper section 6): MATLAB's `imresize` to the last bit, and PyTorch's.
 
 Keys' cubic kernel has one free parameter: a = −0.5 in MATLAB, −0.75 in PyTorch. MATLAB widens the
 kernel when it makes an image smaller, and mirrors it at its borders with the border row repeated;
@@ -62,15 +61,11 @@ def _to_8_bits(x: np.ndarray) -> np.ndarray:
 
 
 def bicubic_downscale(hr: np.ndarray, round_each_axis: bool = True) -> np.ndarray:
-    """HR → LR by MATLAB's antialiased bicubic filter.
+    """HR → LR by MATLAB's antialiased bicubic filter, uint8 (3h, 3w, 3) → uint8 (h, w, 3).
 
     Args:
-        hr: uint8 (3h, 3w, 3).
         round_each_axis: MATLAB rounds to 8 bits after rows and again after columns; False rounds
             once (for comparison).
-
-    Returns:
-        uint8 (h, w, 3).
     """
     height, width = hr.shape[:2]
     if height % SCALE or width % SCALE:
@@ -84,14 +79,10 @@ def bicubic_downscale(hr: np.ndarray, round_each_axis: bool = True) -> np.ndarra
 
 
 def bicubic_upscale(lr: np.ndarray, kernel: str = "torch") -> np.ndarray:
-    """LR → bicubic enlargement, the baseline of Table B.
+    """The baseline of Table B: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, not rounded.
 
     Args:
-        lr: uint8 (h, w, 3).
         kernel: "torch" (what the authors' log scored) or "matlab".
-
-    Returns:
-        float32 (3h, 3w, 3), clipped to 0..255, not rounded.
     """
     height, width = (SCALE * side for side in lr.shape[:2])
     sr = np.empty((height, width, 3), np.float32)

@@ -10,8 +10,7 @@ from paperlib.settings import SCALE
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """First pixels of the tiles that cover `length` pixels; neighbours share at least `overlap`.
 
-    A tile that is too long is laid twice: from the first pixel on, and up to the last one (its
-    start is negative).
+    A longer tile is laid twice: from the first pixel on, and up to the last (from a negative one).
     """
     if length == tile:
         return [0]
@@ -56,19 +55,13 @@ def run_padded(
 def run_tiled(
     run: Callable[[np.ndarray], np.ndarray], lr: np.ndarray, height: int, width: int, overlap: int,
 ) -> np.ndarray:
-    """Upscale an image of any size with a network of fixed input size.
+    """Upscale an image (h, w, 3) with a network `run` of fixed input (height, width, 3); the result
+    (3h, 3w, 3) has the type of its output.
 
     At its border a convolution reads zeros; padding would put pixels there. An image smaller than
     the tile is therefore run twice an axis, padded (by reflection) behind and in front, and each
     run gives the half that touches a true border. So a fixed file gives what a dynamic one gives,
     from twice its reach on.
-
-    Args:
-        run: (height, width, 3) → (3·height, 3·width, 3), same type.
-        lr: (h, w, 3).
-
-    Returns:
-        (3h, 3w, 3), of the type that `run` gives.
     """
     h, w = lr.shape[:2]
     rows, columns = starts(h, height, overlap), starts(w, width, overlap)

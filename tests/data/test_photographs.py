@@ -19,7 +19,6 @@ from paperlib.data.sources import (
     EMBEDDED_TRAIN,
     EMBEDDED_VALID,
     embedded_path,
-    load_test_sets,
     named_folder,
     split_sources,
     status,
@@ -142,12 +141,6 @@ def test_sampling_by_image_shows_each_once_a_pass_and_by_area_in_proportion(phot
         TrainSet(store, folders(photographs), 1, "s", 31)
 
 
-def test_benchmark_sets_open_lazily(data_root):
-    sets = load_test_sets(DataSettings(tests=("benchmark/Set5",)))
-    assert len(sets["Set5"]) == 5
-    assert sets["Set5"][0].hr.shape[0] == 3 * sets["Set5"][0].lr.shape[0]
-
-
 def test_status_names_every_folder_of_a_split(photographs, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -177,13 +170,6 @@ def test_calibration_takes_photographs_from_the_whole_list(photographs):
         found = calibration(data, load_settings("smoke", {"quant.calibration_images": count}))
         assert all(np.array_equal(lr, store.lr(index))
                    for lr, index in zip(found, wanted, strict=True))
-
-
-def test_files_that_begin_with_a_dot_are_no_pictures(photographs):
-    for name in (".a.png", "._a.jpg"):
-        (photographs / name).write_bytes(b"AppleDouble")
-    assert [path.name for path in find_images(photographs)] == ["a.png", "b.png", "c.png"]
-    assert len(read_pairs(photographs)) == 3
 
 
 def test_unpaired_pictures_and_equal_stems(tmp_path, capsys):

@@ -97,18 +97,11 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert picture.icc is None
 
 
-def test_bad_files_are_told(tmp_path, monkeypatch):
-    Image.fromarray(RGB).save(tmp_path / "good.png")
-    content = (tmp_path / "good.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.jpg").write_text("not a picture")
-    (tmp_path / "empty.webp").touch()
+def test_what_memory_or_8_bits_cannot_hold_is_refused(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "float.tif", GREY.astype(np.float32))
-    for name, words in (("cut.png", "cut.png is not a picture"), ("text.jpg", "not a picture"),
-                        ("none.png", "no file"), ("empty.webp", "not a picture"),
-                        ("float.tif", "32 bits a channel")):
-        with pytest.raises(UserError, match=words):
-            read_picture(tmp_path / name)
+    with pytest.raises(UserError, match="32 bits a channel"):
+        read_picture(tmp_path / "float.tif")
+    Image.fromarray(RGB).save(tmp_path / "good.png")
     monkeypatch.setattr(images, "free_memory", lambda: images.DECODED * RGB.shape[0] * RGB.shape[1])
     assert image_size(tmp_path / "good.png") == RGB.shape[:2]
     with pytest.raises(UserError, match="Cut it into parts"):
@@ -181,16 +174,18 @@ def test_both_readers_catch_everything(tmp_path, capfd):
         for place in random.integers(0, min(200, len(data)), 4):
             data[place] = random.integers(256)
         (tmp_path / f"scratched{number}.png").write_bytes(data[: random.integers(len(data) // 2, len(data))])
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.webp").touch()
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     refused = []
-    for path in tmp_path.iterdir():
+    for path in [*tmp_path.iterdir(), tmp_path / "missing.png"]:
         for read in (read_picture, read_rgb):
             try:
                 assert read(path).size if read is read_rgb else read(path).rgb.size
             except UserError as error:
                 refused.append((str(path), str(error)))
-    assert len(refused) > 40
+    assert len(refused) > 46
     assert all(path in message and "\n" not in message for path, message in refused)
     assert capfd.readouterr().err == ""
 

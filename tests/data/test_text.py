@@ -10,7 +10,6 @@ from paperlib.data import text
 from paperlib.data.dataset import TrainSet, patches_of
 from paperlib.data.pixel_store import open_store, write_pixels
 from paperlib.data.resize import bicubic_downscale
-from paperlib.errors import UserError
 from paperlib.profiles import load_settings
 from paperlib.settings import DataSettings
 
@@ -73,8 +72,3 @@ def test_the_cached_teacher_of_a_page_is_hr(cache):
     for place, sample in enumerate(batch.samples):
         hr = batch.hr[place]
         assert torch.equal(batch.teacher[place], hr if sample.text else 255 - hr)
-
-
-def test_a_share_above_one_is_refused():
-    with pytest.raises(UserError, match="text"):
-        load_settings("benchmark", {"stage1.text": 1.6})
