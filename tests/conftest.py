@@ -29,6 +29,15 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def set5(data_root):
+    """Set5's pairs, with the LR images that came with it."""
+    from paperlib.data.photographs import read_pairs
+
+    folder = data_root / "benchmark" / "Set5"
+    return read_pairs(folder / "HR", folder / "LR_bicubic" / "X3")
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of reference tensors, beside PAPERLIB_ASSETS."""
     folder = _folder("PAPERLIB_ASSETS").parent / "golden"

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from paperlib.settings import StudentSettings
+from paperlib.quantisation.int8 import QuantisedGraph
+from paperlib.quantisation.qat import prepare_qat, quantised_graph
+from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import build_model, fuse_model
 
 ARCHS = ("mobileone", "repconv", "repdw", "fsrcnn", "abpn")
@@ -21,3 +23,9 @@ def deployed(arch: str, blocks: int = 2, channels: int = 8) -> nn.Module:
             model.head.weight.mul_(30)
         model.head.bias.add_(100.0)
     return fuse_model(model, clamp=True).eval()
+
+
+def quantised(fused: nn.Module, images: list, quantiser: str = "tflite", **changes) -> QuantisedGraph:
+    """A fused network's quantised graph, calibrated on images and not trained."""
+    settings = QuantSettings(quantiser=quantiser, **changes)
+    return quantised_graph(prepare_qat(fused, settings, images))

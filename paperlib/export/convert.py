@@ -5,7 +5,7 @@ they are handed to the converter (`paperlib.export.tf_graph`). Fixed and dynamic
 file, and the authors' way as a second row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from paperlib.weights import pretrained
 def export_tflite(
     graph: Graph | QuantisedGraph, path: str | Path, height: int | None = None,
     width: int | None = None, upsample: str = "depth_to_space", pixels: str = "int8",
+    samples: Callable[[], Iterator[list[np.ndarray]]] | None = None,
 ) -> Path:
     """Write a full-INT8 file with a quantised graph's own grids, or a graph's float32 file.
 
@@ -37,9 +38,27 @@ def export_tflite(
         pixels: type of an INT8 file's input and output: "int8", or "uint8", the same network
             between two QUANTIZE operators that shift by 128 (what cameras, browsers and most
             programs have).
+        samples: inputs by which the converter itself quantises a float graph, see `export_ptq`.
     """
-    kind = pixels if isinstance(graph, QuantisedGraph) else None
-    return _convert(Builder(graph, upsample), path, height, width, kind)
+    tf = tensorflow()
+    module = tf.Module()
+    module.build = tf.function(Builder(graph, upsample), autograph=False)
+    with silence_native_stderr():
+        size = tf.TensorSpec([1, height, width, 3], tf.float32, name="lr")
+        traced = module.build.get_concrete_function(size)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
+    if samples or isinstance(graph, QuantisedGraph):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = tf.dtypes.as_dtype(pixels)
+        converter.inference_output_type = tf.dtypes.as_dtype(pixels)
+    if samples:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = samples
+    with silence_native_stderr():
+        content = converter.convert()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
 
 
 def export_ptq(
@@ -59,45 +78,14 @@ def export_ptq(
                 image = np.pad(image, ((0, below), (0, beside), (0, 0)), mode="reflect")
             yield [image[:height, :width].astype(np.float32)[None]]
 
-    return _convert(Builder(graph), path, height, width, "int8", samples)
-
-
-def _convert(
-    build: Builder, path: str | Path, height: int | None, width: int | None, pixels: str | None,
-    samples: Any = None,
-) -> Path:
-    """Trace `build` for (1, height, width, 3), convert, and write the file atomically."""
-    tf = tensorflow()
-    module = tf.Module()
-    module.build = tf.function(build, autograph=False)
-    with silence_native_stderr():
-        size = tf.TensorSpec([1, height, width, 3], tf.float32, name="lr")
-        traced = module.build.get_concrete_function(size)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
-    if pixels:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = tf.dtypes.as_dtype(pixels)
-        converter.inference_output_type = tf.dtypes.as_dtype(pixels)
-    if samples:
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = samples
-    with silence_native_stderr():
-        content = converter.convert()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-    return Path(path)
+    return export_tflite(graph, path, height, width, samples=samples)
 
 
 def parity(
     qgraph: QuantisedGraph, model: TFLiteUpscaler, images: Sequence[np.ndarray],
 ) -> dict[str, float]:
-    """How far a file's output is from the fake-quant forward, in steps of its output grid.
-
-    Args:
-        images: LR images, uint8 (h, w, 3).
-
-    Returns:
-        Share of values that are `equal`, `within_1_lsb`, `within_2_lsb`; `max_lsb`; `values`.
+    """How far a file's output is from the fake-quant forward on LR images, uint8 (h, w, 3), in
+    steps of its output grid: shares `equal`, `within_1_lsb`, `within_2_lsb`; `max_lsb`; `values`.
     """
     step = qgraph.grid(qgraph.graph.nodes[-1].name).scale
     steps = []
@@ -112,8 +100,7 @@ def parity(
 
 
 def equal_share(one: Path, other: Path, images: Sequence[np.ndarray]) -> float:
-    """Share of values that two files give equal, as pixels: int8 and uint8 differ by 128, which
-    their grids say."""
+    """Share of pixel values that two files give equal, whatever their types."""
     first, second = TFLiteUpscaler(one), TFLiteUpscaler(other)
     return float(np.mean(np.concatenate([(first(image) == second(image)).ravel()
                                          for image in images])))
@@ -135,11 +122,8 @@ def export_all(
     qgraph: QuantisedGraph, folder: str | Path, settings: ExportSettings,
     images: Sequence[np.ndarray] | None = None, pixels: Sequence[str] = ("int8",),
 ) -> dict[str, Any]:
-    """Write the shipped files: dynamic and fixed INT8, the same weights in float, and `export.json`
-    about them.
-
-    `student_{dynamic,fixed}_int8.tflite`, their twins `…_uint8.tflite` where asked for,
-    `student_float.tflite`.
+    """Write `student_{dynamic,fixed}_int8.tflite`, their twins `…_uint8.tflite` where asked for,
+    the same weights as `student_float.tflite`, and `export.json` about them.
 
     Args:
         images: LR images (uint8) for the parity check; default: synthetic ones.
@@ -153,8 +137,8 @@ def export_all(
     folder, images = Path(folder), parity_images() if images is None else images
     height, width = settings.height, settings.width
     sizes = {"dynamic": (), "fixed": (height, width, settings.upsample)}
-    made = {form: [export_tflite(qgraph, folder / f"student_{form}_{kind}.tflite", *size, pixels=kind)
-                   for kind in pixels] for form, size in sizes.items()}
+    made = {form: [export_tflite(qgraph, folder / f"student_{form}_{kind}.tflite", *size,
+                                 pixels=kind) for kind in pixels] for form, size in sizes.items()}
     float_file = export_tflite(dequantised_graph(qgraph), folder / "student_float.tflite")
     report = {
         "quantiser": qgraph.quantiser, "parameters": parameters(qgraph.graph),
@@ -180,10 +164,8 @@ def shipped_graph() -> QuantisedGraph:
 def export_named(
     name: str | Path, folder: Path, settings: ExportSettings, pixels: str | None = None,
 ) -> dict[str, Any]:
-    """`export_all` for a quantised checkpoint, or for "pretrained": the bundled student.
-
-    For the latter `export.json` also says, under `box`, in what share of values the bundled file
-    agrees.
+    """`export_all` for a quantised checkpoint, or for "pretrained": the bundled student; then
+    `export.json` also says, under `box`, in what share of values the bundled file agrees.
 
     Args:
         pixels: "int8" or "uint8"; None: both for the bundled student, int8 for a checkpoint.

@@ -94,11 +94,7 @@ def _tensor(tensor: Any, buffers: list[Any], types: dict[int, str]) -> FileTenso
 
 
 def read_graph(path: str | Path) -> FileGraph:
-    """The main graph of a .tflite file, checked for what would crash the interpreter.
-
-    Raises:
-        UserError: missing file, not a TFLite file, or a damaged one.
-    """
+    """The main graph of a .tflite file, checked for what would crash the interpreter."""
     from ai_edge_litert import schema_py_generated as schema
 
     with reading(path, "a TFLite file"):
@@ -107,7 +103,8 @@ def read_graph(path: str | Path) -> FileGraph:
             raise ValueError("its identifier is not TFL3")
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
         graph = model.subgraphs[0]
-        names, types = ({value: name for name, value in vars(kind).items() if isinstance(value, int)}
+        names, types = ({value: name for name, value in vars(kind).items()
+                         if isinstance(value, int)}
                         for kind in (schema.BuiltinOperator, schema.TensorType))
         operators = []
         for operator in graph.operators:
@@ -125,41 +122,36 @@ def read_graph(path: str | Path) -> FileGraph:
 
 
 def _check(graph: FileGraph) -> None:
-    """Refuse, by a ValueError, what the interpreter trusts and kernels abort the process for:
-    tensors read before they are written, or written twice; ends or steps that are none; weights
-    that are no numbers.
-    """
-    if not graph.operators or not graph.outputs:
+    """Refuse what kernels abort the process for: tensors read before they are written, or written
+    twice; ends or steps that are none; weights that are no numbers."""
+    if not all((graph.operators, graph.outputs, *(part.outputs for part in graph.operators))):
         raise ValueError("it has no operators or no output")
-    written = [*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)]
-    if len(set(written)) < len(written) or not set(written) <= set(range(len(graph.tensors))):
-        raise ValueError("a tensor is written twice, or is none of the file's")
+    written = {*graph.inputs, *(index for part in graph.operators for index in part.outputs)}
     known = {index for index, tensor in enumerate(graph.tensors) if tensor.data is not None
              or tensor.variable or (0 in tensor.shape and index not in written)}
-    if known & set(written):
-        raise ValueError("a constant is written")
-    known |= set(graph.inputs)
-    for operator in graph.operators:
-        if not operator.outputs or not set(operator.inputs) - {-1} <= known:
-            raise ValueError(f"{operator.name} reads a tensor that nothing has written")
-        if len(operator.inputs) < LEAST_INPUTS.get(operator.name, 0):
-            raise ValueError(f"{operator.name} has {len(operator.inputs)} inputs")
-        known |= set(operator.outputs)
-    if not set(graph.outputs) <= known:
-        raise ValueError("nothing writes its output")
-    for tensor in (graph.tensors[index] for index in (*graph.inputs, *graph.outputs)):
-        batch = tensor.shape[0] if len(tensor.shape) == 4 else 1
-        if any(side == 0 or side < -1 for side in tensor.shape) or batch not in (1, -1):
-            raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}")
-        if tensor.type in ("int8", "uint8", "int16") and not tensor.scales:
-            raise ValueError(f"{tensor.name} has no scale")
-    for tensor in graph.tensors:
-        if tensor.type != "int32" and not all(
-                STEPS[0] <= scale <= STEPS[1] for scale in tensor.scales):
-            raise ValueError(f"{tensor.name} has the scale {min(tensor.scales)}")
-        if tensor.type.startswith("float") and not (
-                tensor.data is None or np.isfinite(tensor.data).all()):
+    for part in (FileOperator("the graph", (), graph.inputs, {}), *graph.operators):
+        if not set(part.inputs) - {-1} <= known:
+            raise ValueError(f"{part.name} reads a tensor that nothing has written")
+        if len(part.inputs) < LEAST_INPUTS.get(part.name, 0):
+            raise ValueError(f"{part.name} has {len(part.inputs)} inputs")
+        if len(set(part.outputs) - known) < len(part.outputs):
+            raise ValueError(f"{part.name} writes a constant, or a tensor twice")
+        known |= set(part.outputs)
+    if not set(graph.outputs) <= known or not known <= set(range(len(graph.tensors))):
+        raise ValueError("nothing writes its output, or a tensor is none of the file's")
+    for index, tensor in enumerate(graph.tensors):
+        scales = tensor.scales if tensor.type != "int32" else ()
+        if not all(STEPS[0] <= scale <= STEPS[1] for scale in scales):
+            raise ValueError(f"{tensor.name} has the scale {min(scales)}")
+        stored = tensor.data if tensor.type.startswith("float") else None
+        if stored is not None and not np.isfinite(stored).all():
             raise ValueError(f"weights that are no numbers in {tensor.name}")
+        if index in (*graph.inputs, *graph.outputs):
+            batch = tensor.shape[0] if len(tensor.shape) == 4 else 1
+            if any(side == 0 or side < -1 for side in tensor.shape) or batch not in (1, -1):
+                raise ValueError(f"{tensor.name} has the shape {list(tensor.shape)}")
+            if tensor.type in ("int8", "uint8", "int16") and not tensor.scales:
+                raise ValueError(f"{tensor.name} has no scale")
 
 
 def file_reach(graph: FileGraph) -> tuple[int | None, int]:

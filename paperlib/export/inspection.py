@@ -29,10 +29,6 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
         `counts` beside), the names of `float_tensors` (none in a full-INT8 file), and all
         `tensors`; `arena_bytes`: the least memory that holds all feature maps alive at one moment,
         at `input_size`.
-
-    Raises:
-        UserError: missing or damaged, without an input, or with operators that the interpreter
-            has not.
     """
     interpreter, graph = open_interpreter(path, xnnpack=False)
     if not graph.inputs:
@@ -94,8 +90,7 @@ def _arena(graph: FileGraph, shapes: Shapes) -> int:
 
 
 def multiply_adds(graph: FileGraph, shapes: Shapes) -> int:
-    """Multiply–accumulates of one inference: convolutions, fully connected layers and matrix
-    products."""
+    """Multiply–accumulates of one inference: convolutions and matrix products."""
     total = 0
     for operator in graph.operators:
         out = math.prod(shapes[operator.outputs[0]])
@@ -153,9 +148,6 @@ def inspect_model(path: str | Path, height: int = 720, width: int = 1280) -> dic
         `file`, `bytes`, `sha256`, `kind`, `precision`, `parameters`, `macs_per_lr_pixel`, `radius`
         (input pixels; None: unbounded or unknown), `operators` (counts); a .tflite's `inputs` and
         `outputs`; `notes`.
-
-    Raises:
-        UserError: missing or damaged file, or another format.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -167,8 +159,9 @@ def inspect_model(path: str | Path, height: int = 720, width: int = 1280) -> dic
             return _file(path) | _inspect_published(path)
         case ".tflite":
             about = inspect_tflite(path, height, width)
-            about["operators"], about["float_tensors"] = about["counts"], len(about["float_tensors"])
-            return {key: about[key] for key in about if key not in ("counts", "tensors")}
+            del about["tensors"]
+            return about | {"operators": about.pop("counts"),
+                            "float_tensors": len(about["float_tensors"])}
     raise UserError(f"{path} is no model file that paperlib knows. Name a .tflite, .safetensors or "
                     ".pt file.")
 
@@ -176,15 +169,13 @@ def inspect_model(path: str | Path, height: int = 720, width: int = 1280) -> dic
 def _inspect_safetensors(path: Path) -> dict[str, Any]:
     """The header is read as it stands: neither torch nor the format's library is needed."""
     with reading(path, "a .safetensors file"), path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError("no header")
-        header = json.loads(file.read(length))
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        header = json.loads(file.read(min(length, size)))
         about = json.loads((header.pop("__metadata__", None) or {}).get("paperlib", "{}"))
         kinds = {tensor["dtype"] for tensor in header.values()} - {"I32", "I64", "BOOL"}
         values = sum(math.prod(tensor["shape"]) for tensor in header.values())
-        if values > path.stat().st_size:
-            raise ValueError("more values than bytes")
+        if values > size:  # each takes a byte at least
+            raise ValueError(f"{values:,} values in {size:,} bytes")
         stored = ", ".join(sorted(kinds))
         found = {"kind": "tensors, not written by paperlib", "precision": stored,
                  "parameters": values, "checkpoint": {}, "notes": []}
@@ -253,23 +244,21 @@ def describe(about: dict[str, Any]) -> str:
             if len(port["shape"]) == 4 and port["shape"][3] == 3:
                 line += f", pictures {_range(port['scale'])}"
             lines[f"{end[:-1]} {port['name']}"] = line
-    if "operators" in about:
-        lines["operators"] = ", ".join(
-            f"{count} × {name}" for name, count in about["operators"].items())
-    lines["parameters"] = f"{about['parameters']:,}"
-    if about.get("macs_per_lr_pixel") is not None:
-        lines["MACs per LR pixel"] = f"{about['macs_per_lr_pixel']:,}"
-    elif "macs" in about:
-        lines["MACs per inference"] = f"{about['macs']:,}"
-    if "radius" in about:
-        lines["reach"] = ("the whole input, or unknown" if about["radius"] is None
-                          else f"{about['radius']} LR pixels")
-    if "arena_bytes" in about:
-        size = " × ".join(map(str, about["input_size"]))
-        lines["memory of its maps"] = (
-            f"{about['arena_bytes'] / 2**20:.1f} MiB at an input of {size}")
+    radius, macs = about.get("radius"), about.get("macs_per_lr_pixel")
+    memory = f"{about.get('arena_bytes', 0) / 2**20:.1f} MiB at an input of "
+    size = " × ".join(map(str, about.get("input_size", ())))
+    lines |= {
+        "operators": ", ".join(f"{count} × {name}"
+                               for name, count in about.get("operators", {}).items()),
+        "parameters": f"{about['parameters']:,}",
+        "MACs per LR pixel": "" if macs is None else f"{macs:,}",
+        "MACs per inference": f"{about['macs']:,}" if macs is None and "macs" in about else "",
+        "reach": f"{radius} LR pixels" if radius is not None else (
+            "the whole input, or unknown" if "radius" in about else ""),
+        "memory of its maps": memory + size if size else ""}
     lines |= {f"checkpoint {key}": json.dumps(value)
               for key, value in about.get("checkpoint", {}).items()}
+    lines = {name: value for name, value in lines.items() if value}
     width = max(map(len, lines))
     return "\n".join([*(f"{name:{width}}  {value}" for name, value in lines.items()),
                       *about["notes"]])

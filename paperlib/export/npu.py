@@ -22,11 +22,6 @@ ACCELERATORS = ("ethos-u55-256", "ethos-u65-512", "ethos-u85-2048")
 NOTE = "estimate by Arm's Vela for an Ethos-U NPU; not the challenge's device"
 
 
-def vela_available() -> bool:
-    """Whether the extra `npu` (ethos-u-vela) is installed."""
-    return find_spec("ethosu") is not None
-
-
 def estimate_npu(
     path: str | Path, accelerators: Sequence[str] = ACCELERATORS,
 ) -> list[dict[str, Any]]:
@@ -37,11 +32,10 @@ def estimate_npu(
         `cycles_npu` (NPU part alone), `cycles_total` (with memory stalls), `sram_bytes`,
         `dram_bytes` (traffic of one inference), `sram_used_bytes`, `clock_hz`, `ms` (NPU part; CPU
         operators come on top and have no estimate), `note`.
-
-    Raises:
-        UserError: Vela does not accept the file.
     """
-    return [_estimate(Path(path), name) for name in accelerators] if vela_available() else []
+    if find_spec("ethosu") is None:
+        return []
+    return [_estimate(Path(path), accelerator) for accelerator in accelerators]
 
 
 def _estimate(path: Path, accelerator: str) -> dict[str, Any]:

@@ -24,17 +24,17 @@ from paperlib.student.graph import receptive_radius
 
 VERSION = "2.5.3"
 INTEGRITY = {
-    "core": "PlGmbMOq9WitX7FO0jhbdJw9GthatsyuCQXjTt/wJZo0FLaw48q4tz8IwqgqCIkviYGr9OFDL1kCnN4nzWoyJQ==",
+    "core":
+        "PlGmbMOq9WitX7FO0jhbdJw9GthatsyuCQXjTt/wJZo0FLaw48q4tz8IwqgqCIkviYGr9OFDL1kCnN4nzWoyJQ==",
     "wasm-utils":
         "4fJiw6tBQnIs+0jH/OQ16nYOiSl8/+zZnn5h2ul8aTKHi05sVqZW580Tmk78pC2kT39A9OYBVdFawteZ/sI1kQ=="}
 """Packages of @litertjs at `VERSION` and their SHA-512, as npm states it."""
 BINARY = "litert_wasm_compat_internal"
-"""Of the four builds in the package the one without relaxed SIMD: the same pixels in every browser."""
+"""Of the package's four builds the one without relaxed SIMD: the same pixels in every browser."""
 TILE = 256
 """LR pixels a side of the network's fixed input."""
 SIDE, MEGAPIXELS = 3000, 4
-"""Largest picture that the page takes; its result is nine times as large, in a browser's memory
-several times over."""
+"""Largest picture that the page takes; a browser holds the result, nine times it, several times."""
 
 
 def fetch_litert(folder: Path | None = None) -> dict[str, Path]:
@@ -82,7 +82,7 @@ def _member(archive: Path, name: str) -> bytes:
 
 
 def _script(archives: dict[str, Path]) -> str:
-    """LiteRT.js and its helper as one classic script: a page from `file://` cannot import modules."""
+    """LiteRT.js and its helper as one classic script: from `file://` no modules are imported."""
     modules = r"^(export \{[^}]*\};|import \{[^}]*\} from .*|//# sourceMappingURL=.*)$"
     return "\n".join(
         re.sub(modules, "", _member(archives[name], "dist/index.js").decode("utf-8"), flags=re.M)
@@ -94,11 +94,7 @@ def _packed(content: bytes) -> str:
 
 
 def build_page(out: str | Path) -> Path:
-    """Write the page for the bundled student; returns its path.
-
-    Raises:
-        UserError: LiteRT.js cannot be had (see `fetch_litert`), or the file cannot be written.
-    """
+    """Write the page for the bundled student; returns its path."""
     archives, qgraph = fetch_litert(), shipped_graph()
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "student_fixed_uint8.tflite"

@@ -26,11 +26,7 @@ def open_interpreter(
     """An interpreter for a .tflite file, tensors not yet allocated, and what the file holds.
 
     Args:
-        xnnpack: let the XNNPACK delegate take what it can (default of every Android app); False:
-            built-in kernels.
-
-    Raises:
-        UserError: missing, damaged, or too large for its own input size.
+        xnnpack: the XNNPACK delegate takes what it can, as in every Android app.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -45,11 +41,8 @@ def open_interpreter(
 
 
 def check_size(graph: FileGraph, path: str | Path, height: int, width: int) -> None:
-    """Refuse an input size for which a file would take more than `MOST_BYTES`, before it does.
-
-    Counted is the largest of: the feature maps that one operator reads and writes, by the shapes
-    that the file states, and those that its kernels must give, whatever it states.
-    """
+    """Refuse an input size for which a file would take more than `MOST_BYTES`, before it does: by
+    the shapes that it states, or by what its kernels must give, whatever it states."""
     need = 0
     for operator in graph.operators:
         ends = [graph.tensors[index] for index in {*operator.inputs, *operator.outputs} - {-1}]
@@ -66,11 +59,7 @@ def check_size(graph: FileGraph, path: str | Path, height: int, width: int) -> N
 
 
 def allocate(interpreter: Any, graph: FileGraph, path: str | Path, height: int, width: int) -> None:
-    """Allocate a file's tensors: open sides of a picture get that size, all others one element.
-
-    Raises:
-        UserError: it would take too much, or its operators do not fit each other.
-    """
+    """Allocate a file's tensors: open sides of a picture get that size, all others one element."""
     check_size(graph, path, height, width)
     what = f"a TFLite file for {width}×{height} pixels"
     with reading(path, what), silence_native_stderr(tell=False):
@@ -83,11 +72,7 @@ def allocate(interpreter: Any, graph: FileGraph, path: str | Path, height: int, 
 
 
 def grid_peaks(path: str | Path, scales: tuple[float, float]) -> tuple[float, float]:
-    """What white is to an integer file's input and output, 255.0 or 1.0, from the steps of both.
-
-    Raises:
-        UserError: the input's grid covers neither 0..255 nor 0..1.
-    """
+    """What white is to an integer file's input and output, 255.0 or 1.0, from the steps of both."""
     span, result = (255 * scale for scale in scales)
     if not (0.5 < span < 1.6 or span > 100):
         raise UserError(f"{path} takes values that span {span:.3g}, neither 0..255 nor 0..1. "
@@ -98,21 +83,15 @@ def grid_peaks(path: str | Path, scales: tuple[float, float]) -> tuple[float, fl
 class TFLiteUpscaler:
     """A ×3 upscaler from a .tflite file: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255.
 
-    A dynamic file is resized to each image; a fixed one sees overlapping tiles
-    (`paperlib.data.tiles`). Its own values are 0..255 or 0..1: an integer file's grid says which,
-    a float file is tried.
+    A dynamic file is resized to each image; a fixed one sees overlapping tiles. Its own values are
+    0..255 or 0..1: an integer file's grid says which, a float file is tried.
 
     Args:
-        path: INT8 or float file with one (1, H, W, 3) input and one (1, 3H, 3W, 3) output, RGB.
-        threads: CPU threads.
+        path: file with one (1, H, W, 3) input and one (1, 3H, 3W, 3) output of equal type, RGB.
         overlap: LR pixels that neighbouring tiles of a fixed file share; no seams from twice the
             reach on (the student's is 10). Default: that, and at least 24.
-        xnnpack: False runs the built-in kernels.
         borders: of a fixed file. "true": what the dynamic file gives; "reflected": the authors'
             padding and tiles (`paperlib.data.tiles.run_padded`).
-
-    Raises:
-        UserError: missing file, not TFLite, or other inputs and outputs.
     """
 
     def __init__(
@@ -170,14 +149,11 @@ class TFLiteUpscaler:
 
         A float file does not say. It enlarges one smooth picture: it takes 0..1 where 0..255 gives
         nothing above 1, or a picture clearly farther from the true one than 0..1 does.
-
-        Raises:
-            UserError: it gives values of -1..1.
         """
         height, width = self.fixed or [-(-48 // self.stride) * self.stride] * 2
         down, across = (np.arange(SCALE * side, dtype=np.float32) / 48 for side in (height, width))
-        wanted = np.sin(down[:, None, None] + np.arange(3, dtype=np.float32)) * np.cos(across[:, None])
-        wanted = 0.5 + 0.3 * wanted
+        waves = np.sin(down[:, None, None] + np.arange(3, dtype=np.float32))
+        wanted = 0.5 + 0.3 * (waves * np.cos(across[:, None]))
         lr = wanted[1::SCALE, 1::SCALE]
         far, near = self._run(255 * lr), self._run(lr)
         if far.min() < -0.1 and far.max() <= 1:

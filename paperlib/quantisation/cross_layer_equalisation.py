@@ -1,59 +1,51 @@
-"""Cross-layer equalisation (CLE): exact re-scalings of channels before QAT (Nagel et al., ICCV 2019).
+"""Cross-layer equalisation: exact re-scalings of channels before QAT (Nagel et al., ICCV 2019).
 
-ReLU, PReLU and addition commute with a positive factor per channel: a channel may leave one convolution
-s times larger if the next one reads it s times smaller. The function stays; its tensors fit one INT8
-grid each better. All that the global skip connects shares its factors. Not the paper's: on the authors'
-stage-2 weights plain post-training INT8 rises from 31.37 to 31.41 dB RGB on Set5.
+ReLU, PReLU and addition commute with a positive factor per channel: a channel may leave one
+convolution s times larger if the next one reads it s times smaller. The function stays; its tensors
+fit one INT8 grid each better. All that the global skip connects shares its factors. Not the
+paper's: on the authors' stage-2 weights plain post-training INT8 rises from 31.37 to 31.41 dB RGB
+on Set5.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from paperlib.student.graph import Graph, Node, image_batch, run_graph
+from paperlib.quantisation.int8 import tied
+from paperlib.student.graph import SHARES_GRID, Graph, Node, image_batch, run_graph
 
 LIMIT = 8.0
 """Largest factor and its inverse."""
 DEAD = 1e-3
 """Channels below this part of the group's largest value keep their factor: magnified, their weights
 would grow without bound."""
+ROUNDS = 3
+"""Repeats, because re-scaling one group changes the weights that the next is balanced against."""
 
 
 def scale_groups(graph: Graph) -> dict[str, str]:
-    """For every tensor, the first tensor of the group that must share its channel factors.
-
-    Addition and PReLU tie their inputs to their output. Groups that hold the image or a result are absent.
-    """
-    order = {node.name: index for index, node in enumerate(graph.nodes)}
-    group = {node.name: node.name for node in graph.nodes}
-
-    def root(name: str) -> str:
-        while group[name] != name:
-            name = group[name]
-        return name
-
-    for node in graph.nodes:
-        if node.op not in ("conv", "input"):
-            members = sorted({root(name) for name in (node.name, *node.inputs)}, key=order.__getitem__)
-            for member in members:
-                group[member] = members[0]
-    fixed = {root(node.name) for node in graph.nodes if node.op in ("input", "repeat", "concat", "depth_to_space")}
-    return {name: root(name) for name in group if root(name) not in fixed}
+    """For every tensor, the first of the group that must share its channel factors; groups that
+    hold the image or a result are absent."""
+    groups = tied(graph, ("prelu", "add", *SHARES_GRID))
+    fixed = {groups[node.name] for node in graph.nodes
+             if node.op in ("input", "repeat", "concat", "depth_to_space")}
+    return {name: first for name, first in groups.items() if first not in fixed}
 
 
 @torch.no_grad()
-def channel_peaks(graph: Graph, groups: dict[str, str], images: Sequence[np.ndarray | Tensor]) -> dict[str, Tensor]:
-    """Largest |value| of each channel, (C,), over all images and the tensors of a group (`groups`: tensor → group)."""
+def channel_peaks(
+    graph: Graph, groups: dict[str, str], images: Sequence[np.ndarray | Tensor],
+) -> dict[str, Tensor]:
+    """Largest |value| of each channel, (C,), over all images and the tensors of a group (`groups`:
+    tensor → group)."""
     peaks: dict[str, Tensor] = {}
 
     def after(node: Node, out: Tensor) -> Tensor:
-        if node.name in groups:
+        if name := groups.get(node.name):
             peak = out.abs().amax((0, 2, 3))
-            name = groups[node.name]
-            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+            peaks[name] = torch.maximum(peaks.get(name, peak), peak)
         return out
 
     for image in images:
@@ -61,39 +53,35 @@ def channel_peaks(graph: Graph, groups: dict[str, str], images: Sequence[np.ndar
     return peaks
 
 
-def _readers(graph: Graph, groups: dict[str, str], name: str) -> list[Node]:
-    members = {member for member, first in groups.items() if first == name}
-    return [node for node in graph.nodes if node.op == "conv" and members & set(node.inputs)]
-
-
 def channel_factors(
     graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5,
 ) -> dict[str, Tensor]:
-    """Per group (its first tensor's name) the factor of each channel, (C,), geometric mean 1
-    over the channels that carry a signal.
+    """Per group (its first tensor's name) the factor of each channel, (C,), geometric mean 1 over
+    the channels that carry a signal.
 
     Args:
         images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
-        balance: 1 makes the activations of all channels equally large, 0 the weights that read them; 0.5 shares the
-            difference between both.
+        balance: 1 makes the activations of all channels equally large, 0 the weights that read
+            them; 0.5 shares the difference between both.
     """
     groups = scale_groups(graph)
     factors = {}
     for name, peak in channel_peaks(graph, groups, images).items():
-        read = [node.weight.abs().amax((0, 2, 3)) if node.groups == 1 else node.weight.abs().amax((1, 2, 3))
-                for node in _readers(graph, groups, name)]
-        weight = torch.stack(read).amax(0)
+        readers = [node for node in graph.nodes
+                   if node.op == "conv" and groups.get(node.inputs[0]) == name]
+        weight = torch.stack([node.weight.abs().amax((0, 2, 3) if node.groups == 1 else (1, 2, 3))
+                              for node in readers]).amax(0)
         log = (1 - balance) * weight.clamp(min=1e-6).log() - balance * peak.clamp(min=1e-6).log()
         alive = peak > DEAD * peak.max()
-        log = torch.where(alive, log - log[alive].mean(), 0.0).clamp(-np.log(LIMIT), np.log(LIMIT))
-        factors[name] = log.exp()
+        log = torch.where(alive, log - log[alive].mean(), 0.0)
+        factors[name] = log.clamp(-np.log(LIMIT), np.log(LIMIT)).exp()
     return factors
 
 
 def rescale(graph: Graph, factors: dict[str, Tensor]) -> Graph:
     """The same function with every grouped channel `factors` times as large, as a new graph."""
     groups = scale_groups(graph)
-    changed = []
+    changed = {}
     for node in graph.nodes:
         if node.op == "conv":
             weight, bias = node.weight, node.bias
@@ -102,18 +90,16 @@ def rescale(graph: Graph, factors: dict[str, Tensor]) -> Graph:
                 weight, bias = weight * factor.reshape(-1, 1, 1, 1), bias * factor
             if node.inputs[0] in groups:
                 factor = factors[groups[node.inputs[0]]]
-                weight = weight / factor.reshape((-1, 1, 1, 1) if node.groups > 1 else (1, -1, 1, 1))
-            node = replace(node, weight=weight, bias=bias)
-        changed.append(node)
-    return Graph(tuple(changed))
+                shape = (-1, 1, 1, 1) if node.groups > 1 else (1, -1, 1, 1)
+                weight = weight / factor.reshape(shape)
+            changed[node.name] = (weight, bias)
+    return graph.with_weights(changed)
 
 
-def equalise(graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5, rounds: int = 3) -> Graph:
-    """An equal graph whose channels fit INT8 grids better; see `channel_factors`.
-
-    Args:
-        rounds: repeats, because re-scaling one group changes the weights that the next one is balanced against.
-    """
-    for _ in range(rounds):
+def equalise(
+    graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5,
+) -> Graph:
+    """An equal graph whose channels fit INT8 grids better; see `channel_factors`."""
+    for _ in range(ROUNDS):
         graph = rescale(graph, channel_factors(graph, images, balance))
     return graph

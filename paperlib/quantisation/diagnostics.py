@@ -1,7 +1,8 @@
-"""Where INT8 loses: ranges, signal-to-noise of every layer, and the drop taken apart (figures of 05 and 06)."""
+"""Where INT8 loses: ranges, noise of every layer, and the drop taken apart (notebook 05)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,9 @@ from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph, run_qu
 from paperlib.student.graph import Graph, Node, image_batch, run_graph
 
 
-def _outputs(run: Callable[[Callable[[Node, Tensor], Tensor]], None]) -> dict[str, Tensor]:
-    """The outputs of all nodes of one execution; `run` gets the hook that collects them."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(node: Node, out: Tensor) -> Tensor:
-        kept[node.name] = out
-        return out
-
-    run(keep)
-    return kept
-
-
 @torch.no_grad()
 def layer_ranges(
-    graph: Graph, images: Sequence[np.ndarray], quantised: QuantisedGraph | None = None,
+    graph: Graph, images: Sequence[np.ndarray], quantised: QuantisedGraph,
 ) -> list[dict[str, Any]]:
     """Ranges of weights and activations of every node, in float, over LR images (uint8, (h, w, 3)).
 
@@ -35,87 +24,87 @@ def layer_ranges(
         quantised: the same network with grids.
 
     Returns:
-        One dict a node: `name`, `op`, `low`, `high` (activations), `channel_low`, `channel_high` (lists, per channel),
-        `weight_peak` (list, largest |w| per output channel; None without weights); with a quantised graph also
-        `grid_low`, `grid_high`, `step`, and `clipped` (share of float values outside the grid).
+        One dict a node: `name`, `op`, `low`, `high` (activations), `channel_low`, `channel_high`
+        (lists, per channel), `weight_peak` (list, largest |w| per output channel; None without
+        weights), `grid_low`, `grid_high`, `step`, and `clipped` (share of float values outside the
+        grid).
     """
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
-    outside: dict[str, list[float]] = {}
+    outside: dict[str, list[float]] = {node.name: [] for node in graph.nodes}
 
     def after(node: Node, out: Tensor) -> Tensor:
         smallest, largest = out.amin((0, 2, 3)), out.amax((0, 2, 3))
         low[node.name] = torch.minimum(low.get(node.name, smallest), smallest)
         high[node.name] = torch.maximum(high.get(node.name, largest), largest)
-        if quantised:
-            grid = quantised.grid(node.name)
-            beyond = (out < grid.low - grid.scale / 2) | (out > grid.high + grid.scale / 2)
-            outside.setdefault(node.name, []).append(float(beyond.float().mean()))
+        grid = quantised.grid(node.name)
+        beyond = (out < grid.low - grid.scale / 2) | (out > grid.high + grid.scale / 2)
+        outside[node.name].append(float(beyond.float().mean()))
         return out
 
     for image in images:
         run_graph(graph, image_batch(image), after=after)
     rows = []
     for node in graph.nodes:
-        peak = None if node.weight is None else node.weight.reshape(node.weight.shape[0], -1).abs().amax(1)
-        row = {"name": node.name, "op": node.op, "low": float(low[node.name].min()),
-               "high": float(high[node.name].max()), "channel_low": low[node.name].tolist(),
-               "channel_high": high[node.name].tolist(), "weight_peak": None if peak is None else peak.tolist()}
-        if quantised:
-            grid = quantised.grid(node.name)
-            row |= {"grid_low": grid.low, "grid_high": grid.high, "step": grid.scale,
-                    "clipped": float(np.mean(outside[node.name]))}
-        rows.append(row)
+        grid, least, most = quantised.grid(node.name), low[node.name], high[node.name]
+        weight = node.weight
+        rows.append({
+            "name": node.name, "op": node.op, "low": float(least.min()), "high": float(most.max()),
+            "channel_low": least.tolist(), "channel_high": most.tolist(),
+            "weight_peak": None if weight is None else (
+                weight.reshape(len(weight), -1).abs().amax(1).tolist()),
+            "grid_low": grid.low, "grid_high": grid.high, "step": grid.scale,
+            "clipped": float(np.mean(outside[node.name]))})
     return rows
 
 
 @torch.no_grad()
 def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Signal-to-quantisation-noise of every node's output, in dB: what rounding the activations adds up to.
-
-    The signal is the graph with the shipped weights in float (`dequantised_graph`).
-
-    Args:
-        images: LR images, uint8 (h, w, 3).
+    """Signal-to-quantisation-noise of every node's output over LR images (uint8, (h, w, 3)): what
+    rounding the activations adds up to. The signal is `dequantised_graph`.
 
     Returns:
-        One dict a node: `name`, `op`, `sqnr_db` = 10·log10(var(signal) / mean squared error); infinite for no error.
+        One dict a node: `name`, `op`, `sqnr_db` = 10·log10(var(signal) / mean squared error);
+        infinite for no error.
     """
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
+    signal: dict[str, float] = {node.name: 0.0 for node in qgraph.graph.nodes}
+    noise = dict(signal)
     graph = dequantised_graph(qgraph)
     for image in images:
-        x = image_batch(image)
-        plain = _outputs(lambda keep, x=x: run_graph(graph, x, after=keep))
-        fake = _outputs(lambda keep, x=x: run_quantised(qgraph, x, observe=keep))
+        plain: dict[str, Tensor] = {}
+        fake: dict[str, Tensor] = {}
+        for run, source, kept in ((run_graph, graph, plain), (run_quantised, qgraph, fake)):
+            keep = lambda node, out, kept=kept: kept.setdefault(node.name, out)
+            run(source, image_batch(image), after=keep)
         for name, out in plain.items():
-            signal[name] = signal.get(name, 0.0) + float(out.var(unbiased=False))
-            noise[name] = noise.get(name, 0.0) + float((fake[name] - out).square().mean())
+            signal[name] += float(out.var(unbiased=False))
+            noise[name] += float((fake[name] - out).square().mean())
     return [{"name": node.name, "op": node.op,
              "sqnr_db": float("inf") if noise[node.name] == 0 else
-             10 * float(np.log10(max(signal[node.name], 1e-12) / noise[node.name]))} for node in qgraph.graph.nodes]
+             10 * float(np.log10(max(signal[node.name], 1e-12) / noise[node.name]))}
+            for node in qgraph.graph.nodes]
 
 
 def drop_decomposition(
-    graph: Graph, qgraph: QuantisedGraph, score: Callable[[Callable[[np.ndarray], np.ndarray]], float],
+    graph: Graph, qgraph: QuantisedGraph,
+    score: Callable[[Callable[[np.ndarray], np.ndarray]], float],
 ) -> list[dict[str, Any]]:
     """What weights and activations each cost.
 
     Args:
-        graph: weights before any rounding (`float_graph`); those of `qgraph` may have been rounded to data already.
-        qgraph: the same network with its grids and the weights that are rounded.
-        score: PSNR (dB) of an upscaler (uint8 (h, w, 3) → float32 (3h, 3w, 3)) on images of the caller's choice.
+        graph: weights before any rounding (`float_graph`); those of `qgraph` may have been rounded
+            to data already.
+        score: PSNR (dB) of an upscaler, uint8 (h, w, 3) → float32 (3h, 3w, 3).
 
     Returns:
-        One dict for float, weights only, activations only and both: `what`, `psnr`, `drop` (dB below float).
+        One dict for float, weights only, activations only and both: `what`, `psnr`, `drop` (dB
+        below float).
     """
     rows, exact = [], replace(qgraph, graph=graph)
     for what, weights, activations in (("float", False, False), ("weights only", True, False),
                                        ("activations only", False, True), ("both", True, True)):
-        def upscale(lr: np.ndarray, weights: bool = weights, activations: bool = activations) -> np.ndarray:
-            chosen = qgraph if weights else exact
-            sr = run_quantised(chosen, image_batch(lr), weights=weights, activations=activations)
-            return sr[0].permute(1, 2, 0).contiguous().numpy()
-
+        run = partial(run_quantised, qgraph if weights else exact, weights=weights,
+                      activations=activations)
+        upscale = lambda lr, run=run: run(image_batch(lr))[0].permute(1, 2, 0).contiguous().numpy()
         rows.append({"what": what, "psnr": score(upscale)})
     return [row | {"drop": rows[0]["psnr"] - row["psnr"]} for row in rows]

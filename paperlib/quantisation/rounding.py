@@ -1,8 +1,10 @@
-"""GPTQ before QAT: kernels rounded by what they do to data (Frantar et al., ICLR 2023; not the paper's).
+"""GPTQ before QAT: kernels rounded by what they do to data (Frantar et al., ICLR 2023; not the
+paper's).
 
-Rounded one by one, the 288 values of a kernel err by chance, and errors add up over smooth areas. Here
-columns are rounded in turn; the error of each is passed on to those not yet rounded, so that the output
-on photographs changes least. Scales stay TFLite's: the largest value of a channel stays at ±127.
+Rounded one by one, the 288 values of a kernel err by chance, and errors add up over smooth areas.
+Here columns are rounded in turn; the error of each is passed on to those not yet rounded, so that
+the output on photographs changes least. Scales stay TFLite's: the largest value of a channel stays
+at ±127.
 """
 
 from collections.abc import Sequence
@@ -23,35 +25,31 @@ COLUMNS = 20_000
 
 
 @torch.no_grad()
-def input_moments(graph: Graph, node: Node, images: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
-    """Second moments (K, K) and mean (K,) of the patches that a convolution reads, K = I·k·k, float64."""
+def input_moments(
+    graph: Graph, node: Node, images: Sequence[np.ndarray | Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Second moments (K, K) and mean (K,) of the patches that a convolution reads, K = I·k·k,
+    float64."""
     total, mean, count = 0.0, 0.0, 0
+    size = node.weight.shape[-1]
     for image in images:
         kept: dict[str, Tensor] = {}
-
-        def keep(at: Node, out: Tensor, kept: dict[str, Tensor] = kept) -> Tensor:
-            kept[at.name] = out
-            return out
-
-        run_graph(graph, image_batch(image), after=keep)
-        size = node.weight.shape[-1]
+        run_graph(graph, image_batch(image),
+                  after=lambda at, out, kept=kept: kept.setdefault(at.name, out))
         patches = F.unfold(kept[node.inputs[0]], size, padding=size // 2)[0]  # (K, L)
         patches = patches[:, :: max(1, patches.shape[1] // COLUMNS)].double()
-        total, mean, count = total + patches @ patches.T, mean + patches.sum(1), count + patches.shape[1]
+        total, mean = total + patches @ patches.T, mean + patches.sum(1)
+        count += patches.shape[1]
     return total / count, mean / count
 
 
 def rounding_order(matrix: Tensor) -> Tensor:
-    """Sorted QR: repeatedly pick the column with the smallest conditional variance given those already
-    picked, then reverse (Wübben et al., Electronics Letters 37, 2001).
-
-    What is left of a column's error is what later columns cannot imitate, and the last have none.
+    """Sorted QR: repeatedly pick the column with the smallest conditional variance given those
+    already picked, then reverse (Wübben et al., Electronics Letters 37, 2001): what is left of a
+    column's error is what later columns cannot imitate, and the last have none.
 
     Args:
         matrix: (K, K), positive definite second moments.
-
-    Returns:
-        (K,) indices.
     """
     rest, order = matrix.clone(), []
     free = torch.ones(len(matrix), dtype=torch.bool)
@@ -67,17 +65,22 @@ def round_kernel(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
     """The kernel on its int8 grid, each column's error compensated by the columns after it.
 
     Args:
-        weight: (O, K); scale: (O,), largest |weight| / 127; moments: (K, K), of what is multiplied with it.
+        weight: (O, K).
+        scale: (O,), largest |weight| / 127.
+        moments: (K, K), of what is multiplied with it.
 
     Returns:
         (O, K), whole multiples of `scale` in −127..127, the largest of each row unchanged.
     """
     alive = moments.diagonal() > 0
-    matrix = moments + torch.eye(len(moments), dtype=moments.dtype) * (DAMPING * moments.diagonal().mean() + 1e-12)
+    damping = DAMPING * moments.diagonal().mean() + 1e-12
+    matrix = moments + torch.eye(len(moments), dtype=moments.dtype) * damping
     order = rounding_order(matrix)
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(matrix[order][:, order])), upper=True)
+    lower = torch.linalg.cholesky(matrix[order][:, order])
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
     left, scale = weight[:, order].double(), scale.double()
-    largest = torch.zeros_like(left, dtype=torch.bool).scatter_(1, left.abs().argmax(1, keepdim=True), True)
+    largest = torch.zeros_like(left, dtype=torch.bool)
+    largest.scatter_(1, left.abs().argmax(1, keepdim=True), True)
     peak = left.sign() * QW
     rounded = torch.zeros_like(left)
     for column in range(left.shape[1]):

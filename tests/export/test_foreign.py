@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from networks import quantised
 from PIL import Image
 from skimage.data import coffee
 
@@ -13,8 +13,7 @@ from paperlib.errors import UserError
 from paperlib.export.convert import export_tflite
 from paperlib.export.tf_graph import tensorflow
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.quantisation.qat import prepare_qat, quantised_graph
-from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.settings import StudentSettings
 from paperlib.student.network import Student, fuse
 from paperlib.upscale import upscale_pixels
 from tests.export.test_inspection import convert
@@ -29,23 +28,23 @@ def repeated(x):
     return tf.nn.depth_to_space(tf.concat([x] * 9, 3), 3)
 
 
-def clipped(top):
-    return lambda x: tensorflow().clip_by_value(repeated(x), 0.0, top)
+def clipped(x, top):
+    return tensorflow().clip_by_value(repeated(x), 0.0, top)
 
 
-def compressed(top):
+def compressed(x, top):
     """Lights above nine tenths are softened; nothing is clipped."""
-    return lambda x: repeated(x) - 0.8 * tensorflow().nn.relu(repeated(x) - 0.9 * top)
+    return repeated(x) - 0.8 * tensorflow().nn.relu(repeated(x) - 0.9 * top)
 
 
 @pytest.mark.parametrize("kind", [clipped, compressed])
 @pytest.mark.parametrize("top", [1.0, 255.0])
 @pytest.mark.parametrize("shape", [(1, None, None, 3), (None, 24, 24, 3)])
 def test_a_float_file_is_read_in_its_own_range(tmp_path, kind, top, shape):
-    upscaler = TFLiteUpscaler(convert(tmp_path / "a.tflite", kind(top), *shape))
+    path = convert(tmp_path / "a.tflite", lambda x: kind(x, top), *shape)
+    upscaler = TFLiteUpscaler(path)
     wanted = np.kron(np.minimum(PICTURE, 229), np.ones((3, 3, 1)))
-    got = np.minimum(upscaler(PICTURE), 229)
-    np.testing.assert_allclose(got, wanted, atol=0.01)
+    np.testing.assert_allclose(np.minimum(upscaler(PICTURE), 229), wanted, atol=0.01)
     assert upscaler.values == f"0..{top:.0f} (tried on one picture)"
     assert upscaler.about["values"] == upscaler.values
     assert upscaler.fixed == shape[1:3] or shape[1] is None
@@ -73,10 +72,8 @@ def scaled(factor):
 
 @pytest.fixture(scope="module")
 def int8_file(tmp_path_factory):
-    torch.manual_seed(0)
     student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
-    qat = prepare_qat(student, QuantSettings(quantiser="tflite"), [PICTURE])
-    return export_tflite(quantised_graph(qat), tmp_path_factory.mktemp("int8") / "a.tflite")
+    return export_tflite(quantised(student, [PICTURE]), tmp_path_factory.mktemp("int8") / "a.tflite")
 
 
 def test_an_integer_file_says_its_range(int8_file, tmp_path, capsys):
@@ -96,8 +93,7 @@ def test_an_integer_file_says_its_range(int8_file, tmp_path, capsys):
                      "--json", str(tmp_path / "a.json")]) == 0
         scores.append(json.loads((tmp_path / "a.json").read_text())["mean"]["psnr_rgb"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    assert main(["upscale", str(tmp_path / "hr"), "--out", str(tmp_path),
-                 "--model", str(unit.path)]) == 0
+    assert main(["upscale", str(tmp_path / "hr"), "-o", str(tmp_path), "--model", str(unit.path)]) == 0
     assert main(["inspect", str(unit.path)]) == 0
     said = capsys.readouterr().out
     assert said.count("0..1 (by its grid)") == 2
@@ -105,17 +101,22 @@ def test_an_integer_file_says_its_range(int8_file, tmp_path, capsys):
     assert said.count("pictures in 0..1\n") == 2
 
 
+def mean(size, inputs, outputs):
+    """A kernel of random positive weights that keeps the mean about what it is."""
+    kernel = np.random.default_rng(0).random((size, size, inputs, outputs), np.float32)
+    return kernel / (size * size * inputs / 2)
+
+
 def halved(x):
     """Works at half the size: even sides alone."""
     tf = tensorflow()
-    kernel = tf.constant(np.random.default_rng(0).random((3, 3, 12, 108), np.float32) / 108)
-    return tf.nn.depth_to_space(tf.nn.conv2d(tf.nn.space_to_depth(x, 2), kernel, 1, "SAME"), 6)
+    inner = tf.nn.conv2d(tf.nn.space_to_depth(x, 2), mean(3, 12, 108), 1, "SAME")
+    return tf.nn.depth_to_space(inner, 6)
 
 
 def strided(x):
     tf = tensorflow()
-    kernel = tf.constant(np.random.default_rng(0).random((3, 3, 3, 108), np.float32) / 27)
-    return tf.nn.depth_to_space(tf.nn.conv2d(x, kernel, 2, "SAME"), 6)
+    return tf.nn.depth_to_space(tf.nn.conv2d(x, mean(3, 3, 108), 2, "SAME"), 6)
 
 
 @pytest.mark.parametrize("build", [halved, strided])
@@ -131,9 +132,7 @@ def test_tiles_lie_at_multiples_of_the_stride(tmp_path, build):
 
 
 def test_tiles_share_twice_the_reach(tmp_path):
-    tf = tensorflow()
-    kernel = tf.constant(np.random.default_rng(0).random((31, 31, 3, 3), np.float32) / 1441)
-    wide = lambda x: repeated(tf.nn.conv2d(x, kernel, 1, "SAME"))
+    wide = lambda x: repeated(tensorflow().nn.conv2d(x, mean(31, 3, 3), 1, "SAME"))
     fixed, dynamic = (TFLiteUpscaler(convert(tmp_path / "a.tflite", wide, 1, *size, 3))
                       for size in ((33, 33), (None, None)))
     assert fixed.radius == 15
@@ -147,6 +146,5 @@ def test_what_sees_the_whole_picture_is_not_tiled_without_a_word(tmp_path, capsy
     for side, said in ((20, 0), (33, 1)):
         picture = tmp_path / f"{side}.png"
         Image.fromarray(coffee()[:side, :side]).save(picture)
-        assert main(["upscale", str(picture), "--out", str(tmp_path / "o"),
-                     "--model", str(path)]) == 0
+        assert main(["upscale", str(picture), "-o", str(tmp_path / "o"), "--model", str(path)]) == 0
         assert capsys.readouterr().out.count("seams can be seen") == said

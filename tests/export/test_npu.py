@@ -1,31 +1,30 @@
 """The NPU estimate: what leaves the NPU, and what a missing or wrong file says."""
 
+from importlib.util import find_spec
+
 import pytest
-import torch
-from networks import deployed
+from networks import deployed, quantised
 
 from paperlib.errors import UserError
 from paperlib.export import npu
 from paperlib.export.convert import export_tflite, parity_images
-from paperlib.export.npu import estimate_npu, vela_available
-from paperlib.quantisation.qat import prepare_qat, quantised_graph
-from paperlib.settings import QuantSettings
+from paperlib.export.npu import estimate_npu
 
 U65 = ("ethos-u65-512",)
-needs_vela = pytest.mark.skipif(not vela_available(), reason="ethos-u-vela (extra npu) is not installed")
+needs_vela = pytest.mark.skipif(
+    find_spec("ethosu") is None, reason="ethos-u-vela (extra npu) is not installed")
 
 
 def test_without_vela_there_is_no_estimate(monkeypatch, tmp_path):
-    monkeypatch.setattr(npu, "vela_available", lambda: False)
+    monkeypatch.setattr(npu, "find_spec", lambda name: None)
     assert estimate_npu(tmp_path / "x.tflite") == []
 
 
 @needs_vela
 def test_depth_to_space_leaves_the_npu_and_rows_do_not(tmp_path):
-    torch.manual_seed(0)
-    qat = prepare_qat(deployed("mobileone"), QuantSettings(quantiser="tflite"), parity_images(1, 16))
+    qgraph = quantised(deployed("mobileone"), parity_images(1, 16))
     for form, left in (("depth_to_space", ["DEPTH_TO_SPACE"]), ("rows", [])):
-        file = export_tflite(quantised_graph(qat), tmp_path / f"{form}.tflite", 48, 64, form)
+        file = export_tflite(qgraph, tmp_path / f"{form}.tflite", 48, 64, form)
         (estimate,) = estimate_npu(file, U65)
         assert estimate["cpu_operators"] == left
         assert estimate["operators_cpu"] == len(left)

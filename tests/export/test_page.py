@@ -82,6 +82,12 @@ def page(built):
         assert [address.split("/")[-1] for address in browser.requests] == [built.name]
 
 
+def choose(page, path, image: np.ndarray) -> None:
+    Image.fromarray(image).save(path)
+    page.choose("#file", path)
+    page.wait(DONE)
+
+
 def pixels(page, canvas: str) -> np.ndarray:
     data = base64.b64decode(page.run(f"$('{canvas}').toDataURL()").split(",")[1])
     return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
@@ -90,9 +96,7 @@ def pixels(page, canvas: str) -> np.ndarray:
 @pytest.mark.parametrize("size", [(300, 420), (90, 61), (256, 256), (257, 30), (1, 1)])
 def test_a_picture_comes_out_as_upscale_gives_it(page, tmp_path, size):
     lr = LR[:size[0], :size[1]]
-    Image.fromarray(lr).save(tmp_path / "photo.png")
-    page.choose("#file", tmp_path / "photo.png")
-    page.wait(DONE)
+    choose(page, tmp_path / "photo.png", lr)
     sr = pixels(page, "after")
     assert sr.shape == (3 * size[0], 3 * size[1], 3)
     if min(size) >= 20:  # twice the reach; two borders nearer than that do not fit into one tile
@@ -104,9 +108,7 @@ def test_a_picture_comes_out_as_upscale_gives_it(page, tmp_path, size):
 
 
 def test_the_line_moves_and_the_download_is_the_picture(page, tmp_path):
-    Image.fromarray(LR[:80, :120]).save(tmp_path / "photo.png")
-    page.choose("#file", tmp_path / "photo.png")
-    page.wait(DONE)
+    choose(page, tmp_path / "photo.png", LR[:80, :120])
     page.run("$('divider').value = 20; $('divider').oninput({target: $('divider')})")
     assert page.run("getComputedStyle($('before')).clipPath").startswith("inset(0px 80%")
     page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
@@ -121,10 +123,7 @@ def test_the_line_moves_and_the_download_is_the_picture(page, tmp_path):
 
 
 def test_transparency_is_laid_on_white(page, tmp_path):
-    rgba = np.dstack([LR[:40, :40], np.zeros((40, 40), np.uint8)])
-    Image.fromarray(rgba).save(tmp_path / "a.png")
-    page.choose("#file", tmp_path / "a.png")
-    page.wait(DONE)
+    choose(page, tmp_path / "a.png", np.dstack([LR[:40, :40], np.zeros((40, 40), np.uint8)]))
     white = np.full((40, 40, 3), 255, np.uint8)
     np.testing.assert_array_equal(pixels(page, "after"), upscale_pixels(load_upscaler("pretrained"), white))
 

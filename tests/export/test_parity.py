@@ -8,12 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from networks import deployed
+from networks import deployed, quantised
 
-from paperlib.export.convert import export_tflite
+from paperlib.export.convert import export_tflite, parity
 from paperlib.export.inspection import inspect_tflite
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.quantisation.int8 import run_quantised
 from paperlib.quantisation.qat import freeze_observers, prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings
 from paperlib.student.graph import image_batch
@@ -50,15 +49,14 @@ def test_tflite_equals_fake_quant(
     path = export_tflite(qgraph, tmp_path_factory.mktemp("parity") / "net.tflite")
     assert inspect_tflite(path, 8, 8)["float_tensors"] == []
     file = TFLiteUpscaler(path, threads=1, xnnpack=xnnpack)
-    step = qgraph.grid("output").scale
-    for reference, share in ((lambda x: run_quantised(qgraph, x), 0.99), (model, 0.99)):
-        distances = []
-        for picture in pictures(height, width, seed):
-            with torch.no_grad():
-                expected = reference(image_batch(picture)).clamp(0, 255)[0].permute(1, 2, 0).numpy()
-            distances.append(np.abs(file(picture) - expected).ravel() / step)
-        distance = np.concatenate(distances)
-        assert np.mean(distance < 1.01) >= share, (arch, quantiser, distance.max())
+    shown = pictures(height, width, seed)
+    assert parity(qgraph, file, shown)["within_1_lsb"] >= 0.99
+    distances = []
+    for picture in shown:
+        with torch.no_grad():
+            expected = model(image_batch(picture)).clamp(0, 255)[0].permute(1, 2, 0).numpy()
+        distances.append(np.abs(file(picture) - expected).ravel() / qgraph.grid("output").scale)
+    assert np.mean(np.concatenate(distances) < 1.01) >= 0.99
 
 
 @pytest.mark.parametrize("quantiser", ["paper", "tflite"])
@@ -69,12 +67,10 @@ def test_dead_channels_and_saturated_output(tmp_path, quantiser):
         fused.stem.weight[0].zero_()
         fused.body[0].conv.bias[1] = -1e6
         fused.head.weight.mul_(8)
-    qgraph = quantised_graph(prepare_qat(fused, QuantSettings(quantiser=quantiser), pictures(8, 8, 0)[:1]).eval())
+    qgraph = quantised(fused, pictures(8, 8, 0)[:1], quantiser)
     file = TFLiteUpscaler(export_tflite(qgraph, tmp_path / "net.tflite"), threads=1)
     for picture in pictures(5, 6, 3):
-        expected = run_quantised(qgraph, image_batch(picture))[0].permute(1, 2, 0).numpy()
-        distance = np.abs(file(picture) - expected) / qgraph.grid("output").scale
-        assert np.mean(distance < 1.01) >= 0.99
+        assert parity(qgraph, file, [picture])["within_1_lsb"] >= 0.99
 
 
 @pytest.mark.parametrize("quantiser", ["paper", "tflite"])
@@ -88,11 +84,9 @@ def test_a_dead_block_can_be_exported_and_run(tmp_path, quantiser, arch, factor,
         last[-1].weight.mul_(factor)
         last[-1].bias.fill_(bias)
     images = pictures(12, 12, 1)
-    qgraph = quantised_graph(prepare_qat(fused, QuantSettings(quantiser=quantiser), images).eval())
+    qgraph = quantised(fused, images, quantiser)
     path = export_tflite(qgraph, tmp_path / "net.tflite")
     for xnnpack in (True, False):
         file = TFLiteUpscaler(path, threads=1, xnnpack=xnnpack)
         for picture in images:
-            expected = run_quantised(qgraph, image_batch(picture))[0].permute(1, 2, 0).numpy()
-            distance = np.abs(file(picture) - expected) / qgraph.grid("output").scale
-            assert np.mean(distance < 1.01) >= 0.99
+            assert parity(qgraph, file, [picture])["within_1_lsb"] >= 0.99

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from networks import quantised
 from PIL import Image
 from skimage.data import coffee
 
@@ -15,8 +16,7 @@ from paperlib.errors import UserError
 from paperlib.export.convert import export_tflite
 from paperlib.export.inspection import inspect_tflite
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.quantisation.qat import prepare_qat, quantised_graph
-from paperlib.settings import QuantSettings, StudentSettings
+from paperlib.settings import StudentSettings
 from paperlib.student.models import deployment_graph
 from paperlib.student.network import Student, fuse
 from paperlib.upscale import upscale_pixels
@@ -26,12 +26,15 @@ flatbuffers = pytest.importorskip("flatbuffers")
 LR = coffee()[:24, :24]
 
 
+def student():
+    return fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+
+
 @pytest.fixture(scope="module")
 def fixed_file(tmp_path_factory):
     torch.manual_seed(0)
-    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
-    qat = prepare_qat(student, QuantSettings(quantiser="tflite"), [LR])
-    return export_tflite(quantised_graph(qat), tmp_path_factory.mktemp("file") / "fixed.tflite", 24, 24)
+    file = tmp_path_factory.mktemp("file") / "fixed.tflite"
+    return export_tflite(quantised(student(), [LR]), file, 24, 24)
 
 
 def changed(source, target, change):
@@ -44,42 +47,72 @@ def changed(source, target, change):
     return target
 
 
-def resized(side):
+def damage(what):
+    """A change of a file's tables, by a side of its input or by name."""
     def change(model, graph):
-        graph.tensors[graph.inputs[0]].shape = np.array([1, side, side, 3], np.int32)
-        graph.tensors[graph.outputs[0]].shape = np.array([1, 3 * side, 3 * side, 3], np.int32)
+        first, last = graph.operators[0], graph.operators[-1]
+        lr, sr = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+        match what:
+            case int():
+                lr.shape = np.array([1, what, what, 3], np.int32)
+                sr.shape = np.array([1, 3 * what, 3 * what, 3], np.int32)
+            case "shrunk":  # every feature map stated as 1×1: kernels give what they must all the same
+                for tensor in graph.tensors:
+                    if len(tensor.shape) == 4 and model.buffers[tensor.buffer].data is None:
+                        tensor.shape = np.array([1, 1, 1, 1], np.int32)
+                lr.shape = np.array([1, 10_000, 10_000, 3], np.int32)
+            case "emptied":
+                graph.operators = []
+            case "unscaled":
+                lr.quantization.scale = np.array([np.nan], np.float32)
+            case "misnamed":
+                lr.name = b"\xff\xfe\xff"
+            case "self reading":
+                last.inputs = last.outputs
+            case "beyond":
+                first.outputs = np.array([10**9], np.int32)
+            case "written twice":
+                graph.operators.insert(1, first)
+            case "constant written":
+                first.outputs = first.inputs[1:2]
+            case "too few":
+                first.inputs = first.inputs[:1]
+            case "without output":
+                graph.outputs = np.array([], np.int32)
+            case "tiny step":
+                step = graph.tensors[first.outputs[0]].quantization
+                step.scale = np.array([1e-38], np.float32)
+            case "strided":
+                first.builtinOptions.strideW = 5
+            case _:
+                raise ValueError(what)
 
     return change
 
 
-def emptied(model, graph):
-    graph.operators = []
-
-
-def unscaled(model, graph):
-    graph.tensors[graph.inputs[0]].quantization.scale = np.array([np.nan], np.float32)
-
-
-def misnamed(model, graph):
-    graph.tensors[graph.inputs[0]].name = b"\xff\xfe\xff"
-
-
-def shrunk(model, graph):
-    """Every feature map stated as 1×1, the input as large: kernels give what they must all the same."""
-    for index, tensor in enumerate(graph.tensors):
-        if len(tensor.shape) == 4 and model.buffers[tensor.buffer].data is None:
-            tensor.shape = np.array([1, 10_000, 10_000, 3] if index in graph.inputs else [1] * 4, np.int32)
-
-
-@pytest.mark.parametrize(("change", "words"), [
-    (resized(20_000), r"would take about .* GB .*the limit is 2.1 GB"), (resized(100_000), "the limit is 2.1 GB"),
-    (shrunk, "the limit is 2.1 GB"), (resized(0), "has the shape"), (emptied, "no operators"),
-    (unscaled, "has the scale nan"), (misnamed, "not a TFLite file")])
-def test_what_cannot_be_run_is_said_before_it_is(fixed_file, tmp_path, change, words):
-    path = changed(fixed_file, tmp_path / "changed.tflite", change)
-    for use in (lambda: upscale_pixels(TFLiteUpscaler(path), LR), lambda: inspect_tflite(path)):
+@pytest.mark.parametrize(("what", "words"), [
+    (20_000, r"would take about .* GB .*the limit is 2.1 GB"), (100_000, "the limit is 2.1 GB"),
+    ("shrunk", "the limit is 2.1 GB"), (0, "has the shape"), ("emptied", "no operators"),
+    ("unscaled", "has the scale nan"), ("misnamed", "not a TFLite file")])
+def test_what_cannot_be_run_is_said_before_it_is(fixed_file, tmp_path, what, words):
+    path = changed(fixed_file, tmp_path / "changed.tflite", damage(what))
+    for use in (TFLiteUpscaler, inspect_tflite):
         with pytest.raises(UserError, match=words):
-            use()
+            use(path)
+
+
+@pytest.mark.parametrize("what", ["self reading", "beyond", "written twice", "constant written",
+                                  "too few", "without output", "tiny step", "strided"])
+def test_a_file_that_contradicts_itself_is_one_line_and_no_crash(fixed_file, tmp_path, what, capfd):
+    path = changed(fixed_file, tmp_path / "changed.tflite", damage(what))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(LR).save(folder / "a.png")
+    for command in (["evaluate", path, "--hr", folder],
+                    ["upscale", folder, "--model", path, "--out", tmp_path / "out"]):
+        assert main([str(word) for word in command]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "changed.tflite" in line
 
 
 def test_mutated_files_are_refused_or_run(fixed_file, tmp_path):
@@ -110,57 +143,12 @@ def test_libraries_say_nothing_and_leave_the_home_alone(fixed_file, tmp_path):
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):
-    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    fused = student()
     with torch.no_grad():
-        student.stem.weight[0, 0, 0, 0] = float("nan")
-    path = export_tflite(deployment_graph(student), tmp_path / "nan.tflite")
+        fused.stem.weight[0, 0, 0, 0] = float("nan")
+    path = export_tflite(deployment_graph(fused), tmp_path / "nan.tflite")
     with pytest.raises(UserError, match="no numbers"):
         TFLiteUpscaler(path)
-
-
-def self_reading(model, graph):
-    graph.operators[-1].inputs = graph.operators[-1].outputs
-
-
-def beyond(model, graph):
-    graph.operators[0].outputs = np.array([10**9], np.int32)
-
-
-def written_twice(model, graph):
-    graph.operators.insert(1, graph.operators[0])
-
-
-def constant_written(model, graph):
-    graph.operators[0].outputs = graph.operators[0].inputs[1:2]
-
-
-def too_few(model, graph):
-    graph.operators[0].inputs = graph.operators[0].inputs[:1]
-
-
-def without_output(model, graph):
-    graph.outputs = np.array([], np.int32)
-
-
-def tiny_step(model, graph):
-    graph.tensors[graph.operators[0].outputs[0]].quantization.scale = np.array([1e-38], np.float32)
-
-
-def strided(model, graph):
-    graph.operators[0].builtinOptions.strideW = 5
-
-
-@pytest.mark.parametrize("change", [
-    self_reading, beyond, written_twice, constant_written, too_few, without_output, tiny_step, strided])
-def test_a_file_that_contradicts_itself_is_one_line_and_no_crash(fixed_file, tmp_path, change, capfd):
-    path = changed(fixed_file, tmp_path / "changed.tflite", change)
-    (tmp_path / "in").mkdir()
-    Image.fromarray(LR).save(tmp_path / "in" / "a.png")
-    for command in (["evaluate", path, "--hr", tmp_path / "in"],
-                    ["upscale", tmp_path / "in", "--model", path, "--out", tmp_path / "out"]):
-        assert main([str(word) for word in command]) == 2
-        (line,) = capfd.readouterr().err.splitlines()
-        assert "changed.tflite" in line
 
 
 def test_a_file_whose_input_nothing_reads_is_described(fixed_file, tmp_path):

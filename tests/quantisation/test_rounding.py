@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import ARCHS, deployed
+from networks import ARCHS, deployed, quantised
 from skimage.data import chelsea
 
 from paperlib.data.resize import bicubic_downscale
 from paperlib.quantisation.int8 import channel_scales, fake_quant_weight
-from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.quantisation.rounding import round_kernel, round_to_data, rounding_order
-from paperlib.settings import QuantSettings
 from paperlib.student.graph import image_batch, run_graph
 from paperlib.student.models import deployment_graph
 
@@ -26,20 +24,15 @@ def problem(rows: int = 6, columns: int = 40):
     return weight, x.double()
 
 
-def test_a_kernel_is_on_its_grid_and_keeps_its_scale():
+def test_a_kernel_is_on_its_grid_and_keeps_the_output_better_than_rounding_to_nearest():
     weight, x = problem()
     scale = channel_scales(weight)
     rounded = round_kernel(weight, scale, x @ x.T / 500)
     torch.testing.assert_close(fake_quant_weight(rounded, scale), rounded, rtol=0, atol=1e-6)
     torch.testing.assert_close(channel_scales(rounded), scale)
-
-
-def test_the_output_is_kept_better_than_by_rounding_to_nearest():
-    weight, x = problem()
-    scale = channel_scales(weight)
     error = lambda kernel: float(((kernel - weight).double() @ x).square().mean())
     nearest = (weight / scale[:, None]).round() * scale[:, None]
-    assert error(round_kernel(weight, scale, x @ x.T / 500)) < 0.2 * error(nearest)
+    assert error(rounded) < 0.2 * error(nearest)
 
 
 def test_last_come_the_columns_that_vary_least_once_the_later_ones_are_known():
@@ -96,9 +89,7 @@ def test_a_network_rounded_to_a_photograph_stays_closer_to_itself(arch):
 
 def test_the_quantiser_starts_from_it():
     fused = deployed("mobileone")
-    settings = {"quantiser": "tflite", "skip": "exact"}
-    start = prepare_qat(fused, QuantSettings(**settings, rounding="data"), [IMAGE])
-    plain = prepare_qat(fused, QuantSettings(**settings), [IMAGE])
-    head = quantised_graph(start).graph["head"].weight
-    assert not np.allclose(head, quantised_graph(plain).graph["head"].weight)
+    plain, head = (quantised(fused, [IMAGE], skip="exact", rounding=rounding).graph["head"].weight
+                   for rounding in ("nearest", "data"))
+    assert not np.allclose(head, plain)
     torch.testing.assert_close(fake_quant_weight(head, channel_scales(head)), head, rtol=0, atol=1e-6)
