@@ -73,22 +73,18 @@ def test_download_accepts_the_pinned_file_only(empty, monkeypatch):
     assert target.read_bytes() == b"weights"
 
 
-def test_a_cache_that_takes_no_file_is_a_reason_and_no_end(empty):
-    (empty / "cache").mkdir()
-    (empty / "cache" / "weights").touch()
-    path, reason = published_weights()
-    assert path is None
-    assert "cannot write" in reason
-
-
 def test_weights_are_looked_for_in_assets_then_cache(empty, monkeypatch):
+    folder = empty / "cache" / "weights"
+    folder.parent.mkdir()
+    folder.touch()  # a cache that takes no file is a reason, and no end
+    assert "cannot write" in published_weights()[1]
+    folder.unlink()
     path, reason = published_weights()
     assert path is None
     assert "nowhere.pth" in reason
-    cached = empty / "cache" / "weights" / FILE
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    cached.touch()
-    assert published_weights()[0] == cached
+    folder.mkdir(exist_ok=True)
+    (folder / FILE).touch()
+    assert published_weights()[0] == folder / FILE
     (empty / FILE).touch()
     monkeypatch.setenv("PAPERLIB_ASSETS", str(empty))
     assert published_weights()[0] == empty / FILE
