@@ -25,8 +25,8 @@ def test_exporting_before_training_names_the_notebooks_that_are_missing(tmp_path
 
 def test_every_row_is_measured_on_its_own_file(tmp_path):
     run = open_run("smoke", tmp_path, {
-        "student.blocks": 1, "student.channels": 4, "export.height": 17, "export.width": 17,
-        "export.overlap": 2})
+        "student.blocks": 1, "student.channels": 4, "student.init": "bilinear",
+        "export.height": 17, "export.width": 40, "export.overlap": 2})
     data, folder = open_data(run.settings.data), run.stage_folder("stage3")
     fused, trained = (fuse(Student(run.settings.student)) for _ in range(2))
     save_student(fused, folder / "fused.safetensors")
@@ -34,7 +34,7 @@ def test_every_row_is_measured_on_its_own_file(tmp_path):
     save_qat(qat, folder / "qat.safetensors")
     files = export_run(run, data)
     path = tmp_path / "again.tflite"
-    for kind, size in (("ptq", ()), ("ptq_fixed", (17, 17))):
+    for kind, size in (("ptq", ()), ("ptq_fixed", (17, 40))):
         export_ptq(files.qgraph.graph, calibration(data, run.settings), path, *size)
         assert files.paths[kind].read_bytes() == path.read_bytes()
     rows = [row for row in files.measure(data)
@@ -56,5 +56,5 @@ def test_every_row_is_measured_on_its_own_file(tmp_path):
         ("export", "fakequant"): QuantisedUpscaler(files.qgraph)}
     assert found == {key: pytest.approx(mean_psnr(data.valid, upscaler), abs=1e-5)
                      for key, upscaler in wanted.items()}
-    assert len(set(found.values())) == len(found) - 3
+    assert len(set(found.values())) >= 7  # the same network thrice, and what was trained
     assert {row["steps"] for row in rows if row["table"] in ("B", "abstract")} == {6 + 4 + 5}

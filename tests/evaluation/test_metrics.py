@@ -39,6 +39,9 @@ def test_rgb_clips_but_does_not_round():
     hr = np.full((20, 20, 3), 250, np.uint8)
     assert psnr_rgb(np.full(hr.shape, 400.0), hr) == pytest.approx(20 * math.log10(255 / 5))
     assert psnr_rgb(np.full(hr.shape, 250.25), hr) == pytest.approx(20 * math.log10(255 / 0.25))
+    wild, hr = noisy(coffee()[:40, :40], 90), coffee()[:40, :40]
+    assert scores(wild, hr) == scores(wild.clip(0, 255), hr)
+    assert ssim_tensorflow(wild, hr) == ssim_tensorflow(wild.clip(0, 255), hr)
 
 
 def test_y_rounds_and_leaves_three_pixels_out():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from skimage.data import chelsea, coffee
 from paperlib.data.photographs import Pair, make_pair, read_pairs
 from paperlib.errors import UserError
 from paperlib.evaluation.metrics import METRICS, scores
-from paperlib.evaluation.scoring import evaluate, mean_psnr, score_lines
+from paperlib.evaluation.scoring import evaluate, mean_psnr, measure, score_lines
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
@@ -51,7 +52,8 @@ def test_evaluation_is_per_image_values_and_their_mean():
     for metric in METRICS:
         wanted = np.mean([row[metric] for row in result["images"]])
         assert result["mean"][metric] == pytest.approx(wanted)
-    assert mean_psnr(pairs, upscaler) == pytest.approx(result["mean"]["psnr_rgb"])
+    one, other = (row["psnr_rgb"] for row in result["images"])
+    assert mean_psnr([*pairs, pairs[0]], upscaler) == pytest.approx((2 * one + other) / 3)
     assert set(result) >= {"model", "images", "mean", "protocol", "provenance"}
 
 
@@ -85,6 +87,23 @@ def test_unreadable_images_are_listed_and_the_others_scored(tmp_path):
     assert len(result["failed"]) == 2
     assert "b.png" in result["failed"][0]
     assert "2×2" in result["failed"][1]
+
+
+def test_a_row_a_metric_and_set_keeps_the_values_of_its_images(tmp_path):
+    data = SimpleNamespace(valid=some_pairs(), tests={"Set5": some_pairs()[:1]})
+    upscaler = load_upscaler("bicubic")
+    rows = measure(data, upscaler, "B", "bicubic", "fp32", steps=7)
+    found = {name: evaluate(upscaler, pairs) for name, pairs in (
+        ("validation", data.valid), ("Set5", data.tests["Set5"]))}
+    assert rows == [
+        {"table": "B", "row": "bicubic", "precision": "fp32", "metric": metric.removesuffix("_rgb"),
+         "dataset": dataset, "value": result["mean"][metric], "steps": 7,
+         "images": [round(image[metric], 5) for image in result["images"]]}
+        for dataset, result in found.items() for metric in METRICS]
+    Image.fromarray(coffee()[:2, :2]).save(tmp_path / "d.png")
+    data.tests["Set14"] = read_pairs(tmp_path)
+    with pytest.raises(UserError, match="Set14: d is 2×2"):
+        measure(data, upscaler, "B", "bicubic", "fp32")
 
 
 def test_the_input_hash_is_of_the_pixels():

@@ -9,7 +9,9 @@ from PIL import Image
 from skimage.data import coffee
 
 from paperlib.cli import main
+from paperlib.data.photographs import Pair, make_pair
 from paperlib.errors import UserError
+from paperlib.evaluation import scoring
 from paperlib.export.convert import export_tflite
 from paperlib.export.tf_graph import tensorflow
 from paperlib.export.tflite import TFLiteUpscaler
@@ -120,7 +122,7 @@ def strided(x):
 
 
 @pytest.mark.parametrize("build", [halved, strided])
-def test_tiles_lie_at_multiples_of_the_stride(tmp_path, build):
+def test_tiles_lie_at_multiples_of_the_stride(tmp_path, monkeypatch, build):
     dynamic = TFLiteUpscaler(convert(tmp_path / "a.tflite", build, 1, None, None, 3))
     fixed = TFLiteUpscaler(convert(tmp_path / "b.tflite", build, 1, 16, 20, 3))
     assert (dynamic.stride, fixed.stride) == (2, 2)
@@ -129,6 +131,11 @@ def test_tiles_lie_at_multiples_of_the_stride(tmp_path, build):
     for upscaler, tile in ((dynamic, 15), (dynamic, 19), (fixed, None)):
         assert np.abs(upscale_pixels(upscaler, PICTURE, tile) - whole).max() <= 1
     assert np.abs(fixed(PICTURE) - whole).max() <= 1
+    for name, value in (("MOST_AT_ONCE", 100), ("TILE", 15)):
+        monkeypatch.setattr(scoring, name, value)
+    pair = Pair("scored whole", PICTURE, np.zeros((123, 105, 3), np.uint8))
+    (scored,) = scoring.evaluate(dynamic, [pair])["images"]
+    assert scored["psnr_rgb"] == scoring.mean_psnr([pair], dynamic)
 
 
 def test_tiles_share_twice_the_reach(tmp_path):
@@ -148,3 +155,5 @@ def test_what_sees_the_whole_picture_is_not_tiled_without_a_word(tmp_path, capsy
         Image.fromarray(coffee()[:side, :side]).save(picture)
         assert main(["upscale", str(picture), "-o", str(tmp_path / "o"), "--model", str(path)]) == 0
         assert capsys.readouterr().out.count("seams can be seen") == said
+    scored = scoring.evaluate(TFLiteUpscaler(path), [make_pair("a", coffee()[:99, :99])])
+    assert "seams can be seen" in scored["notes"][0]

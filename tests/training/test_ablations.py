@@ -13,9 +13,11 @@ from paperlib.errors import UserError
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
+from paperlib.export.convert import export_ptq
 from paperlib.export.inspection import inspect_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.profiles import METHODS, STAGE3_LOSS, load_settings
+from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import read_quantised
 from paperlib.run import Run, measured_row, open_run
 from paperlib.settings import StudentSettings, override
@@ -81,6 +83,10 @@ def test_every_switch_gives_an_int8_file_and_its_own_row(tmp_path):
              for seed in (1, 1, 2)]
     assert all(np.array_equal(one, other) for one, other in zip(*drawn[:2], strict=True))
     assert not all(np.array_equal(one, other) for one, other in zip(*drawn[1:], strict=True))
+    folder, path = run.stage_folder("ablation/kd_0-2/stage3"), tmp_path / "again.tflite"
+    graph = post_training_graph(read_quantised(folder / "qat.safetensors"))
+    export_ptq(graph, drawn[2], path)
+    assert path.read_bytes() == (folder / "ptq_int8.tflite").read_bytes()
 
 
 def test_a_training_is_joined_by_copying_its_record(tmp_path):
@@ -115,6 +121,16 @@ def test_a_record_of_other_settings_is_measured_again_and_not_read(tmp_path):
     assert stage3_variants(run, data) == first
     longer, _ = open_after_stage2(tmp_path, [], **{"ablation.stage3_steps": 3})
     assert longer.trainings() == []
+
+
+def test_other_images_or_another_teacher_are_another_training(tmp_path, monkeypatch):
+    run, data = open_after_stage2(tmp_path, [])
+    trained = []
+    monkeypatch.setattr(ablations, "_variant", lambda *job: trained.append(job) or [])
+    shared = {"data": {"training pixels": "a"}, "teacher": "none"}
+    for changes in ({}, {}, {"teacher": "small"}, {"data": {"training pixels": "b"}}):
+        ablations.train_one(run, data, shared | changes, "kd_0", 1)
+    assert len(trained) == 3
 
 
 def test_records_without_an_identity_are_read_as_a_committed_run(tmp_path):
@@ -289,10 +305,12 @@ def test_a_backbone_goes_through_the_papers_whole_pipeline(tmp_path):
     assert values["repconv", "fp32"] == pytest.approx(fakequant, abs=1e-4)
     unrounded = [mean_psnr([pair], TorchUpscaler(fused, "")) for pair in data.valid]
     assert values["repconv_float", "fp32"] == pytest.approx(unrounded, abs=1e-4)
-    for kind, row in (("ptq", "repconv"), ("dynamic", "repconv_learnt")):
+    for kind, row, borders in (("ptq", "repconv", "true"), ("dynamic", "repconv_learnt", "true"),
+                               ("ptq_fixed", "repconv_fixed", "reflected")):
         file = folder / "stage3" / f"{kind}_int8.tflite"
         assert inspect_tflite(file, 8, 8)["float_tensors"] == []
-        shipped = [mean_psnr([pair], TFLiteUpscaler(file)) for pair in data.valid]
+        upscaler = TFLiteUpscaler(file, borders=borders)
+        shipped = [mean_psnr([pair], upscaler) for pair in data.valid]
         assert values[row, "int8"] == pytest.approx(shipped, abs=1e-4)
     assert values["repconv", "int8"] != values["repconv_learnt", "int8"]
 
@@ -304,10 +322,17 @@ def test_schedules_keep_and_start_as_they_should(tmp_path):
     for warmup, expected in ((0.02, 0.1), (0.3, 0.3), (0.0, 0.0)):  # a tenth, a longer one, none
         settings = load_settings("benchmark", {"stage1.warmup": warmup})
         assert ablations._short(settings, 1, {}).stage1.warmup == expected
+    for profile, halved in (("benchmark", 42), ("paper", 2000)):  # 500 of 24,000 steps
+        stage = ablations._short(load_settings(profile), 1, {}).stage2
+        assert (stage.halve_every, stage.ema_warmup) == (halved, profile != "paper")
     run = open_run("smoke", tmp_path)
     assert run.settings.student.init == "default"
     # from PyTorch's start FSRCNN is behind bicubic for thousands of steps
-    assert ablations._settings(run, "fsrcnn", 1).student.init == "bilinear"
+    settings = ablations._settings(run, "fsrcnn", 1)
+    assert (settings.student.init, settings.stage3.loss.kd) == ("bilinear", 0)
+    for stage in ("stage2", "stage3"):
+        clipped = getattr(ablations._settings(run, "claim_clip_off", 1), stage)
+        assert (clipped.clip_body, clipped.clip_ends) == (0, 0)
     for name in SWITCHES:
         ablations._settings(run, name, 1)  # settings that exist
 
