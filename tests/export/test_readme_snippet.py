@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from skimage.data import coffee
 
@@ -20,14 +19,6 @@ from paperlib.weights import pretrained
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "paperlib" / "weights" / "README.md").read_text(encoding="utf-8")
 FILES = re.findall(r"^\| `(student_(dynamic|fixed)_(u?int8)\.tflite)` \| (.*?) \| (.*?) \|", SECTION, re.M)
-
-
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("use") / "shipped"
-    for name, form, pixels, *_ in FILES:
-        export_tflite(shipped_graph(), folder / name, *((720, 1280) if form == "fixed" else ()), pixels=pixels)
-    return folder
 
 
 def test_the_python_block_enlarges_a_picture_as_upscale_does(tmp_path):
@@ -45,10 +36,12 @@ def test_the_python_block_enlarges_a_picture_as_upscale_does(tmp_path):
         np.testing.assert_array_equal(np.asarray(made), upscale_pixels(load_upscaler("pretrained"), lr))
 
 
-def test_the_table_is_what_the_files_are(shipped):
+def test_the_table_is_what_the_files_are(tmp_path):
     assert len(FILES) == 4
     for name, form, pixels, *columns in FILES:
-        about = inspect_tflite(shipped / name, 24, 24)
+        size = (720, 1280) if form == "fixed" else ()
+        file = export_tflite(shipped_graph(), tmp_path / name, *size, pixels=pixels)
+        about = inspect_tflite(file, 24, 24)
         for end, column, scale in (("inputs", columns[0], 1), ("outputs", columns[1], 3)):
             (port,) = about[end]
             sides = (720 * scale, 1280 * scale) if form == "fixed" else (-1, -1)
@@ -57,7 +50,7 @@ def test_the_table_is_what_the_files_are(shipped):
             assert (form == "dynamic") != (f"{sides[0]}, {sides[1]}, 3" in column)
 
 
-def test_the_tool_for_milliseconds_is_there(shipped, tmp_path):
+def test_the_tool_for_milliseconds_is_there(tmp_path):
     (command,) = re.findall(r"`python (-m ai_edge_litert\S+ [^`]*)`", SECTION)
     model = export_tflite(shipped_graph(), tmp_path / "small.tflite", 24, 24)
     command = command.replace("shipped/student_fixed_int8.tflite", str(model)).split()
