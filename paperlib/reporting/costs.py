@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 
 from paperlib.evaluation.audit import stage3_epochs
@@ -62,9 +62,10 @@ SETTLED, LAST = 30, 60
 
 
 def selection_figure(psnr: pd.Series) -> Figure:
-    """The authors' stage 3 by epoch, the mean of its last ones, and the epoch that was reported."""
+    """The authors' stage 3 by epoch (dB), the mean of its last ones, and what was reported."""
     settled, scatter = psnr.iloc[-LAST:].mean(), psnr.loc[SETTLED:].std()
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    teacher, direct = (reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(psnr.index, psnr, marker=".", markersize=3, linewidth=0.8)
     axes.axvline(SETTLED, linestyle=":", linewidth=1)
@@ -76,23 +77,17 @@ def selection_figure(psnr: pd.Series) -> Figure:
     axes.plot(psnr.idxmax(), psnr.max(), "o", markersize=7, fillstyle="none",
               label=f"reported: the best epoch, {psnr.max():.3f} dB")
     axes.set(xlabel="epoch of stage 3 (the authors' log)",
-             ylabel="PSNR RGB on the reported images (dB)")
+             ylabel="PSNR RGB on the reported images (dB)", title=(
+                 f"Best of {len(psnr)} epochs: {psnr.max() - settled:.3f} dB above their mean. "
+                 f"Table D's difference: {teacher - direct:.3f} dB"))
     axes.legend(fontsize=8, loc="lower right")
     return figure
 
 
-def selection_section(run: Run) -> Markdown:
-    """What choosing the best epoch is worth: the figure, shown and saved, and two sentences."""
+def selection_section(run: Run) -> Image | Markdown:
+    """What choosing the best epoch is worth: `selection_figure`, shown and saved."""
     psnr = stage3_epochs()
-    if psnr.empty:
-        return Markdown("*The authors' log is not at hand: `paperlib verify` downloads it (3 MB), "
-                        "or set `PAPERLIB_ASSETS` to a folder that holds their release as "
-                        "`aio_mai/`.*")
-    display(run.figure("07_selection", selection_figure(psnr)))
-    teacher, direct = (
-        reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
-    return Markdown(
-        f"The best of {len(psnr)} epochs, chosen on the images that are reported, is "
-        f"{psnr.max() - psnr.iloc[-LAST:].mean():.3f} dB above the mean of the last {LAST}; epochs "
-        f"scatter by {psnr.loc[SETTLED:].std():.3f} dB. Table D's {teacher - direct:.3f} dB is a "
-        "difference of two such maxima, of one run each.")
+    if len(psnr):
+        return run.figure("07_selection", selection_figure(psnr))
+    return Markdown("*The authors' log is not at hand: `paperlib verify` downloads it (3 MB), or "
+                    "set `PAPERLIB_ASSETS` to a folder that holds their release as `aio_mai/`.*")

@@ -50,11 +50,9 @@ def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, siz
     """One part of an image: LR, each result with its PSNR over the whole image, and HR.
 
     Args:
-        lr: uint8 (h, w, 3).
+        lr, hr: uint8 (h, w, 3) and (3h, 3w, 3).
         results: name → (3h, 3w, 3) in 0..255.
-        hr: uint8 (3h, 3w, 3).
-        size: side of the part shown, HR pixels.
-        place: its top and left in HR pixels; None shows the most detailed part.
+        size, place: side of the part and its top and left, HR pixels; None: the most detailed one.
         here: give the PSNR of the part, too.
     """
     height, width = hr.shape[:2]
@@ -104,11 +102,9 @@ def _term(name: str, loss: LossSettings | None) -> str:
 @style.context(STYLE)
 def curves(history: Sequence[Mapping[str, float]], title: str = "",
            loss: LossSettings | None = None) -> Figure:
-    """Loss and its terms (left) and validation PSNR (right) over the steps of a training.
+    """Loss and its terms (left) and validation PSNR (right) over the rows of `Fit.history`.
 
-    Args:
-        history: rows of `Fit.history`: step, psnr_rgb (dB), loss and its terms (images in 0..1).
-        loss: the weights of the terms, for the legend; the terms are drawn without them.
+    The terms are drawn before the weights of `loss`, which the legend names.
     """
     rows = pd.DataFrame(history).set_index("step")
     figure = Figure(figsize=(9, 3.3))
@@ -181,11 +177,7 @@ def _name_layers(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 @style.context(STYLE)
 def layer_sqnr(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Signal to quantisation noise after each layer, one bar a layer in the network's order.
-
-    Args:
-        rows: of `quantisation.layer_sqnr`; without a finite number a layer has no bar.
-    """
+    """Rows of `quantisation.layer_sqnr`, one bar a layer; none where the number is infinite."""
     figure = Figure(figsize=(max(6, 0.65 * len(rows)), 3.3))
     axes = figure.subplots()
     heights = np.array([row.get("sqnr_db") for row in rows], np.float64)
@@ -201,9 +193,7 @@ def layer_sqnr(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def layer_ranges(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Each layer's grid as a bar, the extremes of its channels as dots (above), its step (below).
 
-    Args:
-        rows: of `quantisation.layer_ranges`, in grey levels; without a grid the bar spans the
-            values.
+    Rows of `quantisation.layer_ranges`, in grey levels; without a grid the bar spans the values.
     """
     figure, at = Figure(figsize=(max(6, 0.65 * len(rows)), 4.8)), np.arange(len(rows))
     spans, steps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -233,14 +223,10 @@ PRECISIONS = {"fp32": "FP32 (fake-quantised)", "int8": "INT8 file"}
 
 @style.context(STYLE)
 def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """PSNR of Table C's networks on the validation images in FP32 and INT8, from measured rows.
-
-    The axis starts above 0. Rows ending in _float, _learnt or _fixed are of the same networks and
-    left out.
-    """
+    """PSNR of Table C's networks on the validation images in FP32 and INT8, from measured rows."""
     found = pd.DataFrame([{"sd": None} | row for row in rows if row["value"] is not None and (
         row["table"], row["metric"], row["dataset"]) == ("C", "psnr", "validation")
-        and not row["row"].endswith(("_float", "_learnt", "_fixed"))])
+        and not row["row"].endswith(("_float", "_learnt", "_fixed"))])  # of the same networks
     title = "What INT8 costs each network"
     if found.empty:
         figure = Figure(figsize=(5, 0.8))
@@ -265,11 +251,7 @@ def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 @style.context(STYLE)
 def quality_against_cost(points: pd.DataFrame) -> Figure:
-    """Models of several groups by PSNR and multiply-accumulates, the cost on a logarithmic axis.
-
-    Args:
-        points: name, group, macs (thousands per LR pixel), psnr (dB, RGB, on Set5).
-    """
+    """Points of `costs.cost_points` by PSNR and multiply-accumulates, the cost logarithmic."""
     figure = Figure(figsize=(8, 4.6))
     axes = figure.subplots()
     for (group, part), marker in zip(points.groupby("group", sort=False), MARKERS, strict=False):
@@ -336,11 +318,7 @@ def fake_quant() -> Figure:
 
 @style.context(STYLE)
 def int8_grid(row: Mapping[str, Any]) -> Figure:
-    """The INT8 grid of one tensor: how many of its 256 steps each channel can use.
-
-    Args:
-        row: of a layer with a grid, from `quantisation.layer_ranges`, in grey levels.
-    """
+    """A row of `quantisation.layer_ranges`: how many of the grid's 256 steps a channel can use."""
     low, high, step = row["grid_low"], row["grid_high"], row["step"]
     spans = np.clip([row["channel_low"], row["channel_high"]], low, high).T
     spans = spans[np.argsort(spans[:, 0] - spans[:, 1], kind="stable")]
@@ -363,11 +341,7 @@ def int8_grid(row: Mapping[str, Any]) -> Figure:
 
 @style.context(STYLE)
 def shares(found: pd.DataFrame) -> Figure:
-    """What each term of the loss contributes to its value and to its gradient.
-
-    Args:
-        found: of `training.gradient_shares`, one line a term.
-    """
+    """Lines of `training.gradient_shares`: each term's part of the loss and of its gradient."""
     figure = Figure(figsize=(9.2, 0.5 * len(found) + 1.5))
     axes = figure.subplots()
     parts = 100 * found[["value share", "gradient share"]].set_axis(
@@ -415,11 +389,8 @@ def equal_scores() -> Figure:
 
 @style.context(STYLE)
 def mean_drift(images: pd.DataFrame) -> Figure:
-    """How far TensorFlow's float32 mean is off for uniform numbers, by size; SSIM of real images.
-
-    Args:
-        images: of `evaluation.committed_div2k`; empty: the first panel alone.
-    """
+    """How far TensorFlow's float32 mean is off for uniform numbers, by size; SSIM of real images
+    (of `evaluation.committed_div2k`)."""
     figure = Figure(figsize=(9.2, 3.6) if len(images) else (5, 3.6))
     first, *second = figure.subplots(1, 2 if len(images) else 1, squeeze=False)[0]
     sizes = np.geomspace(2**14, 2160 * 3840, 24).astype(int)

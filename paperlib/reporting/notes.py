@@ -72,6 +72,6 @@ def committed_audit() -> HTML | Markdown:
         return Markdown("*No table: it lies in the repository, in `results/reference`.*")
     lines = pd.DataFrame(read_json(path)["recomputed"])
     lines = lines[(lines["metric"] == "psnr") & lines["reported"].notna()]
-    names = {"row": "row", "precision": "precision", "reported": "paper (dB)",
-             "reproduced": "their own files (dB)", "evidence": "from"}
-    return shown(lines[list(names)].rename(columns=names))
+    lines = lines[["row", "precision", "reported", "reproduced", "evidence"]]
+    return shown(lines.set_axis(
+        ["row", "precision", "paper (dB)", "their own files (dB)", "from"], axis=1))

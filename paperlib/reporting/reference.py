@@ -1,8 +1,7 @@
 """Compare a run with the committed run of its profile.
 
 Two machines sum in another order, and training carries the last bit on. How far apart one training
-then ends is measured (results/reference/spread.json); values further apart than that do not agree.
-Where settings or teacher differ there is nothing to compare.
+then ends is measured (results/reference/spread.json); values further apart do not agree.
 """
 
 from typing import Any, NamedTuple
@@ -50,11 +49,7 @@ def kind_of(table: str, row: str, precision: str) -> str:
 
 
 def stated_spread() -> dict[str, dict[str, float]]:
-    """How far two machines may differ: by `kind_of` {metric: limit}, dB for PSNR.
-
-    Raises:
-        UserError: the record of it is missing or damaged.
-    """
+    """How far two machines may differ: by `kind_of` {metric: limit}, dB for PSNR."""
     path = root() / "results" / "reference" / "spread.json"
     with reading(path, "a record of how far machines differ"):
         return {kind: {metric: max(float(limit), PRINTED) for metric, limit in limits.items()}
@@ -73,11 +68,7 @@ def _different(name: str, here: dict[str, Any], there: dict[str, Any]) -> list[s
 
 
 def compare(here: Results, there: Results, spread: dict[str, dict[str, float]]) -> Comparison:
-    """Compare all values that both runs have.
-
-    Args:
-        spread: see `stated_spread`; a metric that it does not know must agree to four places.
-    """
+    """Compare all values that both runs have; where `spread` has no limit, to four places."""
     both = [name for name in NOTEBOOKS if name in here.records and name in there.records]
     different = {name: _different(name, here.records[name], there.records[name]) for name in both}
     mine, theirs = (

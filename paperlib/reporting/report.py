@@ -146,11 +146,7 @@ class _Page(mistune.HTMLRenderer):
 
 
 def write_summary(source: Run | Results) -> Path:
-    """Write summary.md from whatever records there are; returns its path.
-
-    Raises:
-        UserError: a record is damaged, or the folder cannot be written.
-    """
+    """Write summary.md from whatever records there are; returns its path."""
     results = Results.of(source)
     _draw_costs(results)
     found = viewer.saved_comparisons(results.run)
@@ -159,7 +155,7 @@ def write_summary(source: Run | Results) -> Path:
 
 
 def write_report(source: Run | Results) -> Path:
-    """Write report.html, the same text on a page; returns its path. Errors as `write_summary`."""
+    """Write report.html, the same text on a page; returns its path."""
     results, folder = Results.of(source), Path(__file__).parent
     _draw_costs(results)
     dividers = "\n".join(viewer.divider(name, pictures)

@@ -7,15 +7,7 @@ import pandas as pd
 
 from paperlib.evaluation.paper_numbers import DATASET, Key, entries, reported, score
 from paperlib.profiles import equals_paper, part_of
-from paperlib.reporting.verdicts import (
-    CLAIMS,
-    OTHER_SSIM,
-    Claim,
-    Effect,
-    Verdict,
-    signed_effect,
-    verdict_of,
-)
+from paperlib.reporting.verdicts import CLAIMS, OTHER_SSIM, Claim, Verdict, paired, verdict_of
 from paperlib.run import Run, tidy_rows
 
 TABLES = {
@@ -50,12 +42,8 @@ class Results:
     """A run's records, read and checked once; hand it down instead of the run.
 
     Attributes:
-        run: the run itself, with its settings and folder.
-        records: the run's records by name, in the notebooks' order.
+        records: by name, in the notebooks' order; a damaged one is a `UserError`.
         rows: every measured row, one line each (`paperlib.run.tidy_rows`).
-
-    Raises:
-        UserError: a record is damaged.
     """
 
     def __init__(self, run: Run) -> None:
@@ -71,10 +59,9 @@ class Results:
 
     @cached_property
     def scores(self) -> dict[Key, dict[str, Any]]:
-        """What was measured on the validation images, by (table, row, precision, metric).
+        """The lines of `rows` on the validation images, with None for what is empty.
 
-        A value is a line of `rows` as a dict with None for what is empty. Where `SAME_NETWORK`
-        stands in for a row, the field `also` names the row that was measured.
+        Where `SAME_NETWORK` stands in for a row, the field `also` names the row that was measured.
         """
         rows = self.rows[self.rows["dataset"] == DATASET].astype(object)
         lines = rows.where(rows.notna(), None).to_dict("records")
@@ -88,10 +75,10 @@ class Results:
                         "also": f"as {' '.join(other)}"})
         return found
 
-    def psnr(self, table: str, row: str, precision: str | None = None) -> float | None:
+    def psnr(self, table: str, row: str) -> float | None:
         """A measured PSNR on the validation images, in dB; None where there is none."""
         return next((line["value"] for key, line in self.scores.items()
-                     if key == (table, row, precision or key[2], "psnr")), None)
+                     if key == (table, row, key[2], "psnr")), None)
 
     def papers(self, *keys: Key) -> bool:
         """Whether data, schedule and method behind numbers are the paper's.
@@ -117,10 +104,9 @@ class Results:
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The paper's tables and the audit by name (`TABLES`), with the columns `COLUMNS`.
+        """The paper's tables and the audit by name, a line a reported number, None for empty.
 
-        Every reported number has a line; what is empty is None. The effect of a line is that of
-        the claim that decides its verdict.
+        The effect of a line is that of the claim that decides its verdict.
         """
         lines: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
         for key in reported():
@@ -153,17 +139,15 @@ class Results:
         other_ssim = metric == "ssim" and any(model in OTHER_SSIM for model in models)
         if other_ssim or len(rows) < len(keys):
             return answer
-        signs = [1.0] * len(claim.plus) + [-1.0] * len(claim.minus)
         remarks = list(dict.fromkeys(remark for _, remark in found if remark))
         steps = list(dict.fromkeys(row["steps"] for row in rows))
         if None not in steps and len(steps) > 1:
             remarks.append(f"trained for {' and '.join(f'{count:,}' for count in steps)} steps")
-        if (effect := signed_effect(rows, signs)) is None:
-            mean = sum(sign * row["value"] for sign, row in zip(signs, rows, strict=True))
-            effect, word = Effect(mean, None, None, 0, 0), Verdict.UNDECIDED
+        effect = paired(rows, [1] * len(claim.plus) + [-1] * len(claim.minus))
+        word = verdict_of(paper, effect, metric, self.papers(*keys))
+        if not effect.seeds:
+            word = Verdict.UNDECIDED
             remarks.append("other seeds")
-        else:
-            word = verdict_of(paper, effect, metric, self.papers(*keys))
         needs = {Verdict.HOLDS: "DIV2K and the published schedule",
                  Verdict.FAILS: "DIV2K and the published schedule",
                  Verdict.UNDECIDED: effect.needs, Verdict.ONE_SEED: effect.needs}

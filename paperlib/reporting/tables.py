@@ -13,15 +13,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import entries, reported, score
 from paperlib.files import reading, write_text
 from paperlib.reporting.results import COLUMNS, OTHER_KERNEL, TABLES, Results
-from paperlib.reporting.verdicts import (
-    OTHER_SSIM,
-    Effect,
-    Model,
-    Verdict,
-    change_word,
-    paired,
-    signed_effect,
-)
+from paperlib.reporting.verdicts import OTHER_SSIM, Effect, Model, Verdict, change_word, paired
 from paperlib.run import Run
 
 NUMBERS = (
@@ -78,11 +70,7 @@ def claims_table(source: Run | Results) -> pd.DataFrame:
 
 
 def by_row(table: pd.DataFrame) -> pd.DataFrame:
-    """One line a model, PSNR and SSIM together, with the claim that decides its verdict.
-
-    Args:
-        table: one of `Results.tables`, or several, one below the other.
-    """
+    """Lines of `Results.tables`, PSNR and SSIM of a model together, as its claim decides."""
     shown = []
     for model, both in table.groupby(["table", "row", "precision"], sort=False):
         first = both.iloc[0]
@@ -152,10 +140,7 @@ def leaderboard() -> pd.DataFrame:
 
 
 class Change(NamedTuple):
-    """A row of Table D or of the switches beside the row that it differs from by one setting.
-
-    word: what the effect says, whichever way it points.
-    """
+    """A row of Table D or of the switches beside the row that it differs from by one setting."""
 
     row: str
     value: float
@@ -177,7 +162,7 @@ def differences(source: Run | Results) -> list[Change]:
             bases += [LEARNT]
         base = next((base for base in bases if base in rows and base != key), PUBLISHED)
         if key != PUBLISHED:
-            effect = paired(row, rows[base])
+            effect = paired([row, rows[base]])
             lines.append(Change(key[1], row["value"], base[1], effect, change_word(effect)))
     return lines
 
@@ -224,8 +209,8 @@ def abstract_table(source: Run | Results) -> pd.DataFrame:
     results, lines = Results.of(source), []
     for words, compared, plus, minus in ABSTRACT:
         rows = [results.scores.get((*model, "psnr")) for model in (*plus, *minus)]
-        effect = all(rows) and signed_effect(rows, [1] * len(plus) + [-1] * len(minus))
-        if effect:
+        effect = all(rows) and paired(rows, [1] * len(plus) + [-1] * len(minus))
+        if effect and effect.seeds:
             lines.append((words, compared, str(effect), change_word(effect)))
     for line in results.claims if lines else ():
         if line["claim"] in ALSO and line["effect"] is not None:
@@ -275,11 +260,7 @@ def write_tables(source: Run | Results) -> Path:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table as `write_tables` wrote it.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """A table as `write_tables` wrote it; missing or damaged is a `UserError`."""
     if not path.is_file():
         raise UserError(f"no table at {path}. Run `paperlib reproduce` first, or name another "
                         "folder with --out.")
@@ -304,11 +285,7 @@ FORMATS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
 
 
 def format_tables(out: str | Path, fmt: str = "text") -> str:
-    """The tables of a results folder for `paperlib table`, in one of `FORMATS`.
-
-    Raises:
-        UserError: no tables there yet, or one that is damaged.
-    """
+    """The tables of a results folder for `paperlib table`, in one of `FORMATS`."""
     heading, body = FORMATS[fmt]
     parts = []
     for table, title in TABLES.items():

@@ -1,8 +1,7 @@
 """What may be said of a difference that the paper reports (paper section 7).
 
-A claim is a difference of reported numbers. Its effect is the same difference of measured numbers,
-paired by seed and image, with a 95 % interval over both, since both are samples. The verdict
-compares the two.
+A claim is a difference of reported numbers, its effect that of measured ones, paired by seed and
+image, with a 95 % interval over both, since both are samples. The verdict compares the two.
 """
 
 import math
@@ -53,9 +52,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean paired difference (dB or SSIM) with its 95 % interval.
+    """A mean paired difference (dB or SSIM) with its 95 % interval, None for one seed.
 
-    `low` and `high` are None for one seed; `images` is 0 where only the set's mean is known.
+    `images` is 0 where only the set's mean is known, `seeds` is where other seeds were measured.
     """
 
     mean: float
@@ -67,9 +66,8 @@ class Effect:
     """What would narrow the interval most: more seeds, or more images."""
 
     def __str__(self) -> str:
-        images = "means of the set"
-        if self.images:
-            images = f"{self.images} image{'s' * (self.images != 1)}"
+        images = f"{self.images} image{'s' * (self.images != 1)}"
+        images = images if self.images else "means of the set"
         counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}, {images}"
         if self.low is None or self.high is None:
             return f"{self.mean:+.3f} ({counted})"
@@ -106,12 +104,7 @@ def effect_of(differences: np.ndarray) -> Effect:
 def verdict_of(
     reported: float, effect: Effect, metric: str = "psnr", papers: bool = False
 ) -> Verdict:
-    """What an effect says of a reported difference.
-
-    Args:
-        metric: psnr (effects in dB) or ssim.
-        papers: whether data, schedule and method are the paper's.
-    """
+    """What an effect says of a reported difference; `papers`: by its data, schedule and method."""
     if effect.low is None or effect.high is None:
         return Verdict.ONE_SEED
     side = math.copysign(1.0, reported)
@@ -199,12 +192,11 @@ OTHER_SSIM = dict.fromkeys(
 """Reported rows whose SSIM is not the one that this kit measures; it is never compared."""
 
 
-def signed_effect(
-    rows: Sequence[Mapping[str, Any]], signs: Sequence[float]
-) -> Effect | None:
+def paired(rows: Sequence[Mapping[str, Any]], signs: Sequence[int] = (1, -1)) -> Effect:
     """Effect of a signed sum of measured rows, over the seeds that all of them have.
 
-    Rows without values of every image are compared by their means. None where the seeds differ.
+    Rows without values of every image are compared by their means, those whose seeds differ by
+    their values alone: `seeds` is 0.
     """
     parts = [np.atleast_2d(np.asarray(row["images"], np.float64)) if row.get("images")
              else np.asarray(row.get("values") or [row["value"]], np.float64)[:, None]
@@ -214,21 +206,17 @@ def signed_effect(
         parts = [part.mean(1, keepdims=True) for part in parts]
     trained = [index for index, row in enumerate(rows) if row.get("row") not in UNTRAINED]
     named = [rows[index].get("seed_ids") for index in trained]
+    differ = False
     if named and all(named):
         common = [seed for seed in dict.fromkeys(named[0]) if all(seed in ids for ids in named)]
         for index, ids in zip(trained, named, strict=True):
             parts[index] = parts[index][[ids.index(seed) for seed in common]]
-    elif len({tuple(seeds) for seeds in named if seeds}) > 1:
-        return None
+    else:
+        differ = len({tuple(ids) for ids in named if ids}) > 1
     # what was not trained stands beside every seed
     seeds = {len(part) for index, part in enumerate(parts) if index in trained or len(part) > 1}
-    if len(seeds) > 1 or 0 in seeds:
-        return None
+    if differ or len(seeds) > 1 or 0 in seeds:
+        mean = sum(sign * row["value"] for sign, row in zip(signs, rows, strict=True))
+        return Effect(mean, None, None, 0, 0)
     effect = effect_of(sum(sign * part for sign, part in zip(signs, parts, strict=True)))
     return effect if by_image else replace(effect, images=0)
-
-
-def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> Effect:
-    """Effect of one measured row minus another; without interval where their seeds differ."""
-    mean = float(one["value"]) - float(other["value"])
-    return signed_effect([one, other], [1, -1]) or Effect(mean, None, None, 1, 0)

@@ -48,9 +48,8 @@ def explore(
     """Any part of any photograph by any two models; without a front end a still of all models.
 
     Args:
-        images: photographs with different names; the first is shown.
-        upscalers: label → upscaler, LR uint8 (h, w, 3) → SR (3h, 3w, 3) in 0..255; each runs once a
-            photograph, when it is first shown.
+        images: photographs with different names.
+        upscalers: label → LR uint8 (h, w, 3) to SR (3h, 3w, 3) in 0..255, once a photograph.
     """
     pairs, labels = {pair.name: pair for pair in images}, list(upscalers)
 
@@ -95,7 +94,6 @@ def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray])
     """Save the most detailed part of each image for the report, and give the divider for display.
 
     Args:
-        photograph: its name.
         images: label → (3h, 3w, 3) in 0..255, in the order of the menus; the last is the original.
     """
     photograph = re.sub(r"[^A-Za-z0-9]+", "-", photograph)
