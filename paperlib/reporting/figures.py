@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from paperlib.data.resize import KERNELS, cubic
@@ -117,10 +117,9 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "",
                   label=f"{_term(name, loss)}: {rows[name].dropna().iloc[-1]:.3g}")
     left.set(xlabel="training step", ylabel="loss (images in 0…1)", yscale="log",
              title=f"{title}: training loss")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    left.yaxis.set_major_formatter(plain)
+    left.yaxis.set_major_formatter("{x:g}")
     low, high = left.get_ylim()
-    left.yaxis.set_minor_formatter(plain if high < 10 * low else "")
+    left.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     figure.legend(loc="outside lower left", ncols=len(names), fontsize=9)
     psnr = rows["psnr_rgb"]
     right.plot(rows.index, psnr, marker="o", markersize=4)
@@ -260,9 +259,8 @@ def quality_against_cost(points: pd.DataFrame) -> Figure:
              ylabel="PSNR RGB on Set5 (dB)",
              title="Quality against cost, public models on the same images")
     axes.margins(0.15)
-    thousands = FuncFormatter(lambda value, _: f"{value:,.0f}")
-    axes.xaxis.set_major_formatter(thousands)
-    axes.xaxis.set_minor_formatter(thousands)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("{x:,.0f}")
     axes.tick_params(axis="x", which="minor", labelsize=8)
     axes.ticklabel_format(axis="y", useOffset=False)
     at_least(axes, 0.2)

@@ -83,15 +83,11 @@ def _records(results: Results) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _draw_costs(results: Results) -> None:
-    """Save the one figure that no notebook draws: quality against cost, where Set5 was measured."""
-    if len(points := costs.cost_points(results)):
-        results.run.figure("08_cost", figures.quality_against_cost(points))
-
-
 def _text(results: Results, dividers: str) -> str:
     """The text; only the divider differs between summary and page."""
     run = results.run
+    if len(points := costs.cost_points(results)):  # the one figure that no notebook draws
+        run.figure("08_cost", figures.quality_against_cost(points))
     whose, teacher, steps = ending.about(results)
     claims = tables.claims_table(results)
     environment = Environment(
@@ -148,7 +144,6 @@ class _Page(mistune.HTMLRenderer):
 def write_summary(source: Run | Results) -> Path:
     """Write summary.md from whatever records there are; returns its path."""
     results = Results.of(source)
-    _draw_costs(results)
     found = viewer.saved_comparisons(results.run)
     text = _text(results, "With a divider to drag: [report.html](report.html)." if found else "")
     return write_text(results.run.out / "summary.md", to_portable(text, results.run.out))
@@ -157,7 +152,6 @@ def write_summary(source: Run | Results) -> Path:
 def write_report(source: Run | Results) -> Path:
     """Write report.html, the same text on a page; returns its path."""
     results, folder = Results.of(source), Path(__file__).parent
-    _draw_costs(results)
     dividers = "\n".join(viewer.divider(name, pictures)
                          for name, pictures in viewer.saved_comparisons(results.run).items())
     text = _text(results, dividers and f'<div class="dividers">\n{dividers}\n</div>')

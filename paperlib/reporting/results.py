@@ -95,10 +95,9 @@ class Results:
     def claims(self) -> list[dict[str, Any]]:
         """The paper's claims in PSNR, in the order of `verdicts.CLAIMS`, one dict each.
 
-        claim: its text. reported: the paper's difference in dB. effect, low, high: ours and its
-        95 % interval, None where there is none. seeds, images: how many were paired. verdict: a
-        `Verdict`. reported_inside: "yes" or "no", "" without interval. remarks: a list. needs: what
-        would decide or strengthen it.
+        claim: its text. reported: the paper's difference in dB. effect, low, high, seeds, images:
+        see `Effect`, None where not measured. verdict. reported_inside: "yes" or "no", "" without
+        interval. remarks: a list. needs: what would decide or strengthen it.
         """
         return [self._judged(claim, "psnr") for claim in CLAIMS]
 

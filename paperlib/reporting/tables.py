@@ -13,7 +13,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import entries, reported, score
 from paperlib.files import reading, write_text
 from paperlib.reporting.results import COLUMNS, OTHER_KERNEL, TABLES, Results
-from paperlib.reporting.verdicts import OTHER_SSIM, Effect, Model, Verdict, change_word, paired
+from paperlib.reporting.verdicts import OTHER_SSIM, Effect, Verdict, change_word, paired
 from paperlib.run import Run
 
 NUMBERS = (
@@ -108,10 +108,7 @@ def audit_table(source: Run | Results) -> pd.DataFrame:
 
 
 def measured(source: Run | Results, tables: Sequence[str]) -> pd.DataFrame:
-    """Everything measured under the named tables, one line a model and image set.
-
-    Rows with one name in two tables or records are different measurements: each keeps its line.
-    """
+    """Everything measured under the named tables, one line a record, model and image set."""
     rows = Results.of(source).rows
     rows = rows[rows["table"].isin(tables) & rows["value"].notna()]
     if rows.empty:
@@ -175,30 +172,24 @@ def changes(source: Run | Results) -> pd.DataFrame:
          "so it is": line.word} for line in differences(source)])
 
 
-def _claimed(row: str, precision: str = "fp32") -> tuple[str, str, str]:
-    return "abstract_claims", row, precision
-
-
-PTQ = _claimed("published", "int8")
-ABSTRACT: tuple[tuple[str, str, tuple[Model, ...], tuple[Model, ...]], ...] = (
+ABSTRACT = (
     ("stage 2 refines fidelity", "stage 2 / as many more steps of stage 1, float",
-     (_claimed("published"),), (_claimed("stage1_longer"),)),
-    *((words, "stage 2 with / without it, float", (_claimed("published"),), (_claimed(row),))
-      for words, row in (("DCT supervision", "dct_off"),
-                         ("confidence weighting", "confidence_off"),
-                         ("distillation from a teacher", "kd_off"))),
+     "published", "stage1_longer"),
+    ("DCT supervision", "stage 2 with / without it, float", "published", "dct_off"),
+    ("confidence weighting", "stage 2 with / without it, float", "published", "confidence_off"),
+    ("distillation from a teacher", "stage 2 with / without it, float", "published", "kd_off"),
     ("quantisation-aware training", "stage 3 / none, the authors' way of exporting",
-     (PTQ,), (_claimed("post_training", "int8"),)),
+     "published.int8", "post_training.int8"),
     ("quantisation-aware training", "stage 3 / none, its grids kept",
-     (_claimed("published_learnt", "int8"),), (_claimed("post_training_learnt", "int8"),)),
-    *((words, "what INT8 costs, with / without", (PTQ, _claimed(row)),
-       (_claimed("published"), _claimed(row, "int8")))
-      for words, row in (("weight clipping", "clip_off"),
-                         ("batch normalisation recalibrated", "recalibration_off"),
-                         ("both of these", "clip_off+recalibration_off"))),
-)
+     "published_learnt.int8", "post_training_learnt.int8"),
+    ("weight clipping", "what INT8 costs, with / without",
+     "published.int8 clip_off", "published clip_off.int8"),
+    ("batch normalisation recalibrated", "what INT8 costs, with / without",
+     "published.int8 recalibration_off", "published recalibration_off.int8"),
+    ("both of these", "what INT8 costs, with / without",
+     "published.int8 clip_off+recalibration_off", "published clip_off+recalibration_off.int8"))
 """Sentences of the abstract on the method: its words, what is compared, and the sum of measured
-rows less that of others. Positive is for the abstract."""
+rows (FP32 where they do not say) less that of others. Positive is for the abstract."""
 ALSO = {"Table D: the Mamba teacher helps stage 3, INT8": "29.91 → 30.0003 dB by the teacher",
         "Abstract: the fixed file beats the dynamic one": "30.0003 dB, 30.006 in a fixed size"}
 """Claims with numbers of the paper that the abstract makes too."""
@@ -208,8 +199,11 @@ def abstract_table(source: Run | Results) -> pd.DataFrame:
     """What the abstract says of the method, sentence by sentence, as far as it was measured."""
     results, lines = Results.of(source), []
     for words, compared, plus, minus in ABSTRACT:
-        rows = [results.scores.get((*model, "psnr")) for model in (*plus, *minus)]
-        effect = all(rows) and paired(rows, [1] * len(plus) + [-1] * len(minus))
+        parts = [row.partition(".") for row in f"{plus} {minus}".split()]
+        rows = [results.scores.get(("abstract_claims", row, precision or "fp32", "psnr"))
+                for row, _, precision in parts]
+        signs = [1] * len(plus.split()) + [-1] * len(minus.split())
+        effect = all(rows) and paired(rows, signs)
         if effect and effect.seeds:
             lines.append((words, compared, str(effect), change_word(effect)))
     for line in results.claims if lines else ():

@@ -132,10 +132,8 @@ def data_url(picture: bytes) -> str:
 
 
 def divider(photograph: str, pictures: Mapping[str, bytes]) -> str:
-    """HTML of one comparison: the first label left, the last but one (before the original) right.
-
-    The page must hold `STYLESHEET` and `PICK` once.
-    """
+    """HTML of one comparison: the first label left, the last but one (before the original) right;
+    the page must hold `STYLESHEET` and `PICK` once."""
     labels, name = [html.escape(label) for label in pictures], html.escape(photograph)
     sides = {"over": 0, "under": max(len(labels) - 2, 1)}
 

@@ -25,7 +25,7 @@ EVIL = "<script>alert(1)<img src=x onerror=alert(2)>"
 
 
 def page_of(run, photograph: str, words: str) -> tuple[_Tags, str, str]:
-    """The tags of a report with these words wherever others choose them, its text, and the summary's."""
+    """A report with these words wherever others choose them: tags, text, the summary's text."""
     image = coffee()[:30, :30]
     save_comparison(run, photograph, {"bicubic": image, "original": image})
     run.record("03_teacher", [measured_row("B", words, "fp32", "psnr", 30.0, words, note=words)], teacher=words)

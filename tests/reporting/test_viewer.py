@@ -81,15 +81,13 @@ def test_without_a_front_end_a_still_shows_every_model_with_the_psnr_of_part_and
 
 def test_widgets_only_where_a_server_started_the_kernel(monkeypatch):
     monkeypatch.delenv("PAPERLIB_WIDGETS", raising=False)
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert not viewer.interactive()
-    monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/06_tflite_eval.ipynb")
-    assert viewer.interactive()
-    with notebooks.kernel_environment():
-        assert not viewer.interactive()
-    monkeypatch.delenv("JPY_SESSION_NAME")
-    monkeypatch.setenv("PAPERLIB_WIDGETS", "1")
-    assert viewer.interactive()
+    for session, asked, shown in ((None, None, False), ("/a.ipynb", None, True), (None, "1", True)):
+        for name, value in (("JPY_SESSION_NAME", session), ("PAPERLIB_WIDGETS", asked)):
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        assert viewer.interactive() == shown
+        if session:
+            with notebooks.kernel_environment():
+                assert not viewer.interactive()
 
 
 def test_comparisons_are_saved_and_read_back_in_order(tmp_path):
