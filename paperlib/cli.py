@@ -74,10 +74,6 @@ def _named(upscaler: Any) -> str:
     return f"{upscaler.name} with values {values}" if values else upscaler.name
 
 
-def _profile(args: argparse.Namespace) -> str:
-    return args.profile or os.environ.get("PAPERLIB_PROFILE") or "demo"
-
-
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that `--set` changes."""
     from paperlib.settings import parse_assignments  # with pydantic, half of what --help would take
@@ -93,7 +89,7 @@ def _write(args: argparse.Namespace, value: Any) -> None:
 def reproduce(args: argparse.Namespace) -> int:
     from paperlib.running.reproduce import reproduce
 
-    return reproduce(_profile(args), args.out, args.first.zfill(2), args.last.zfill(2),
+    return reproduce(args.profile, args.out, args.first.zfill(2), args.last.zfill(2),
                      _changes(args), args.force)
 
 
@@ -101,7 +97,7 @@ def train(args: argparse.Namespace) -> None:
     from paperlib.run import open_run
     from paperlib.training.stages import train_stage
 
-    run = open_run(_profile(args), args.out, _changes(args))
+    run = open_run(args.profile, args.out, _changes(args))
     print(f"trained: {train_stage(run, args.stage).path}")
 
 
@@ -202,7 +198,7 @@ def data(args: argparse.Namespace) -> int:
     from paperlib.data.sources import status
     from paperlib.profiles import load_settings
 
-    settings, failed = load_settings(_profile(args), _changes(args)).data, []
+    settings, failed = load_settings(args.profile, _changes(args)).data, []
     if args.action == "prepare":
         if settings.source == "div2k":
             _prepare_div2k(settings)
@@ -248,7 +244,7 @@ def table(args: argparse.Namespace) -> None:
     from paperlib.environment import root
     from paperlib.reporting.tables import format_tables
 
-    print(format_tables(args.out or root() / "results" / _profile(args), args.format), end="")
+    print(format_tables(args.out or root() / "results" / args.profile, args.format), end="")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -301,6 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         if "profile" in options:
             command.add_argument("--profile", choices=("smoke", "demo", "benchmark", "paper"),
+                                 default=os.environ.get("PAPERLIB_PROFILE") or "demo",
                                  help="default: PAPERLIB_PROFILE, else demo")
         if "out" in options:
             command.add_argument("-o", "--out", type=user_path, metavar="DIR",
@@ -391,10 +388,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     try:
         return build_parser().parse_args(argv)
     except UserError as error:
-        for word in argv:
-            if word.startswith("-") and word != "--" and "--" not in argv and Path(word).exists():
-                raise UserError(f"{error} To name a file that begins with a dash: after all "
-                                f"options, -- {word}") from error
+        files = [word for word in argv if word.startswith("-") and Path(word).exists()]
+        if files and "--" not in argv:
+            raise UserError(f"{error} To name a file that begins with a dash: after all options, "
+                            f"-- {files[0]}") from error
         raise
 
 

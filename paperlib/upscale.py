@@ -227,7 +227,6 @@ def upscale_files(
         inputs: files, folders, glob patterns.
         out: folder for the results; may be the inputs' own.
         log: called with one line for each finished picture.
-        progress: called with (done, total) after each picture.
         recursive: take a folder's subfolders too, and make the same ones in `out`.
         skip_existing: leave results that are there as they are.
         strip: write no metadata but those of colour.

@@ -60,28 +60,24 @@ def test_an_enlarged_picture(small_disk, tmp_path, capfd, suffix):
     assert main(command) == 0
 
 
-def test_scores_in_json_and_the_page(small_disk, tmp_path, capfd):
+def test_scores_a_description_the_page_and_exported_files(small_disk, tmp_path, capfd):
     Image.fromarray(coffee()[:60, :60]).save(tmp_path / "a.png")
-    fill(small_disk)
-    assert main(["evaluate", "bicubic", "--hr", str(tmp_path), "--json", str(small_disk / "scores.json")]) == 2
-    assert "disk: No space left on device. Free some space" in told(capfd)  # asked before the work
-    assert main(["inspect", "pretrained", "--json", str(small_disk / "x.json")]) == 2
-    capfd.readouterr()
-    assert main(["page", "--out", str(small_disk / "page.html")]) == 2
-    assert "page.html: No space left on device. Free some space" in told(capfd)
-    assert [path.name for path in small_disk.iterdir()] == ["filler"]
-
-
-def test_exported_files(small_disk, tmp_path, capfd):
     torch.manual_seed(0)
     student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
     qat = prepare_qat(student, QuantSettings(quantiser="tflite"), [coffee()[:24, :24]])
     path = save_qat(qat, tmp_path / "qat.safetensors")
     (small_disk / "out").mkdir()
-    fill(small_disk, 12_288)
-    assert main(["export", str(path), "--out", str(small_disk / "out"), "--height", "24", "--width", "24"]) == 2
-    assert "No space left on device. Free some space" in told(capfd)
-    assert hidden(small_disk) == []
+    for left, command in (
+            (0, f"evaluate bicubic --hr {tmp_path} --json {small_disk}/scores.json"),
+            (0, f"inspect {path} --json {small_disk}/about.json"),
+            (0, f"page --out {small_disk}/page.html"),
+            (12_288, f"export {path} --out {small_disk}/out --height 24 --width 24")):
+        (small_disk / "filler").unlink(missing_ok=True)
+        fill(small_disk, left)
+        assert main(command.split()) == 2
+        assert "No space left on device. Free some space" in told(capfd)
+        assert hidden(small_disk) == []
+        assert not list(small_disk.glob("*.*"))
 
 
 def test_records_tables_summary_and_report(small_disk, tmp_path, capfd):
