@@ -74,8 +74,7 @@ PAPER: dict[str, Any] = {
 _TINY = {"batch": 2, "patch": 16, "ema_warmup": True, "expect": "no meaningful score"}
 SMOKE: dict[str, Any] = {
     "method": "paper",
-    "data": {"source": "embedded", "train_crop": 144, "valid_crop": 96, "max_train": 4,
-             "max_valid": 2},
+    "data": {"train_crop": 144, "valid_crop": 96, "max_train": 4, "max_valid": 2},
     "teacher": {"kind": "small", "small_dim": 8, "small_layers": 1, "small_steps": 2,
                 "small_batch": 2, "small_patch": 16},
     "stage1": _TINY | {"steps": 6, "lr": 1e-4, "warmup": 0.1, "validate_every": 3,
@@ -92,13 +91,12 @@ SMOKE: dict[str, Any] = {
 }
 DEMO: dict[str, Any] = {
     "method": "paper",
-    "data": {"source": "embedded", "valid_crop": 384},
-    "teacher": {"kind": "auto", "small_dim": 24, "small_layers": 2, "small_steps": 150,
-                "small_batch": 4, "small_patch": 32},
+    "data": {"valid_crop": 384},
+    "teacher": {"small_steps": 150, "small_batch": 4},
     "stage1": {
-        "steps": 500, "batch": 8, "patch": 32, "lr": 1e-3, "warmup": 0.10, "decay": "cosine",
-        "ema_warmup": True, "validate_every": 125, "checkpoint_every": 50,
-        "recalibrate_batches": 32, "loss": {"l1": 1.0},
+        "steps": 500, "batch": 8, "patch": 32, "lr": 1e-3, "warmup": 0.10, "ema_warmup": True,
+        "validate_every": 125, "checkpoint_every": 50, "recalibrate_batches": 32,
+        "loss": {"l1": 1.0},
         "expect": "about 1 dB above bicubic after minutes; the paper trains 30,000 steps of "
                   "16 × 128²"},
     "stage2": {
@@ -114,25 +112,25 @@ DEMO: dict[str, Any] = {
     "export": {"height": 128, "width": 128},
     "ablation": {"stage1_steps": 120, "stage2_steps": 40, "stage3_steps": 40},
 }
-_PHOTOGRAPHS = {"patch": 48, "decay": "cosine", "checkpoint_every": 250}
 BENCHMARK: dict[str, Any] = {
     "method": "ours",  # it trains the shipped student
     "data": {"source": "folders", "train": ("bsds400", "t91", "cid22", "open"),
              "valid": ("clic_val",),
              "tests": ("benchmark/Set5", "benchmark/Set14", "benchmark/B100")},
-    "teacher": {"kind": "published", "outputs": "cached"},
-    "stage1": _PHOTOGRAPHS | {
-        "steps": 12_000, "batch": 16, "lr": 1.5e-3, "warmup": 0.01, "hold": 0.4,
-        "validate_every": 2000, "loss": {"l1": 1.0},
+    "teacher": {"kind": "published"},
+    "stage1": {
+        "steps": 12_000, "patch": 48, "lr": 1.5e-3, "warmup": 0.01, "hold": 0.4,
+        "validate_every": 2000, "checkpoint_every": 250, "loss": {"l1": 1.0},
         "expect": "FP32 Y on Set5 ≥ 33.2 dB; the authors' weights give 33.54 after 18 GPU hours "
                   "on DIV2K"},
-    "stage2": _PHOTOGRAPHS | {
-        "steps": 24_000, "batch": 16, "lr": 1.5e-3, "warmup": 0.02, "hold": 0.4,
-        "validate_every": 2000, "loss": STAGE2_LOSS,
+    "stage2": {
+        "steps": 24_000, "patch": 48, "lr": 1.5e-3, "warmup": 0.02, "hold": 0.4,
+        "validate_every": 2000, "checkpoint_every": 250, "loss": STAGE2_LOSS,
         "expect": "the authors' own stage 2 gained 0.015 dB over stage 1"},
-    "stage3": _PHOTOGRAPHS | {
-        "steps": 500, "batch": 8, "lr": 1e-5, "ema_warmup": True, "validate_every": 250,
-        "loss": STAGE3_LOSS, "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
+    "stage3": {
+        "steps": 500, "batch": 8, "patch": 48, "lr": 1e-5, "ema_warmup": True,
+        "validate_every": 250, "checkpoint_every": 250, "loss": STAGE3_LOSS,
+        "expect": "INT8 TFLite at most 0.08 dB RGB below float"},
     "ablation": {"stage1_steps": 1500, "stage2_steps": 500, "stage3_steps": 300,
                  "seeds": (1234, 1235, 1236, 1237, 1238),
                  "conditions": ("kd_1", "kd_0", "kd_10", "kd_100", "ortho_kd_1", "ortho_kd_0"),
