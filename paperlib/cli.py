@@ -144,6 +144,11 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
+    name = Path(args.checkpoint)
+    if name.is_file() and name.suffix.lower() not in (".safetensors", ".pt"):
+        raise UserError(f"{name} is no checkpoint (.safetensors of this kit, the authors' .pt): "
+                        f"nothing can be exported from {name.suffix or 'it'}. `paperlib inspect` "
+                        "says what a .tflite file is.")
     from paperlib.export.convert import export_lines, export_named
     from paperlib.profiles import load_settings
 

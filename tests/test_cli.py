@@ -102,6 +102,7 @@ def test_reproduce_passes_on_what_it_was_given(monkeypatch):
     ("evaluate bicubic --hr {hr} --json {hr}/a.png/x.json", "cannot write"),
     ("export {tmp}/none.safetensors --out {tmp}", "no file at"),
     ("export {tmp}/none.safetensors --out {tmp} --height 0", "export.height = 0"),
+    ("export {hr}/a.png --out {tmp}", "is no checkpoint.*nothing can be exported from .png"),
     ("table --out {empty}", "no table")])
 def test_bad_input_is_one_line_and_exit_code_2(photographs, tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)

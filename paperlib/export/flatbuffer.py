@@ -93,7 +93,7 @@ def _tensor(tensor: Any, buffers: list[Any], types: dict[int, str]) -> FileTenso
                       axis, data, bool(tensor.isVariable))
 
 
-def read_graph(path: str | Path) -> FileGraph:
+def read_graph(path: str | Path, check: bool = True) -> FileGraph:
     """The main graph of a .tflite file, checked for what would crash the interpreter."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -117,7 +117,8 @@ def read_graph(path: str | Path) -> FileGraph:
         tensors = tuple(_tensor(tensor, model.buffers, types) for tensor in graph.tensors)
         found = FileGraph(tuple(operators), tensors, _ints(graph.inputs), _ints(graph.outputs),
                           len(model.subgraphs))
-        _check(found)
+        if check:
+            _check(found)
     return found
 
 

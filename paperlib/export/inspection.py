@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paperlib.errors import UserError
-from paperlib.export.flatbuffer import FileGraph, FileTensor, file_reach
+from paperlib.export.flatbuffer import FileGraph, FileTensor, file_reach, read_graph
 from paperlib.export.tflite import allocate, grid_peaks, open_interpreter
 from paperlib.files import reading, sha256_file
 
@@ -21,6 +21,9 @@ Shapes = Mapping[int, Sequence[int]]
 def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> dict[str, Any]:
     """What a .tflite file holds, as `export.json` lists it; nothing is run.
 
+    One that the interpreter cannot take, as with operators of an accelerator, is described by what
+    the file states.
+
     Args:
         height, width: input size to assume for a file with dynamic shape.
 
@@ -28,28 +31,42 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
         What `inspect_model` says of it, but `operators` by name in the order of execution (their
         `counts` beside), the names of `float_tensors` (none in a full-INT8 file), and all
         `tensors`; `arena_bytes`: the least memory that holds all feature maps alive at one moment,
-        at `input_size`.
+        at `input_size` (None where sizes are not known).
     """
-    interpreter, graph = open_interpreter(path, xnnpack=False)
-    if not graph.inputs:
-        raise UserError(f"{path} takes no input. Name a model that does.")
+    graph, notes = read_graph(path, check=False), []
+    if not graph.inputs or not graph.operators:
+        raise UserError(f"{path} takes no input or has no operator. Name a model that does.")
     first = graph.tensors[graph.inputs[0]].shape
     if len(first) == 4 and -1 not in first[1:3]:
         height, width = first[1:3]
-    allocate(interpreter, graph, path, height, width)
-    # shapes behind shape arithmetic are known only to the planner
+    if graph.subgraphs > 1:
+        notes.append(f"{graph.subgraphs} subgraphs; only the first is described")
     shapes = {index: list(tensor.shape) for index, tensor in enumerate(graph.tensors)}
-    shapes |= {int(tensor["index"]): [int(side) for side in tensor["shape"]]
-               for tensor in interpreter.get_tensor_details() if tensor["index"] in shapes}
+    try:
+        interpreter, _ = open_interpreter(path, xnnpack=False)
+        allocate(interpreter, graph, path, height, width)
+        # shapes behind shape arithmetic are known only to the planner
+        shapes |= {int(tensor["index"]): [int(side) for side in tensor["shape"]]
+                   for tensor in interpreter.get_tensor_details() if tensor["index"] in shapes}
+    except UserError as error:
+        notes.append(f"cannot be run here: {error}".removesuffix(" Name another file."))
+    with reading(path, "a TFLite file"):
+        return _described(Path(path), graph, shapes) | {"notes": notes}
+
+
+def _described(path: Path, graph: FileGraph, shapes: Shapes) -> dict[str, Any]:
+    """`inspect_tflite`'s answer but for the notes, from the shapes of all tensors."""
     names = [operator.name for operator in graph.operators]
     tensors = {index: graph.tensors[index] for index in graph.used}
-    size, macs = shapes[graph.inputs[0]], multiply_adds(graph, shapes)
-    image, notes = len(size) == 4, [f"{graph.subgraphs} subgraphs; only the first is described"]
+    size, known = shapes[graph.inputs[0]], all(-1 not in shapes[index] for index in tensors)
+    macs = multiply_adds(graph, shapes) if known else None
+    image = len(size) == 4 and known
     return {
-        **_file(Path(path)), "kind": "TFLite model", "precision": precision(tensors.values()),
+        **_file(path), "kind": "TFLite model", "precision": precision(tensors.values()),
         "interpreter": "ai_edge_litert", "parameters": _parameters(graph), "macs": macs,
         "macs_per_lr_pixel": round(macs / math.prod(size[1:3])) if image else None,
-        "radius": file_reach(graph)[0], "input_size": size[1:3] if image else size,
+        "radius": file_reach(graph)[0],
+        "input_size": (size[1:3] if image else size) if known else [],
         "dynamic": any(-1 in graph.tensors[index].shape for index in graph.inputs),
         "inputs": [_port(graph.tensors[index]) for index in graph.inputs],
         "outputs": [_port(graph.tensors[index]) for index in graph.outputs],
@@ -60,8 +77,7 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
                     for index, tensor in tensors.items()],
         "float_tensors": [tensor.name for tensor in tensors.values()
                           if tensor.type.startswith("float")],
-        "arena_bytes": _arena(graph, shapes),
-        "notes": notes if graph.subgraphs > 1 else []}
+        "arena_bytes": _arena(graph, shapes) if known else None}
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -245,14 +261,14 @@ def describe(about: dict[str, Any]) -> str:
                 line += f", pictures {_range(port['scale'])}"
             lines[f"{end[:-1]} {port['name']}"] = line
     radius, macs = about.get("radius"), about.get("macs_per_lr_pixel")
-    memory = f"{about.get('arena_bytes', 0) / 2**20:.1f} MiB at an input of "
+    memory = f"{(about.get('arena_bytes') or 0) / 2**20:.1f} MiB at an input of "
     size = " × ".join(map(str, about.get("input_size", ())))
     lines |= {
         "operators": ", ".join(f"{count} × {name}"
                                for name, count in about.get("operators", {}).items()),
         "parameters": f"{about['parameters']:,}",
         "MACs per LR pixel": "" if macs is None else f"{macs:,}",
-        "MACs per inference": f"{about['macs']:,}" if macs is None and "macs" in about else "",
+        "MACs per inference": f"{about['macs']:,}" if macs is None and about.get("macs") else "",
         "reach": f"{radius} LR pixels" if radius is not None else (
             "the whole input, or unknown" if "radius" in about else ""),
         "memory of its maps": memory + size if size else ""}

@@ -14,12 +14,13 @@ from skimage.data import coffee
 from paperlib.cli import main
 from paperlib.errors import UserError
 from paperlib.export.convert import export_tflite
-from paperlib.export.inspection import inspect_tflite
+from paperlib.export.inspection import describe, inspect_model, inspect_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.settings import StudentSettings
 from paperlib.student.models import deployment_graph
 from paperlib.student.network import Student, fuse
 from paperlib.upscale import upscale_pixels
+from paperlib.weights import pretrained
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
 flatbuffers = pytest.importorskip("flatbuffers")
@@ -158,3 +159,21 @@ def test_a_file_whose_input_nothing_reads_is_described(fixed_file, tmp_path):
         graph.tensors[-1].shape, graph.tensors[-1].name, graph.tensors[-1].buffer = [1, 5], b"unused", 0
 
     assert inspect_tflite(changed(fixed_file, tmp_path / "changed.tflite", change))["arena_bytes"] > 0
+
+
+def test_a_file_for_another_machine_is_described(tmp_path):
+    """With operators that the interpreter does not know, as of an accelerator's compiler."""
+    def foreign(model, graph):
+        code = model.operatorCodes[graph.operators[0].opcodeIndex]
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+        code.customCode = b"my-accelerator-op"
+
+    path = changed(pretrained(), tmp_path / "a.tflite", foreign)
+    about, known = inspect_model(path), inspect_model(pretrained())
+    assert "my-accelerator-op" in about["operators"]
+    assert about["parameters"] <= known["parameters"]
+    assert (about["inputs"], about["macs_per_lr_pixel"]) == (known["inputs"], None)
+    assert "cannot be run here" in about["notes"][0]
+    assert "cannot be run here" in describe(about)
+    with pytest.raises(UserError, match="my-accelerator-op"):
+        TFLiteUpscaler(path)(np.zeros((9, 9, 3), np.uint8))
