@@ -68,6 +68,13 @@ class DataSettings(_Section):
     sampling: Literal["image", "area"] = "image"
     """image: every photograph equally often, as published; area: in proportion to its pixels."""
 
+    @field_validator("train_crop", "valid_crop")
+    @classmethod
+    def _crops_hold_a_pixel(cls, side: int) -> int:
+        if 0 < side < SCALE:
+            raise ValueError(f"0, or at least {SCALE} pixels")
+        return side
+
 
 class StudentSettings(_Section):
     """The network that is trained (paper section 1; `fsrcnn` and `abpn`: Table B)."""

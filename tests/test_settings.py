@@ -27,7 +27,7 @@ from paperlib.settings import flatten, override, settings_hash
     ({"profile": "paper"}, "--profile"), ({"stage1.steps": True}, "no numbers"),
     ({"ablation.seeds": [True]}, "no numbers"), ({"ablation.seeds": [1, 1]}, "none twice"),
     ({"ablation.seeds": []}, "at least one seed"), ({"ablation.seeds": [-1]}, "none negative"),
-    ({"stage1.lr": False}, "no numbers"),
+    ({"stage1.lr": False}, "no numbers"), ({"data.valid_crop": 2}, "0, or at least 3"),
     ({"quant.skip": "exact"}, "method=paper"), ({"method": "ours", "quant.quantiser": "paper"}, "method=paper")])
 def test_wrong_overrides_are_told(override, words):
     with pytest.raises(UserError, match=words):
