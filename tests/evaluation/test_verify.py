@@ -159,13 +159,14 @@ def test_sets_are_those_at_hand(monkeypatch, tmp_path):
     assert list(verify.sets_at_hand()) == ["embedded"]
     monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
     hr = read_rgb(embedded_path("coffee.png"))[:60, :90]
-    folder = tmp_path / "benchmark" / "Set5"
-    for name, image in (("HR", hr), ("LR_bicubic/X3", bicubic_downscale(hr))):
+    lr, folder = hr[::3, ::3], tmp_path / "benchmark" / "Set5"
+    for name, image in (("HR", hr), ("LR_bicubic/X3", lr)):
         (folder / name).mkdir(parents=True)
         Image.fromarray(image).save(folder / name / "a.png")
     sets = verify.sets_at_hand()
     assert list(sets) == ["Set5"]
     assert np.array_equal(sets["Set5"][0].hr, hr)
+    assert np.array_equal(sets["Set5"][0].lr, lr)
 
 
 def test_the_committed_audit_is_the_paper_by_its_images():
