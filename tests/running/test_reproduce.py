@@ -161,14 +161,17 @@ def test_a_kernel_that_dies_for_memory_costs_its_own_notebook_only(folder, capsy
 
 
 def test_an_exception_keeps_its_kind_and_a_notebook_that_writes_no_record_has_failed(folder, capsys):
+    setting = "from paperlib.profiles import load_settings\nload_settings('smoke', {'stage1.lr': -1})"
     for end, words in (("1 / 0", "failed: ZeroDivisionError: division by zero"),
-                       ("pass", "wrote no")):
+                       (setting, "stage1.lr"), ("pass", "wrote no")):
         path = write_notebook(folder, "01_one")
         book = nbformat.read(path, as_version=4)
         book.cells[-1].source = end
         nbformat.write(book, path)
         assert go(folder, last="01") == 1
-        assert words in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert words in told
+        assert ("to resume: paperlib reproduce" in told) == (end != setting)
 
 
 def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd):
