@@ -34,7 +34,8 @@ def cost_points(results: Results) -> pd.DataFrame:
     peers = pd.read_csv(PEERS).query("set == 'Set5'")
     points = [(line.model, f"{line.group}, {line.precision.upper()}", line.macs_per_lr_pixel,
                line.psnr_rgb) for line in peers.itertuples()]
-    macs = macs_per_lr_pixel(deployment_graph(fuse_model(build_model(results.run.settings.student))))
+    student = fuse_model(build_model(results.run.settings.student))
+    macs = macs_per_lr_pixel(deployment_graph(student))
     points += [(f"ours, {row.row.removeprefix('student_')}", f"this run, {row.precision.upper()}",
                 macs, row.value) for row in ours]
     found = pd.DataFrame(points, columns=["name", "group", "macs", "psnr"])
@@ -49,7 +50,8 @@ def portability_table(bench: Mapping[str, Any]) -> pd.DataFrame:
         shown = {"runtime": f"{line['runtime']} ({line.get('version', 'absent')})", "threads": "",
                  "equal": line.get("skipped"), "largest difference": ""}
         if "skipped" not in line:
-            shown |= {"threads": str(line["threads"]), "equal": f"{100 * line['share_equal']:.4g} %",
+            shown |= {"threads": str(line["threads"]),
+                      "equal": f"{100 * line['share_equal']:.4g} %",
                       "largest difference": str(line["max_difference"])}
         shown |= {f"ms, {width} × {height}": f"{line[f'ms_{label}']:.4g}"
                   for label, (height, width) in found["sizes"].items() if f"ms_{label}" in line}
@@ -64,7 +66,8 @@ SETTLED, LAST = 30, 60
 def selection_figure(psnr: pd.Series) -> Figure:
     """The authors' stage 3 by epoch (dB), the mean of its last ones, and what was reported."""
     settled, scatter = psnr.iloc[-LAST:].mean(), psnr.loc[SETTLED:].std()
-    teacher, direct = (reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
+    teacher, direct = (
+        reported()["D", row, "int8", "psnr"] for row in ("qat_teacher", "qat_direct"))
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(psnr.index, psnr, marker=".", markersize=3, linewidth=0.8)

@@ -109,11 +109,11 @@ def reference_text(source: Run | Results) -> str:
     if values.empty:
         lines = [f"Did it work? Nothing can be compared with the committed {profile}."]
     elif beyond.empty:
-        lines = [f"Did it work? Yes: {len(values)} of {len(values)} values agree with the committed "
-                 "run of another machine (as closely as two machines agree)."]
+        lines = [f"Did it work? Yes: {len(values)} of {len(values)} values agree with the "
+                 "committed run of another machine (as closely as two machines agree)."]
     else:
-        lines = [f"Did it work? Not as here before: {len(beyond)} of {len(values)} values differ by "
-                 "more than two machines do:"]
+        lines = [f"Did it work? Not as here before: {len(beyond)} of {len(values)} values differ "
+                 "by more than two machines do:"]
         apart = (beyond["here"] - beyond["there"]).abs() / beyond["allowed"]
         lines += [f"  {row.record} {row.table} {row.row} {row.precision} {row.metric} on "
                   f"{row.dataset}: {row.here:.4f}, there {row.there:.4f}, at most ±{row.allowed:.4f}"

@@ -34,8 +34,8 @@ class Verdict(StrEnum):
         verdict._value_, verdict.meaning = word, meaning
         return verdict
 
-    REPRODUCED = "reproduced", ("with the paper's data, schedule and method; the interval holds the "
-                                "paper's difference and excludes zero")
+    REPRODUCED = "reproduced", ("with the paper's data, schedule and method; the interval holds "
+                                "the paper's difference and excludes zero")
     EVALUATION = "reproduced (evaluation)", (
         "the authors' own file gives their own values on the paper's photographs")
     MISSED = "missed", ("with the paper's data, schedule and method; the interval excludes the "
