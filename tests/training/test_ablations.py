@@ -129,7 +129,8 @@ def test_other_images_or_another_teacher_are_another_training(tmp_path, monkeypa
     monkeypatch.setattr(ablations, "_variant", lambda *job: trained.append(job) or [])
     shared = {"data": {"training pixels": "a"}, "teacher": "none"}
     for changes in ({}, {}, {"teacher": "small"}, {"data": {"training pixels": "b"}}):
-        ablations.train_one(run, data, shared | changes, "kd_0", 1)
+        shared |= changes
+        ablations.train_one(run, data, shared, "kd_0", 1)
     assert len(trained) == 3
 
 
