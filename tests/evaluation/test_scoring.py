@@ -117,19 +117,17 @@ def test_the_input_hash_is_of_the_pixels():
     assert len(set(hashes)) == 3
 
 
-def test_a_network_is_scored_on_its_clipped_float_output():
-    student = Student(SMALL)
+def test_a_network_is_scored_in_evaluation_mode_on_its_clipped_float_output():
+    student, lr = Student(SMALL), coffee()[:21, :30]
     with torch.no_grad():
         student.head.bias.add_(torch.linspace(-300, 300, 27))
-    lr = coffee()[:21, :30]
-    sr = TorchUpscaler(student, "student")(lr)
-    np.testing.assert_array_equal(TorchUpscaler(student, "", rounded=True)(lr), np.rint(sr))
-    with torch.no_grad():
-        wanted = student(image_batch(lr))[0].permute(1, 2, 0).numpy()
+        wanted = student.eval()(image_batch(lr))[0].permute(1, 2, 0).numpy()
     assert wanted.min() < 0
     assert wanted.max() > 255
+    sr = TorchUpscaler(student.train(), "student")(lr)
     np.testing.assert_array_equal(sr, wanted.clip(0, 255))
     assert sr.dtype == np.float32
+    np.testing.assert_array_equal(TorchUpscaler(student, "", rounded=True)(lr), np.rint(sr))
 
 
 def test_checkpoints_of_every_form_load_as_what_they_are(tmp_path):
