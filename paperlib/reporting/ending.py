@@ -17,7 +17,7 @@ from paperlib.settings import flatten
 LADDER = (
     (("B", "bicubic"), "bicubic: a formula that has learned nothing"),
     (("stages", "stage1"), "stage 1, from pixels"),
-    (("stages", "teacher"), "the teacher of the next stages, a larger network"),
+    (("stages", "teacher"), "the teacher of the next stages"),
     (("B", "student_stage2"), "stage 2, with frequencies and a teacher"),
     (("stages", "rounded_before_qat"), "rounded to 8 bits, not trained for it"),
     (("stages", "fakequant"), "stage 3, trained for 8 bits"),
@@ -40,10 +40,13 @@ def _settings(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
 def settings_table(results: Results) -> pd.DataFrame:
     """Every setting that the paper has otherwise, as JSON: setting, here, the paper."""
     mine, paper = _settings(results)
+    untrained = {f"{stage}.steps" for stage, name in TRAINED_BY.items()
+                 if name not in results.records}
     return pd.DataFrame([
         (name, *(json.dumps(value, ensure_ascii=False) for value in (mine[name], usual)))
         for name, usual in paper.items()
-        if mine.get(name, usual) != usual and name != "profile" and not name.endswith(".expect")],
+        if mine.get(name, usual) != usual and name not in untrained | {"profile"}
+        and not name.endswith(".expect")],
         columns=["setting", "here", "the paper"])
 
 

@@ -97,7 +97,7 @@ class Results:
 
         claim: its text. reported: the paper's difference in dB. effect, low, high, seeds, images:
         see `Effect`, None where not measured. verdict. reported_inside: "yes" or "no", "" without
-        interval. remarks: a list. needs: what would decide or strengthen it.
+        interval. remarks: a list.
         """
         return [self._judged(claim, "psnr") for claim in CLAIMS]
 
@@ -130,7 +130,7 @@ class Results:
         answer: dict[str, Any] = {
             "claim": claim.text, "reported": paper, "effect": None, "low": None, "high": None,
             "seeds": None, "images": None, "verdict": Verdict.NOT_RUN, "reported_inside": "",
-            "remarks": [], "needs": "a run that measures it"}
+            "remarks": []}
         models = *claim.plus, *claim.minus
         keys = [(*claim.measured_as.get(model, model), metric) for model in models]
         found = [self._beside(key) for key in keys]
@@ -147,14 +147,11 @@ class Results:
         if not effect.seeds:
             word = Verdict.UNDECIDED
             remarks.append("other seeds")
-        needs = {Verdict.HOLDS: "DIV2K and the published schedule",
-                 Verdict.FAILS: "DIV2K and the published schedule",
-                 Verdict.UNDECIDED: effect.needs, Verdict.ONE_SEED: effect.needs}
         inside = "" if effect.low is None else "yes" if effect.low <= paper <= effect.high else "no"
         return answer | {
             "effect": effect.mean, "low": effect.low, "high": effect.high, "seeds": effect.seeds,
             "images": effect.images, "verdict": word, "reported_inside": inside,
-            "remarks": remarks, "needs": needs.get(word, "")}
+            "remarks": remarks}
 
     def _line(self, key: Key) -> dict[str, Any]:
         """A reported number with what was measured and the claim that decides its verdict."""

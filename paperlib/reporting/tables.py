@@ -84,7 +84,7 @@ def by_row(table: pd.DataFrame) -> pd.DataFrame:
             judged = ["another kernel"]
         shown.append({
             "model": name(model[1]), "precision": model[2],
-            "paper": " / ".join(paper) + " (another SSIM)" * (model in OTHER_SSIM),
+            "paper": " / ".join(paper) + " *" * (model in OTHER_SSIM),
             "here": " / ".join(filter(None, here)),
             "paper's difference": number(first["effect_reported"], 3, "+"),
             "difference here": effect_text(first),

@@ -62,8 +62,6 @@ class Effect:
     high: float | None
     seeds: int
     images: int
-    needs: str = field(default="more seeds", compare=False)
-    """What would narrow the interval most: more seeds, or more images."""
 
     def __str__(self) -> str:
         images = f"{self.images} image{'s' * (self.images != 1)}"
@@ -93,12 +91,11 @@ def effect_of(differences: np.ndarray) -> Effect:
     rest = differences - by_seed[:, None] - by_image[None] + mean
     of_rest = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1)) / (seeds * images)
     squared = max(of_seeds, of_images, of_seeds + of_images - of_rest)
-    needs = "more images" if of_images > of_seeds else "more seeds"
     if squared == 0:
-        return Effect(mean, mean, mean, seeds, images, needs)
+        return Effect(mean, mean, mean, seeds, images)
     below = of_seeds**2 / (seeds - 1) + of_images**2 / max(1, images - 1)
     half = float(t.ppf(0.975, max(1.0, squared**2 / below))) * math.sqrt(squared)
-    return Effect(mean, mean - half, mean + half, seeds, images, needs)
+    return Effect(mean, mean - half, mean + half, seeds, images)
 
 
 def verdict_of(

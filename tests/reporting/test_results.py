@@ -133,19 +133,6 @@ def test_a_claim_is_measured_on_its_own_rows(tmp_path, text, values, effect):
         assert line(found, ("C", "mobileone", "int8", "psnr"))["verdict"] is Verdict.HOLDS
 
 
-def test_what_would_decide_is_read_from_the_variance(tmp_path):
-    by_image = np.array([-1.0, 1.0, 0.2, -0.4])
-    run = open_run("demo", tmp_path)
-    run.record("07_ablations", [
-        measured_row(*key, [27.0] * 3, "validation", seed_ids=[1, 2, 3],
-                     images=[list(27.0 + by_image * (key == TEACHER))] * 3)
-        for key in (TEACHER, DIRECT)])
-    row = claim(Results(run), "teacher")
-    assert (row["verdict"], row["needs"]) == (Verdict.UNDECIDED, "more images")
-    run.record("07_ablations", rows_of({TEACHER: 27.0}, spread=0.1) + rows_of({DIRECT: 27.0}))
-    assert claim(Results(run), "teacher")["needs"] == "more seeds"
-
-
 def test_another_ssim_is_never_compared(tmp_path):
     found = results(tmp_path, PAPER)
     for key in PAPER:
