@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from torch import Tensor
 
 from paperlib.environment import cache_dir, silence_native_stderr
@@ -34,7 +35,7 @@ def tensorflow() -> Any:
 
 def tile_order(values: Tensor) -> Tensor:
     """Values per output channel (27, …) from PixelShuffle's order to (sub-pixel, colour)."""
-    return values.reshape(-1, SCALE**2, *values.shape[1:]).transpose(0, 1).flatten(0, 1)
+    return rearrange(values, "(colour sub) ... -> (sub colour) ...", sub=SCALE**2)
 
 
 def before_shuffle(graph: Graph) -> set[str]:

@@ -7,6 +7,7 @@ Both are built from their papers' descriptions (Dong et al., ECCV 2016; Du et al
 import copy
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from paperlib.settings import SCALE, StudentSettings
@@ -21,19 +22,13 @@ def subpixel_weight(weight: Tensor) -> Tensor:
         weight: (I, O, 3k, 3k) of a transposed convolution with stride 3, k odd, and padding
             3·(k//2), so that sub-pixels of LR pixel m are reached from m−k//2 … m+k//2.
     """
-    inputs, outputs, size, _ = weight.shape
-    k = size // SCALE
-    # taps run against the offset
-    taps = weight.reshape(inputs, outputs, k, SCALE, k, SCALE).flip(2, 4)
-    return taps.permute(1, 3, 5, 0, 2, 4).reshape(outputs * SCALE**2, inputs, k, k).contiguous()
+    taps = rearrange(weight, "i o (k a) (l b) -> (o a b) i k l", a=SCALE, b=SCALE)
+    return taps.flip(2, 3)  # taps run against the offset
 
 
 def transposed_weight(kernel: Tensor) -> Tensor:
     """The inverse of `subpixel_weight`: (9·O, I, k, k) → (I, O, 3k, 3k)."""
-    outputs, inputs, k, _ = kernel.shape
-    taps = kernel.reshape(outputs // SCALE**2, SCALE, SCALE, inputs, k, k)
-    taps = taps.permute(3, 0, 4, 1, 5, 2).flip(2, 4)
-    return taps.reshape(inputs, outputs // SCALE**2, SCALE * k, SCALE * k).contiguous()
+    return rearrange(kernel.flip(2, 3), "(o a b) i k l -> i o (k a) (l b)", a=SCALE, b=SCALE)
 
 
 class FSRCNN(nn.Module):

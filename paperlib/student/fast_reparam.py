@@ -9,6 +9,7 @@ input's autocorrelation over shifts of up to two pixels; patches at the border s
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from timm.models.byobnet import MobileOneBlock
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
             second[:, :, dy, dx, dy, dx] += corner.T @ corner
             mean[:, dy, dx] += corner.sum(0)
     count = x.numel() // channels
-    second = second.permute(0, 2, 3, 1, 4, 5).reshape(9 * channels, 9 * channels)
+    second = rearrange(second, "i j y x v u -> (i y x) (j v u)")
     return mean.flatten() / count, second / count
 
 
