@@ -88,7 +88,7 @@ def psnr_rgb(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
 
 
 def ssim_rgb(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """SSIM (Wang et al. 2004) of the clipped, unrounded output, mean of RGB; nan below 11 pixels."""
+    """SSIM (Wang et al. 2004) of the clipped, unrounded output, mean of RGB; nan below 11 px."""
     return _ssim(_clipped(sr_255, hr_255), hr_255)
 
 

@@ -193,7 +193,8 @@ def test_the_abstracts_claims_go_on_from_one_stage_1(tmp_path):
     assert [line["name"] for line in record["layers"]] == ["stem", "body.0.conv", "head"]
     assert [line["term"] for line in record["shares"]] == ["charbonnier", "dct", "kd"]
     longer = ablations._settings(run, "claim_stage1_longer", 1)
-    assert (longer.stage2.loss.l1, longer.stage2.loss.charbonnier, longer.stage2.loss.kd) == (1.0, 0.0, 0.0)
+    loss = longer.stage2.loss
+    assert (loss.l1, loss.charbonnier, loss.dct, loss.kd) == (1.0, 0.0, 0.0, 0.0)
     assert longer.stage2.steps == ablations._settings(run, "claim_published", 1).stage2.steps
 
 
@@ -230,6 +231,7 @@ def test_conditions_are_the_papers_stage_3_with_another_teacher_or_dct(tmp_path)
     for setting in found.values():
         assert (setting.quant.quantiser, setting.quant.skip, setting.teacher.stage3) == ("paper", "add", "same")
         assert (setting.seed, setting.stage3.keep, setting.stage3.permute_colours) == (3, "last", False)
+        assert setting.data.sampling == "image"
     assert settings.ablation.conditions[:2] == ("kd_1", "kd_0")
     assert set(settings.ablation.conditions) == set(CONDITIONS)
     assert len(settings.ablation.seeds) == 5
