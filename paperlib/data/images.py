@@ -112,7 +112,7 @@ def _open(path: Path) -> Image.Image:
     """An image; a PNG file that cannot be opened is tried again without its metadata."""
     try:
         return Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, ValueError) as error:  # a text of a PNG may be too long
         data = path.read_bytes()
         for name, beginning in FOREIGN.items():
             if beginning.match(data):

@@ -47,6 +47,15 @@ def test_malformed_exif(tmp_path, suffix, exif):
     np.testing.assert_array_equal(read_picture(path).rgb, read_picture(tmp_path / f"b.{suffix}").rgb)
 
 
+def test_a_text_too_long_for_pillow(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("log", "x" * 2 * PngImagePlugin.MAX_TEXT_CHUNK, zip=True)
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=text)
+    picture = read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.rgb, RGB)
+    assert picture.notes == ["its damaged metadata are left out"]
+
+
 def test_an_unreadable_raw_profile(tmp_path):
     text = PngImagePlugin.PngInfo()
     text.add_text("Raw profile type exif", "\nexif\n  12\nnot hexadecimal", zip=True)
