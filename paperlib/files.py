@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,13 +109,10 @@ def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
     path = Path(path)
     with explained(path, place=place):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}"
         try:
+            temporary.touch(exist_ok=False)  # here, so that no signal can come before `finally`
             yield temporary
-            with suppress(OSError):  # some file systems refuse; mkstemp's file only its owner reads
-                temporary.chmod(0o644)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)

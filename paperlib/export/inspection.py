@@ -35,7 +35,7 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
     """
     graph, notes = read_graph(path, check=False), []
     if not graph.inputs or not graph.operators:
-        raise UserError(f"{path} takes no input or has no operator. Name a model that does.")
+        raise UserError(f"{path} has no input or no operators. Name a model that has.")
     first = graph.tensors[graph.inputs[0]].shape
     if len(first) == 4 and -1 not in first[1:3]:
         height, width = first[1:3]
@@ -60,7 +60,7 @@ def _described(path: Path, graph: FileGraph, shapes: Shapes) -> dict[str, Any]:
     tensors = {index: graph.tensors[index] for index in graph.used}
     size, known = shapes[graph.inputs[0]], all(-1 not in shapes[index] for index in tensors)
     macs = multiply_adds(graph, shapes) if known else None
-    image = len(size) == 4 and known
+    image = len(size) == 4 and known and math.prod(size) > 0
     return {
         **_file(path), "kind": "TFLite model", "precision": precision(tensors.values()),
         "interpreter": "ai_edge_litert", "parameters": _parameters(graph), "macs": macs,
