@@ -18,26 +18,28 @@ from paperlib.student.models import build_model, deployment_graph, fuse_model
 PEERS = Path(__file__).with_name("peers.csv")
 """Published models of similar size, scored on the same images: parameters, multiply-accumulates
 per LR pixel, PSNR in dB, the LR pixels they were trained on, protocol, where the weights are."""
-STUDENTS = (("B", "student_stage2", "fp32"), ("B", "student_deploy", "int8"))
+STUDENTS = {("B", "student_stage2", "fp32"): "ours, float",
+            ("B", "student_deploy", "int8"): "ours, INT8"}
 
 
 def cost_points(results: Results) -> pd.DataFrame:
     """The peers and the run's students on Set5; empty where the run has not measured that set.
 
-    Columns for `figures.quality_against_cost`: name, group, macs (thousands per LR pixel), psnr.
+    Columns for `figures.quality_against_cost`: name, group, macs (thousands per LR pixel; of ours,
+    of the float network), psnr.
     """
     rows = results.rows
     rows = rows[(rows["metric"] == "psnr") & (rows["dataset"] == "Set5") & rows["value"].notna()]
-    ours = [row for row in rows.itertuples() if (row.table, row.row, row.precision) in STUDENTS]
-    if not ours:
+    ours = {(row.table, row.row, row.precision): row.value for row in rows.itertuples()}
+    if not ours.keys() & STUDENTS:
         return pd.DataFrame()
     peers = pd.read_csv(PEERS).query("set == 'Set5'")
     points = [(line.model, f"{line.group}, {line.precision.upper()}", line.macs_per_lr_pixel,
                line.psnr_rgb) for line in peers.itertuples()]
     student = fuse_model(build_model(results.run.settings.student))
     macs = macs_per_lr_pixel(deployment_graph(student))
-    points += [(f"ours, {row.row.removeprefix('student_')}", f"this run, {row.precision.upper()}",
-                macs, row.value) for row in ours]
+    points += [(words, f"this run, {row[2].upper()}", macs, ours[row])
+               for row, words in STUDENTS.items() if row in ours]
     found = pd.DataFrame(points, columns=["name", "group", "macs", "psnr"])
     return found.assign(macs=found["macs"] / 1e3)
 

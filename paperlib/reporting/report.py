@@ -23,7 +23,7 @@ from paperlib.reporting.verdicts import Verdict
 from paperlib.run import Run
 
 CAPTIONS = {
-    "pair": "One pair: LR, the baseline, HR. PSNR is over the whole photograph.",
+    "pair": "One pair: LR, bicubic by two kernels, HR. PSNR is over the whole photograph.",
     "batch": "Patches of one training step: LR above, HR below.",
     "curves": "Loss and its terms (left, means since the last point), validation PSNR of the "
               "averaged weights (right).",
