@@ -1,10 +1,11 @@
 """Notebook 07's trainings for the paper's Tables B, C and D and the abstract, one at a time.
 
-    python results/reference/experiments/train.py OUT
+    python results/reference/experiments/train.py OUT [WORD ...]
 
 Trains what OUT/<kind>/records/07 has no record of yet, in the order and with the seeds of `PLAN`: five
 seeds everywhere; MobileOne and RepConv go on to twenty at the end, for one claim (what INT8 costs). A
-stopped call continues. PAPERLIB_DATA holds the sets that `SETTINGS` names: DIV2K_train_49 are 49 of
+stopped call continues. Words, such as `published kd_0 1234`, take only the trainings that have all of
+them, so that several processes or machines share the plan. PAPERLIB_DATA holds the sets that `SETTINGS` names: DIV2K_train_49 are 49 of
 DIV2K's training photographs, DIV2K_36 the 36 validation photographs at hand (HR, and the official LR).
 """
 
@@ -43,6 +44,8 @@ def main() -> None:
     torch.set_num_threads(1)
     data = None
     for kind, name, seed in PLAN:
+        if not set(sys.argv[2:]) <= {kind, name, str(seed)}:
+            continue
         run = open_run("benchmark", Path(sys.argv[1]) / kind, SETTINGS | STARTS[kind])
         data = data or open_data(run.settings.data)
         train_one(run, data, shared_by_all(run, data, [name]), name, seed)
