@@ -210,30 +210,36 @@ def speed_text(path: Path, link: str) -> str:
         "process; above 1 the first is faster.", markdown(ratios)])
 
 
+AUDITED = {
+    "stage2_fp32": "stage 2, float", "stage3_weights_fp32": "stage 3's weights without rounding",
+    "stage3_fakequant": "stage 3, fake-quantised", "dynamic_int8": "their INT8 file, any size",
+    "fixed_int8": "their INT8 file, one size",
+    "re_exported_int8": "stage 3 with its learned grids kept, INT8 (our export)"}
+"""Row of the audit → its name for people."""
+
+
 def audit_text(path: Path) -> str:
-    """The authors' files on public sets, and where the learned grids lose."""
+    """The authors' files and peers on public sets, and where the learned grids lose."""
     audit = read_json(path)
     found = {(line["as"], line["dataset"]): line for line in audit["measured"]}
     names, sets = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
+    on_div2k = {line["row"]: line["psnr"] for line in audit["div2k_rows"]}
     table = pd.DataFrame([
-        {"file": found[name, sets[0]].get("file") or found[name, sets[0]]["authors' file"],
-         "as": name.replace("_", " "),
-         **{image_set: f"{found[name, image_set]['psnr_rgb']:.3f}" for image_set in sets}}
-        for name in names])
-    loss, where, image_set = max(
-        (value - found["re_exported_int8", image_set]["images"][image], image, image_set)
-        for image_set in sets
-        for image, value in found["dynamic_int8", image_set]["images"].items())
+        {"file": AUDITED.get(name, f"{name.removeprefix('peer ')} (peer, INT8)"),
+         **{image_set.replace("clic_val", "CLIC (14)"): f"{found[name, image_set]['psnr_rgb']:.3f}"
+            for image_set in sets},
+         f"DIV2K ({audit['div2k_images']} of 100)": f"{on_div2k[name]:.3f}"} for name in names])
+    loss, where = max((value - found["re_exported_int8", image_set]["images"][image], image)
+                      for image_set in sets
+                      for image, value in found["dynamic_int8", image_set]["images"].items())
     return "\n\n".join([
-        "## The authors' files, measured again",
-        "What do the published checkpoints and TFLite files score on public sets, and what do the "
-        "learned grids give?", "```\npaperlib verify --json results/reference/audit.json\n```",
-        f"Commit {audit['provenance']['commit'][:8]}; hashes of their files and PSNR of every image "
-        "are in [audit.json](reference/audit.json). PSNR RGB in dB:", markdown(table),
-        f"The file with the learned grids (re exported int8) is ahead on average and {loss:.2f} dB "
-        f"behind their dynamic one on one photograph, {where} of {image_set}. Its input grid ends "
-        f"at {audit['input_grid'][1]:.0f}, where stage 3's observers left it, so it cannot tell "
-        "brighter pixels apart."])
+        "## The authors' files and peers, measured again",
+        f"Commit {audit['provenance']['commit'][:8]}, {audit['date']}; hashes and PSNR of every image "
+        f"are in [{path.name}](reference/div2k/{path.name}). PSNR RGB in dB:", markdown(table),
+        f"The file with the learned grids is ahead on average and {loss:.2f} dB behind their dynamic "
+        f"one on one bright photograph of CLIC ({where[:4]}…). Its input grid ends at "
+        f"{audit['input_grid'][1]:.0f}, where stage 3's observers left it, so it cannot tell brighter "
+        "pixels apart."])
 
 
 def hostile_text(path: Path) -> str:
@@ -270,7 +276,8 @@ def page(folder: Path, runs: Mapping[str, Results], questions: Mapping[str, Mapp
     parts += [run_text(runs[name], name, asked) for name, asked in questions.items()]
     parts += [speed_text(path, f"reference/{path.relative_to(folder).as_posix()}")
               for path in sorted(folder.rglob("bench.json"))]
-    for name, text in (("audit", audit_text), ("hostile", hostile_text), ("spread", spread_text)):
+    parts += [audit_text(path) for path in div2k]
+    for name, text in (("hostile", hostile_text), ("spread", spread_text)):
         if (path := folder / f"{name}.json").is_file():
             parts.append(text(path))
     return "\n\n".join(parts) + "\n"

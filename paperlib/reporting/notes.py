@@ -9,6 +9,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 
 from paperlib.environment import root
+from paperlib.evaluation.verify import COMMITTED
 from paperlib.files import read_json
 from paperlib.reporting.ending import ladder
 from paperlib.reporting.figures import TERMS
@@ -67,7 +68,7 @@ def source(*functions: Callable[..., Any]) -> Markdown:
 
 def committed_audit() -> HTML | Markdown:
     """The committed audit of the authors' published report: the paper's numbers beside theirs."""
-    path = root() / "results" / "reference" / "audit.json"
+    path = root() / COMMITTED
     if not path.is_file():
         return Markdown("*No table: it lies in the repository, in `results/reference`.*")
     lines = pd.DataFrame(read_json(path)["recomputed"])

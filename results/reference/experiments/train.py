@@ -5,8 +5,9 @@
 Trains what OUT/<kind>/records/07 has no record of yet, in the order and with the seeds of `PLAN`: five
 seeds everywhere; MobileOne and RepConv go on to twenty at the end, for one claim (what INT8 costs). A
 stopped call continues. Words, such as `published kd_0 1234`, take only the trainings that have all of
-them, so that several processes or machines share the plan. PAPERLIB_DATA holds the sets that `SETTINGS` names: DIV2K_train_49 are 49 of
-DIV2K's training photographs, DIV2K_36 the 36 validation photographs at hand (HR, and the official LR).
+them, so that several processes or machines share the plan. PAPERLIB_DATA holds the sets that
+`SETTINGS` names: DIV2K_train_49 are 49 of DIV2K's training photographs, DIV2K_36 the 36 validation
+photographs at hand (HR, and the official LR).
 """
 
 import sys
