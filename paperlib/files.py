@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,6 +113,8 @@ def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
         try:
             temporary.touch(exist_ok=False)  # here, so that no signal can come before `finally`
             yield temporary
+            with suppress(OSError):  # libraries put their own file there; some systems refuse
+                temporary.chmod(0o644)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
