@@ -106,8 +106,8 @@ def settings_text() -> str:
         for name, value in METHODS["paper"].items() if value != METHODS["ours"][name])
     parts.append(
         "## What `method` switches\n\n`method=paper` or `method=ours` sets these together; single "
-        f"settings lie on top. `method=released`, for profile `paper` alone, is the run that made the "
-        "reported numbers: the authors' log and checkpoint differ from their text and command line in "
-        "stage 2's rate, the patches, stage 3's batch and its teacher.\n\n"
+        "settings lie on top. `method=released`, for profile `paper` alone, is the run that made the "
+        "reported numbers, as far as this kit has its terms: another rate and smaller patches in stage "
+        "2, batch 1 and the stage-2 student as teacher in stage 3.\n\n"
         f"| setting | paper | ours |\n| --- | --- | --- |\n{rows}")
     return "\n\n".join(parts) + "\n"

@@ -85,7 +85,7 @@ def test_the_released_run_is_named_beside_the_published_command_line():
     assert differences_from_paper(released) == []
     assert (released.stage2.lr, released.stage2.patch, released.stage3.batch) == (3e-5, 128, 1)
     assert 800 * 150 // released.stage3.batch == released.stage3.steps
-    assert released.teacher.stage3 == "student"
+    assert (released.teacher.stage3, released.stage3.patch) == ("student", 144)
     changed = [name for name, *_ in differences_from_paper(
         load_settings("paper", {"method": "released", "stage2.lr": 1.5e-5}))]
     assert changed == ["stage2.lr"]

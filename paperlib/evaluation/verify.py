@@ -48,11 +48,19 @@ GET_DIV2K = ("no image of DIV2K's validation set is at hand: get it with `paperl
 
 
 def released_run(folder: Path) -> dict[str, Any]:
-    """What the released stage-3 checkpoint says of its loss; the paper's has `kd_w`, `dct_w`."""
+    """What the released stage-3 checkpoint says of its loss, of which the paper has `kd_w` and
+    `dct_w`, and how many `steps` its optimiser had made."""
     state = load_pickle(folder / FILES["stage3_fakequant"], "the authors' QAT checkpoint")
     keys = ("epoch", "loss_mode", "dct_w", "kd_w", "kd_res_w", "wav_w", "ms_w", "kd_freq_w",
             "fqkd_w", "has_ema")
-    return {key: state[key] for key in keys if key in state}
+    steps = {int(part["step"]) for part in state["opt"]["state"].values()}
+    return {key: state[key] for key in keys if key in state} | {"steps": max(steps)}
+
+
+def peers() -> list[Path]:
+    """Other people's ×3 TFLite files, where PAPERLIB_ASSETS has them in a folder `peers/`."""
+    assets = assets_dir()
+    return sorted((assets / "peers").glob("*.tflite")) if assets else []
 
 
 @contextmanager
@@ -61,8 +69,8 @@ def audited(folder: Path | None) -> Iterator[dict[str, Upscaler]]:
 
     They run as the authors scored them: the fixed file with their padding and tiles, the
     fake-quantised network with its float biases, which a TFLite file cannot have.
-    `re_exported_int8` is their stage 3 as a TFLite file that keeps the learned qparams. `peer …`
-    are other people's ×3 TFLite files, where PAPERLIB_ASSETS has them in a folder `peers/`.
+    `re_exported_int8` is their stage 3 as a TFLite file that keeps the learned qparams; `peer …`
+    are those of `peers`.
     """
     paths = {name: folder / file for name, file in FILES.items()} if folder else {}
     upscalers: dict[str, Upscaler] = {
@@ -73,10 +81,7 @@ def audited(folder: Path | None) -> Iterator[dict[str, Upscaler]]:
             kept = TFLiteUpscaler(export_tflite(
                 read_published_qat(paths["stage3_fakequant"]), Path(place) / "kept.tflite"))
             kept.name, upscalers["re_exported_int8"] = FILES["stage3_fakequant"], kept
-        assets = assets_dir()
-        for path in sorted((assets / "peers").glob("*.tflite")) if assets else []:
-            upscalers[f"peer {path.stem}"] = TFLiteUpscaler(path)
-        yield upscalers
+        yield upscalers | {f"peer {path.stem}": TFLiteUpscaler(path) for path in peers()}
 
 
 def measured_sets(
@@ -247,7 +252,8 @@ def verify(div2k: Path | None = None, tell: Callable[[str], None] = log_stderr) 
         "recomputed": audit.authors_report(), "measured": measured, **on_div2k,
         "released_run": released_run(folder), "input_grid": [input_grid.low, input_grid.high],
         "date": datetime.date.today().isoformat(), "provenance": provenance(),
-        "sha256": {file: sha256_file(folder / file) for file in files}}
+        "sha256": {path.name: sha256_file(path) for path in [
+            *(folder / file for file in files), *peers()]}}
 
 
 def committed_div2k() -> tuple[str, pd.DataFrame]:

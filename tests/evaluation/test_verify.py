@@ -96,7 +96,9 @@ def test_the_command_measures_what_of_div2k_is_at_hand(
     assert rounding["psnr"] == pytest.approx(rounding["psnr_reported"], abs=1e-4)
     assert [row["row"] for row in result["div2k_rows"]] == [
         *names, "bundled_int8", "bicubic_torch", "bicubic_matlab"]
-    assert (result["released_run"]["epoch"], result["released_run"]["kd_res_w"]) == (109, 0.01)
+    released = result["released_run"]
+    assert (released["epoch"], released["kd_w"], released["kd_res_w"]) == (109, 0.02, 0.01)
+    assert released["steps"] == 110 * 800  # so batch 1
 
 
 def test_without_div2k_a_line_says_how_to_get_it(monkeypatch, tmp_path, assets, capsys):
