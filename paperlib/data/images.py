@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -287,11 +288,14 @@ def write_picture(path: str | Path, picture: Picture) -> Path:
         options["icc_profile"] = picture.icc
     if picture.lossless and kind == "WEBP":
         options["lossless"] = True
-    options |= save_options(picture.metadata, kind, image.size, picture.notes)
+    about = save_options(picture.metadata, kind, image.size, picture.notes)
     with atomic_path(path) as temporary:
         try:
             with _quiet(kind):
-                image.save(temporary, **options)
+                image.save(temporary, **options | about)
+        except (ValueError, TypeError, struct.error):  # a field that its format cannot hold
+            picture.notes.append("its metadata cannot be written and are left out")
+            image.save(temporary, **options)
         except OSError as error:
             if error.errno is None:  # libtiff does not say that the disk is full: ask for more room
                 with temporary.open("ab") as file:

@@ -28,6 +28,7 @@ class Metadata:
     exif: Image.Exif | None = None
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None
+    comment: bytes = b""
     texts: dict[str, str] = field(default_factory=dict)
     chunks: dict[bytes, bytes] = field(default_factory=dict)
 
@@ -44,14 +45,13 @@ def read_metadata(image: Image.Image, path: Path, notes: list[str]) -> Metadata:
     if len(found.xmp) > LONGEST:
         found.xmp = b""
         notes.append("its XMP is too large and left out")
-    if 0x0404 in (info.get("photoshop") or {}):
+    if 0x0404 in dict(info.get("photoshop") or {}):
         notes.append("its IPTC data are left out")
     dpi = info.get("dpi")
     if dpi and all(0 < value < 65_536 for value in dpi):
         found.dpi = tuple(float(value) for value in dpi)
-    if comment := info.get("comment"):
-        found.texts["Comment"] = comment.decode("utf-8", "replace") if isinstance(
-            comment, bytes) else str(comment)
+    comment = info.get("comment", b"")
+    found.comment = comment.encode() if isinstance(comment, str) else comment
     if image.format == "PNG":
         found.texts |= {name: str(text) for name, text in getattr(image, "text", {}).items()
                         if not name.startswith(("Raw profile", "XML:com.adobe.xmp"))}
@@ -95,7 +95,7 @@ def save_options(metadata: Metadata, kind: str, size: tuple[int, int],
         notes: gets what the kind cannot hold.
     """
     options: dict[str, Any] = {}
-    exif, texts = metadata.exif or Image.Exif(), metadata.texts
+    exif = metadata.exif or Image.Exif()
     below = exif.get(ExifTags.IFD.Exif, {})
     for tag, pixels in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size,
                            strict=True):
@@ -111,18 +111,20 @@ def save_options(metadata: Metadata, kind: str, size: tuple[int, int],
         options["dpi"] = metadata.dpi
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
-        for name, text in texts.items():
+        for name, text in metadata.texts.items():
             chunks.add_itxt(name, text)
+        if metadata.comment:
+            chunks.add_itxt("Comment", metadata.comment.decode("utf-8", "replace"))
         for name, data in metadata.chunks.items():
             chunks.add(name, data)
         if metadata.xmp:
             chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
         return options | {"pnginfo": chunks}
     if metadata.chunks:
-        notes.append(f"{kind} cannot say what its colours mean ("
-                     f"{', '.join(name.decode() for name in metadata.chunks)}): they may look different")
+        names = ", ".join(name.decode() for name in metadata.chunks)
+        notes.append(f"{kind} cannot say what its colours mean ({names}): they may look different")
     if metadata.xmp and kind in ("JPEG", "WEBP"):
         options["xmp"] = metadata.xmp
-    if kind == "JPEG" and "Comment" in texts:
-        options["comment"] = texts["Comment"].encode()
+    if kind == "JPEG" and metadata.comment:
+        options["comment"] = metadata.comment
     return options

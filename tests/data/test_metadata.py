@@ -10,7 +10,8 @@ from PIL import ExifTags, Image, PngImagePlugin, features
 from skimage.data import coffee
 
 from paperlib.cli import main
-from paperlib.data.images import find_images, read_picture
+from paperlib.data.images import Picture, find_images, read_picture, write_picture
+from paperlib.data.metadata import Metadata
 from paperlib.errors import UserError
 
 RGB = np.ascontiguousarray(coffee()[:21, :30])
@@ -163,6 +164,19 @@ def test_pieces_larger_than_a_format_can_hold_are_left_out_and_said(tmp_path):
     assert len(picture.notes) == 2
     assert not picture.metadata.xmp
     assert picture.metadata.exif is None
+
+
+@pytest.mark.parametrize("metadata", [
+    {"comment": b"\xe9" * 65_500}, {"comment": b"\xe9" * 70_000}, {"xmp": b"x" * 65_530}])
+def test_what_cannot_be_written_costs_the_metadata_alone(tmp_path, metadata):
+    picture = Picture(RGB, metadata=Metadata(**metadata))
+    write_picture(tmp_path / "a.jpg", picture)
+    with Image.open(tmp_path / "a.jpg") as written:
+        assert written.size == (30, 21)
+        kept = written.info.get("comment") == metadata.get("comment", 0)
+    assert picture.notes == [] if kept else picture.notes == [
+        "its metadata cannot be written and are left out"]
+    assert kept == (metadata.get("comment", b"") == b"\xe9" * 65_500)
 
 
 @pytest.mark.parametrize(("content", "kind"), [
