@@ -37,7 +37,7 @@ PARAMETERS = ("profile", "out", "overrides")
 KERNEL_CONFIG = Config({"KernelManager": {"transport_encryption": "auto"}})
 """Kernels otherwise talk to us over TCP in the clear, and warn of it for each notebook."""
 KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
-"""A dask worker of a kernel prints to the terminal; captured as well, its lines come twice."""
+"""A worker process of a kernel prints to the terminal; captured as well, its lines come twice."""
 
 
 SETTING = re.compile(r"\bsettings?\b|\b(data|student|teacher|stage\d|quant|export|ablation)\.[a-z]")

@@ -12,9 +12,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import joblib
 import pandas as pd
+import torch
 
 from paperlib.data.dataset import Data, calibration
+from paperlib.data.images import free_memory
 from paperlib.errors import UserError
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
@@ -95,6 +98,8 @@ CLAIMS: dict[str, dict[str, Any]] = {
 """What the abstract says, as changes of stages 2 and 3 after one stage 1, paired by seed.
 
 `stage1_longer` goes on with L1 for stage 2's steps; `post_training` leaves stage 3 out."""
+WORKER_BYTES = 3 * 10**9
+"""Memory of one training beside others, at most."""
 FLOAT_CLAIMS = ("stage1_longer", "dct_off", "confidence_off", "kd_off")
 """Those that end with stage 2, in float."""
 
@@ -328,27 +333,42 @@ def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _end_with_parent() -> None:
+    """Lets a worker end when the process that it works for is killed, as kernels do."""
+    from ipykernel.parentpoller import ParentPollerUnix
+
+    ParentPollerUnix(os.getppid()).start()
+
+
 def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Results of function(*job), in the jobs' order; all at once on PAPERLIB_DASK's cluster.
+    """Results of function(*job), in the jobs' order.
+
+    Side by side where there are several: on the cores of this machine, which the jobs share as
+    threads, or on the cluster at PAPERLIB_DASK; on a GPU one after the other.
 
     Raises:
         Exception: an error of a job; on a cluster after all the others are finished.
         UserError: dask is not installed, or nobody answers at the address.
     """
-    address = os.environ.get("PAPERLIB_DASK", "").strip()
-    if not address:
-        return [function(*job) for job in jobs]
+    if address := os.environ.get("PAPERLIB_DASK", "").strip():
+        return _run_on_cluster(address, function, jobs)
+    workers = 1 if torch.cuda.is_available() else max(1, min(
+        joblib.cpu_count(), len(jobs), free_memory() // WORKER_BYTES))
+    with joblib.parallel_config("loky", n_jobs=workers, initializer=_end_with_parent):
+        return joblib.Parallel(mmap_mode=None)(joblib.delayed(function)(*job) for job in jobs)
+
+
+def _run_on_cluster(address: str, function: Callable[..., Any], jobs: Sequence[Any]) -> list[Any]:
     try:
         from distributed import Client, wait
     except ImportError as error:
         raise UserError("PAPERLIB_DASK is set, but dask is not installed. Run: pip install "
                         "'.[cluster]' in a clone, or unset the variable.") from error
     try:
-        local = address == "local"
-        client = Client(threads_per_worker=1) if local else Client(address, timeout="10s")
+        client = Client(address, timeout="10s")
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler at PAPERLIB_DASK={address} ({error}). Start one with "
-                        "`dask scheduler` and `dask worker`, or set it to local.") from error
+                        "`dask scheduler` and `dask worker`, or unset it.") from error
     with client:
         futures = [client.submit(function, *job, pure=False) for job in jobs]
         wait(futures)
