@@ -27,8 +27,22 @@ NAMES = {
     "qat_teacher": "stage 3 with the teacher", "student_dynamic_tflite": "TFLite file, any size",
     "student_fixed_tflite": "TFLite file, fixed size", "kd_10": "teacher's weight × 10",
     "kd_100": "teacher's weight × 100", "ortho_kd_1": "orthonormal DCT",
-    "ortho_kd_0": "orthonormal DCT, no teacher", "as_set": "as the profile sets it"}
+    "ortho_kd_0": "orthonormal DCT, no teacher", "as_set": "as the profile sets it",
+    "teacher_none": "no teacher", "teacher_student": "stage 2's student as teacher",
+    "loss_published": "the paper's loss", "dct_off": "no DCT term",
+    "confidence_off": "no confidence weights", "quantiser_paper": "the paper's quantiser",
+    "skip_add": "skip as ADD", "post_training": "no stage 3: post-training quantisation",
+    "published": "as published", "stage1_longer": "stage 1 continued", "kd_off": "no teacher",
+    "clip_off": "no weight clipping", "recalibration_off": "no BN recalibration",
+    "bicubic_matlab": "bicubic, MATLAB's kernel", "stage1": "student after stage 1",
+    "fused_before_qat": "student, folded", "rounded_before_qat": "rounded to 8 bits, untrained",
+    "fakequant": "student after stage 3", "tflite_dynamic": "INT8 file",
+    "tflite_post_training": "INT8 file, the authors' way", "float_before_qat": "before stage 3",
+    "float_in_8_bits": "before stage 3, output rounded to 8 bits",
+    "float_after_qat": "after stage 3, without rounding",
+    "box_int8": "shipped INT8 file", "box_float": "shipped student in float"}
 """Row of a table → its name for people; what is not here is shown as it is called."""
+METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "psnr_y": "PSNR of Y (dB)", "ssim_y": "SSIM of Y"}
 PUBLISHED, LEARNT = ("D", "qat_teacher"), ("D", "qat_teacher_learnt")
 """Stage 3 as published: its file by post-training quantisation, and with its learned grids."""
 OWN = ("switches", "as_set")
@@ -42,9 +56,11 @@ AGAINST = {
 
 def name(row: str) -> str:
     """A row's name for people."""
-    base = row.removesuffix("_learnt").removesuffix("_float")
-    kind = {"_learnt": ", learned grids", "_float": ", float"}.get(row[len(base):], "")
-    return NAMES.get(base, base.replace("_", " ")) + kind
+    kinds = {"learnt": "learned grids", "float": "float", "fixed": "fixed size",
+             "fakequant": "fake-quantised"}
+    if row not in NAMES and (parts := row.rpartition("_"))[2] in kinds:
+        return f"{name(parts[0])}, {kinds[parts[2]]}"
+    return NAMES.get(row) or " + ".join(NAMES.get(part, part) for part in row.split("+"))
 
 
 def number(value: Any, places: int, sign: str = "") -> str:
@@ -66,7 +82,7 @@ def claims_table(source: Run | Results) -> pd.DataFrame:
         [(line["claim"], f"{line['reported']:+.3f}", effect_text(line), line["verdict"].value,
           line["reported_inside"], "; ".join(line["remarks"]))
          for line in Results.of(source).claims if line["effect"] is not None],
-        columns=["claim", "paper", "here", "verdict", "paper's inside", "remarks"])
+        columns=["claim", "paper", "here", "verdict", "holds the paper's", "remarks"])
 
 
 def by_row(table: pd.DataFrame) -> pd.DataFrame:
@@ -111,12 +127,15 @@ def measured(source: Run | Results, tables: Sequence[str]) -> pd.DataFrame:
     """Everything measured under the named tables, one line a record, model and image set."""
     rows = Results.of(source).rows
     rows = rows[rows["table"].isin(tables) & rows["value"].notna()]
-    if rows.empty:
-        return pd.DataFrame(columns=["table", "row", "precision", "dataset"])
     keys = ["record", "table", "row", "precision", "dataset"]
     shown = rows.pivot_table(
-        index=keys, columns="metric", values="value", aggfunc="last", sort=False)
-    return shown.reset_index().drop(columns="record").rename_axis(columns=None).round(4)
+        index=keys, columns="metric", values="value", aggfunc="last", sort=False).reset_index()
+    shown["row"] = shown["row"].map(name)
+    for metric in (metric for metric in METRICS if metric in shown):
+        places = 3 if metric.startswith("psnr") else 4
+        shown[metric] = [number(value, places) for value in shown[metric]]
+    shown = shown.drop(columns="record").rename_axis(columns=None)
+    return shown.rename(columns={"row": "model", "dataset": "images"} | METRICS)
 
 
 def leaderboard() -> pd.DataFrame:

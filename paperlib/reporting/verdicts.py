@@ -66,10 +66,9 @@ class Effect:
     def __str__(self) -> str:
         images = f"{self.images} image{'s' * (self.images != 1)}"
         images = images if self.images else "means of the set"
-        counted = f"{self.seeds} seed{'s' * (self.seeds != 1)}, {images}"
-        if self.low is None or self.high is None:
-            return f"{self.mean:+.3f} ({counted})"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] ({counted})"
+        if self.low is None or self.high is None:  # one seed, as the verdict beside it says
+            return f"{self.mean:+.3f} ({images})"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] ({self.seeds} seeds, {images})"
 
 
 def effect_of(differences: np.ndarray) -> Effect:

@@ -93,7 +93,7 @@ def test_reported_and_measured_stand_in_one_line_a_row(tmp_path):
                                  "student after stage 3"]
     assert shown.loc["bicubic"].tolist() == [
         "fp32", "28.26 / 0.828", "26.123 / 0.8000", "+2.020",
-        "+0.877 (1 seed, means of the set)", "one seed"]
+        "+0.877 (means of the set)", "one seed"]
     assert shown.loc["student after stage 2", "paper"] == "30.28 / 0.863 *"
     assert shown.loc["FSRCNN", ["here", "verdict"]].tolist() == ["", "not run"]
     run = open_with(tmp_path, {("C", "mobileone", "fp32", "psnr"): 27.0})
@@ -108,9 +108,12 @@ def test_rows_of_two_tables_or_records_with_one_name_stay_two_lines(tmp_path):
         measured_row("export", "student", "int8", "psnr", 31.0, "Set5")])
     run.record("07_ablations", [measured_row("export", "student", "int8", "psnr", 35.0, "Set5")])
     shown = tables.measured(run, ["abstract", "export"])
-    assert list(zip(shown["table"], shown["psnr"], strict=True)) == [
-        ("abstract", 30.0), ("export", 31.0), ("export", 35.0)]
-    assert list(shown.columns) == ["table", "row", "precision", "dataset", "psnr", "ssim"]
+    assert list(zip(shown["table"], shown["PSNR (dB)"], strict=True)) == [
+        ("abstract", "30.000"), ("export", "31.000"), ("export", "35.000")]
+    assert list(shown.columns) == ["table", "model", "precision", "images", "PSNR (dB)", "SSIM"]
+    assert tables.measured(run, ["B"]).empty
+    assert [tables.name(row) for row in ("qat_direct_fixed", "dct_off+skip_add", "mobileone_fakequant")] == [
+        "stage 3 without a teacher, fixed size", "no DCT term + skip as ADD", "MobileOne, fake-quantised"]
 
 
 def test_the_audit_says_another_kernel_and_not_recomputed(tmp_path):
