@@ -50,7 +50,7 @@ SHOWN := results/committed/$(PROFILE)
 SEEN = $(if $(wildcard results/$(PROFILE)),,$(wildcard $(COMMITTED)/notebooks/01_data.ipynb))
 lab: $(STAMP)
 	@echo "$(if $(SEEN),A copy of the committed run; notebooks/ has them without results$(comma) to run them yourself.)"
-	$(if $(SEEN),@test -d $(SHOWN) || { mkdir -p $(dir $(SHOWN)) && cp -r $(COMMITTED) $(SHOWN) && rm -rf $(SHOWN)/records; })
+	$(if $(SEEN),@test -d $(SHOWN) || { mkdir -p $(dir $(SHOWN)) && cp -r $(COMMITTED) $(SHOWN); })
 	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(if $(SEEN),$(SHOWN)/)notebooks/01_data.ipynb
 
 lint: $(STAMP)

@@ -40,7 +40,8 @@ CAPTIONS = {
              "adds to the SSIM of 36 photographs of DIV2K (right).",
     "selection": "The authors' log of stage 3: the reported score is the best of 150 epochs on the "
                  "reported images.",
-    "cost": "Public models on the same images. Peers were trained for longer, on DIV2K and more.",
+    "cost": "Public models on the same images. Peers were trained for longer, on DIV2K and more. "
+            "Of ours, the operations of the float network.",
 }
 """Part of a figure's name → its caption; the first that is in the name."""
 

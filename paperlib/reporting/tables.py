@@ -82,7 +82,7 @@ def claims_table(source: Run | Results) -> pd.DataFrame:
         [(line["claim"], f"{line['reported']:+.3f}", effect_text(line), line["verdict"].value,
           line["reported_inside"], "; ".join(line["remarks"]))
          for line in Results.of(source).claims if line["effect"] is not None],
-        columns=["claim", "paper", "here", "verdict", "holds the paper's", "remarks"])
+        columns=["claim", "paper", "here", "verdict", "paper's value inside", "remarks"])
 
 
 def by_row(table: pd.DataFrame) -> pd.DataFrame:
