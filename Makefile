@@ -41,7 +41,7 @@ reproduce: $(STAMP)
 	$(BIN)/paperlib reproduce --profile $(PROFILE) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 	PAPERLIB_PROFILE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
 
 # Before the first run of one's own, a copy of the committed one, whose pictures are there at once.
