@@ -77,12 +77,17 @@ def effect_text(line: Any) -> str:
 
 
 def claims_table(source: Run | Results) -> pd.DataFrame:
-    """The paper's claims for the eye, in dB of PSNR; those that were not measured left out."""
-    return pd.DataFrame(
+    """The paper's claims for the eye, in dB of PSNR; those that were not measured left out.
+
+    So is the column "paper's value inside" where no claim has an interval.
+    """
+    table = pd.DataFrame(
         [(line["claim"], f"{line['reported']:+.3f}", effect_text(line), line["verdict"].value,
           line["reported_inside"], "; ".join(line["remarks"]))
          for line in Results.of(source).claims if line["effect"] is not None],
         columns=["claim", "paper", "here", "verdict", "paper's value inside", "remarks"])
+    inside = "paper's value inside"
+    return table if table[inside].any() else table.drop(columns=inside)
 
 
 def by_row(table: pd.DataFrame) -> pd.DataFrame:

@@ -64,11 +64,11 @@ class Effect:
     images: int
 
     def __str__(self) -> str:
-        images = f"{self.images} image{'s' * (self.images != 1)}"
-        images = images if self.images else "means of the set"
-        if self.low is None or self.high is None:  # one seed, as the verdict beside it says
-            return f"{self.mean:+.3f} ({images})"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] ({self.seeds} seeds, {images})"
+        if self.low is None or self.high is None:
+            return f"{self.mean:+.3f}"
+        images = f"{self.images} images" if self.images else "means of the set"
+        interval = f"[{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.mean:+.3f} {interval} ({self.seeds} seeds, {images})"
 
 
 def effect_of(differences: np.ndarray) -> Effect:

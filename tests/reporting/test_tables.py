@@ -93,7 +93,7 @@ def test_reported_and_measured_stand_in_one_line_a_row(tmp_path):
                                  "student after stage 3"]
     assert shown.loc["bicubic"].tolist() == [
         "fp32", "28.26 / 0.828", "26.123 / 0.8000", "+2.020",
-        "+0.877 (means of the set)", "one seed"]
+        "+0.877", "one seed"]
     assert shown.loc["student after stage 2", "paper"] == "30.28 / 0.863 *"
     assert shown.loc["FSRCNN", ["here", "verdict"]].tolist() == ["", "not run"]
     run = open_with(tmp_path, {("C", "mobileone", "fp32", "psnr"): 27.0})

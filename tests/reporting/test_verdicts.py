@@ -24,7 +24,7 @@ def test_one_seed_has_no_interval_and_decides_nothing():
     assert effect == Effect(1.0, None, None, 1, 2)
     assert verdict_of(0.5, effect) is Verdict.ONE_SEED
     assert verdict_of(0.5, effect, papers=True) is Verdict.ONE_SEED
-    assert str(effect) == "+1.000 (2 images)"
+    assert str(effect) == "+1.000"
 
 
 def test_without_spread_over_images_it_is_the_paired_t_interval_over_seeds():
