@@ -107,7 +107,7 @@ def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray])
         part = np.clip(np.round(image[top : top + size, left : left + size]), 0, 255)
         name = f"compare__{photograph}__{index}__{label.replace(' ', '-')}.webp"
         with atomic_path(folder / name) as temporary:
-            Image.fromarray(part.astype(np.uint8)).save(temporary, "WEBP", lossless=True, method=6)
+            Image.fromarray(part.astype(np.uint8)).save(temporary, "WEBP", quality=95, method=6)
     css = STYLESHEET.read_text(encoding="utf-8")
     shown = divider(photograph, saved_comparisons(run)[photograph])
     return HTML(f"<style>{css}</style><script>{PICK}</script>{shown}")
