@@ -249,7 +249,8 @@ def table(args: argparse.Namespace) -> None:
     from paperlib.environment import root
     from paperlib.reporting.tables import format_tables
 
-    print(format_tables(args.out or root() / "results" / args.profile, args.format), end="")
+    text = format_tables(args.out or root() / "results" / args.profile, args.format)
+    print("\n".join(map(shown, text.splitlines())))
 
 
 class _Parser(argparse.ArgumentParser):

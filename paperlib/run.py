@@ -19,18 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from paperlib import files
 from paperlib.data.images import compress_figure
 from paperlib.environment import absolutise_env, provenance, root, to_portable
 from paperlib.errors import UserError
-from paperlib.files import (
-    atomic_path,
-    check_folder,
-    explained,
-    read_json,
-    sha256_file,
-    user_path,
-    write_json,
-)
 from paperlib.profiles import HARMLESS, TRAINED_BY, load_settings, note
 from paperlib.settings import Settings, flatten, settings_hash
 
@@ -71,23 +63,10 @@ def measured_row(
     return line | {"value": statistics.fmean(value), "values": list(value), "sd": spread} | more
 
 
-def over_seeds(
-    results: Sequence[Sequence[Mapping[str, Any]]], seeds: Sequence[int],
-) -> list[dict[str, Any]]:
-    """The same rows of several seeds as one each: mean, standard deviation, every value."""
-    if len(results) == 1:
-        return [dict(row) for row in results[0]]
-    key = ("table", "row", "precision", "metric")
-    return [measured_row(*(rows[0][name] for name in key), [row["value"] for row in rows],
-                         rows[0]["dataset"], steps=rows[0]["steps"], seed_ids=list(seeds),
-                         images=[row["images"] for row in rows])
-            for rows in zip(*results, strict=True)]
-
-
 def rows_over_seeds(
     records: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of single trainings put together over their seeds.
+    """Rows of single trainings, one each over its seeds: mean, standard deviation, every value.
 
     Args:
         records: with `training` (name, seed, identity); of one name, those that are trained
@@ -95,16 +74,23 @@ def rows_over_seeds(
         names: which trainings, in this order; None: all.
     """
     by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for record in sorted(records, key=lambda record: record["training"]["seed"]):
+    for record in records:
         by_name.setdefault(record["training"]["name"], []).append(record)
-    if names is None:
-        names = dict.fromkeys(record["training"]["name"] for record in records)
     rows = []
-    for found in map(by_name.__getitem__, names):
-        newest = max(found, key=lambda record: record["started"])["training"].get("identity")
-        found = [record for record in found if record["training"].get("identity") == newest]
-        rows += over_seeds([record["rows"] for record in found],
-                           [record["training"]["seed"] for record in found])
+    for name in by_name if names is None else names:
+        newest = max(by_name[name], key=lambda record: record["started"])
+        found = sorted((record for record in by_name[name] if record["training"].get("identity")
+                        == newest["training"].get("identity")),
+                       key=lambda record: record["training"]["seed"])
+        if len(found) == 1:
+            rows += map(dict, found[0]["rows"])
+            continue
+        seeds = [record["training"]["seed"] for record in found]
+        rows += [measured_row(*(same[0][field] for field in ROW_COLUMNS[1:5]),
+                              [row["value"] for row in same], same[0]["dataset"],
+                              steps=same[0]["steps"], seed_ids=seeds,
+                              images=[row["images"] for row in same])
+                 for same in zip(*(record["rows"] for record in found), strict=True)]
     return rows
 
 
@@ -140,7 +126,7 @@ def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
                 raise UserError(f"the record's input {label!r} is not a file: {value}. "
                                 "Run the step that writes it.")
             place = value.relative_to(out) if value.is_relative_to(out) else value
-            described[label] = {"file": str(place), "sha256": sha256_file(value)}
+            described[label] = {"file": str(place), "sha256": files.sha256_file(value)}
     return described
 
 
@@ -167,7 +153,7 @@ class Run:
     def folder(self, name: str) -> Path:
         """A subfolder of the results, made if missing."""
         path = self.out / name
-        with explained(path):
+        with files.explained(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -208,34 +194,36 @@ class Run:
         """`settings_table` for display: the first eight, bold where not the paper's, and a fold."""
         from IPython.display import HTML
 
-        lines = self.settings_table(*sections)
-        text = _settings_html(lines[:SHOWN])
-        if self.settings.profile == "smoke":
-            text = f'<p style="color:#d93025"><b>{html.escape(SMOKE)}</b></p>{text}'
-        if len(lines) > SHOWN:
-            text += (f"<details><summary>{len(lines) - SHOWN} more settings</summary>"
-                     f"{_settings_html(lines[SHOWN:])}</details>")
-        return HTML(text)
+        lines = self.settings_table(*sections).map(html.escape)
+        other = lines["value"] != lines["paper"]
+        lines["value"] = lines["value"].mask(other, "<b>" + lines["value"] + "</b>")
+        lines.columns = ["setting", "this run", "the paper"]
+        smoke = f'<p style="color:#d93025"><b>{SMOKE}</b></p>' * (self.settings.profile == "smoke")
+        first, more = (part.to_html(index=False, escape=False, border=0)
+                       for part in (lines[:SHOWN], lines[SHOWN:]))
+        fold = f"<details><summary>{len(lines) - SHOWN} more settings</summary>{more}</details>"
+        return HTML(smoke + first + fold * (len(lines) > SHOWN))
 
     def require(self, stage: str) -> None:
         """Refuse to go on without the weights of the stages up to this one."""
-        files = {name: "qat" if name == "stage3" else "student" for name in TRAINED_BY}
-        missing = [TRAINED_BY[name] for name, file in files.items() if name <= stage and not
-                   (self.out / "checkpoints" / name / f"{file}.safetensors").is_file()]
+        missing = [notebook for name, notebook in TRAINED_BY.items() if name <= stage and not (
+            self.out / "checkpoints" / name /
+            f"{'qat' if name == 'stage3' else 'student'}.safetensors").is_file()]
         started = stage == "stage2" and self.settings.quant.start  # stage 3 has the user's file
         if TRAINED_BY[stage] in missing and not started:
             raise UserError(
                 f"this starts from weights that are not in {self.out} yet, those of "
                 f"{', '.join(missing)}. Run: {self.command(missing[0], TRAINED_BY[stage])}")
 
-    def show(self, figure: "Figure", alt: str = "") -> "Image":
+    @staticmethod
+    def show(figure: "Figure", alt: str = "") -> "Image":
         """A figure for display, at half its pixel size; nothing is saved."""
         return _shown(_drawn(figure), alt)
 
     def figure(self, name: str, figure: "Figure") -> "Image":
         """Save a figure as figures/<name>.png (.webp with photographs); gives it for display."""
         kind, content = compress_figure(drawn := _drawn(figure), "WEBP")
-        with atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
+        with files.atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
             temporary.write_bytes(content)
         other = "webp" if kind == "png" else "png"
         (self.folder("figures") / f"{name}.{other}").unlink(missing_ok=True)
@@ -262,14 +250,14 @@ class Run:
         if taken := content.keys() & extra.keys():
             raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
         path = self.folder("records") / f"{name}.json"
-        return write_json(path, _plain(content | extra, self.out))
+        return files.write_json(path, _plain(content | extra, self.out))
 
     def read_record(self, name: str) -> dict[str, Any]:
         """A record of this run; one that is missing or damaged is told with its notebook."""
         path = self.out / "records" / f"{name}.json"
         if not path.is_file():
             raise UserError(f"no record at {path}. Run: {self.command(name, name)}")
-        record = read_json(path)
+        record = files.read_json(path)
         try:
             tidy_rows((name, row) for row in record["rows"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -308,11 +296,6 @@ class Run:
         found[ABLATIONS] = own | {"name": ABLATIONS, "rows": rest + rows, "seconds": seconds}
         return dict(sorted(found.items()))
 
-    def rows(self) -> pd.DataFrame:
-        """All measured rows of all records, one line each, as `tidy_rows` makes them."""
-        return tidy_rows(
-            (name, row) for name, record in self.records().items() for row in record["rows"])
-
 
 def _drawn(figure: "Figure") -> bytes:
     from matplotlib import style
@@ -340,15 +323,6 @@ def _words(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _settings_html(lines: pd.DataFrame) -> str:
-    """An HTML table of settings; bold where they are not the paper's."""
-    frame = lines.map(html.escape)
-    other = frame["value"] != frame["paper"]
-    frame.loc[other, "value"] = "<b>" + frame["value"] + "</b>"
-    return frame.rename(columns={"value": "this run", "paper": "the paper"}).to_html(
-        index=False, escape=False, border=0)
-
-
 def _plain(value: Any, out: Path) -> Any:
     """JSON's own types: numpy's and torch's numbers too, paths portable, undefined numbers null."""
     if isinstance(value, Mapping):
@@ -374,7 +348,7 @@ def run_folder(out: str | Path | None, profile: str) -> Path:
         around = Path.cwd().parent
         committed = around.is_relative_to(root() / "results" / "reference")
         out = around if (around / "records").is_dir() and not committed else None
-    return user_path(out).absolute() if out else root() / "results" / profile
+    return files.user_path(out).absolute() if out else root() / "results" / profile
 
 
 def open_run(
@@ -392,5 +366,5 @@ def open_run(
     absolutise_env()
     settings = load_settings(None if profile is None else str(profile), overrides)
     run = Run(settings, run_folder(out, settings.profile), until)
-    check_folder(run.out / "records")
+    files.check_folder(run.out / "records")
     return run

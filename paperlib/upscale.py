@@ -16,14 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paperlib.data.images import (
-    Picture,
-    check_writable,
-    find_images,
-    free_memory,
-    read_picture,
-    write_picture,
-)
+from paperlib.data import images
+from paperlib.data.images import Picture
 from paperlib.data.metadata import Metadata
 from paperlib.data.tiles import run_tiled, to_multiple
 from paperlib.errors import UserError
@@ -136,14 +130,14 @@ def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
 
 def upscale_file(upscaler: Upscaler, source: Path, target: Path, strip: bool = False) -> Picture:
     """Enlarge one picture into a file; returns the result."""
-    picture = read_picture(source, ENLARGED)
+    picture = images.read_picture(source, ENLARGED)
     if strip:  # what its colours mean stays
         picture.metadata = Metadata(chunks=picture.metadata.chunks)
     height, width = (side * SCALE for side in picture.rgb.shape[:2])
-    check_writable(target, height, width, picture.is_transparent)
+    images.check_writable(target, height, width, picture.is_transparent)
     try:
         large = upscale_picture(upscaler, picture)
-        write_picture(target, large)
+        images.write_picture(target, large)
     except MemoryError as error:
         size = f"{width // SCALE}×{height // SCALE}"
         raise UserError(f"not enough memory for {source} ({size} pixels). Close other programs, or "
@@ -153,7 +147,7 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, strip: bool = F
 
 def _pictures(folder: Path) -> list[Path]:
     with suppress(UserError):  # there are none
-        return find_images(folder)
+        return images.find_images(folder)
     return []
 
 
@@ -178,7 +172,7 @@ def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> di
                              "--recursive takes them")
             break
     if not found:
-        find_images(folder)  # says so
+        images.find_images(folder)  # says so
     notes += [f"{error.filename} is left out: {error.strerror}" for error in unreadable]
     return {file: place for file, place in found.items() if _source(file) not in found}
 
@@ -240,7 +234,7 @@ def upscale_files(
     sources, left = ({Path(os.path.realpath(file)) for file in group}
                      for group in (files, named.keys() - files))
     targets, done, kept = set(), [], 0
-    free = free_memory()
+    free = images.free_memory()
     log(f"{free / 1e9:.1f} GB of memory are free: enough for pictures of "
         f"{free / ENLARGED / 1e6:.0f} megapixels")
     for index, (path, place) in enumerate(files.items()):

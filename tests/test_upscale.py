@@ -150,8 +150,7 @@ def test_no_shape_is_run_in_more_than_a_tile(shape):
 
 def test_what_memory_cannot_take_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     small, large = (save(coffee()[:side, :side], tmp_path / f"{side}.png") for side in (20, 40))
-    for module in (images, upscale):
-        monkeypatch.setattr(module, "free_memory", lambda: upscale.ENLARGED * 1_000)
+    monkeypatch.setattr(images, "free_memory", lambda: upscale.ENLARGED * 1_000)
     monkeypatch.setattr(images, "_decode", lambda image, path, decode=images._decode: (
         decode(image, path) if image.width == 20 else pytest.fail("decoded")))
     lines = []

@@ -260,8 +260,8 @@ def bench_epoch(
 
     The field: every sample decodes two whole PNG files, the branches run one by one in PyTorch's
     default layout and allocator, PSNR and SSIM are of the expanded form. Ours: pixels from the
-    store, summed branches, channels-last, freed memory kept, the fused form. Each side has processes
-    of its own, as an allocator is set for good; both must see the same losses.
+    store, summed branches, channels-last, freed memory kept, the fused form. Each side has a new
+    process, as an allocator is set for good; both must see the same losses.
 
     Args:
         rounds: processes of each side, taking turns; the first step of each is not counted.

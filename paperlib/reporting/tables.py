@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Callable, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,16 +258,9 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"no table at {path}. Run `paperlib reproduce` first, or name another "
                         "folder with --out.")
     with reading(path, "a table of this kit"):
-        text = path.read_text(encoding="utf-8")
-        if not text.replace("\n", "").isprintable():
-            raise ValueError("it has characters that are no text")
-        data = pd.read_csv(
-            StringIO(text), keep_default_na=False, na_values=dict.fromkeys(NUMBERS, ""),
+        return pd.read_csv(
+            path, usecols=COLUMNS, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, ""),
             dtype=dict.fromkeys(COLUMNS, str) | dict.fromkeys(NUMBERS, float))
-        if tuple(data.columns) != COLUMNS:
-            raise ValueError("it has other columns; run `paperlib reproduce` again")
-        data["verdict"] = [Verdict(word).value for word in data["verdict"]]
-    return data
 
 
 FORMATS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {

@@ -17,14 +17,13 @@ import ipywidgets
 import numpy as np
 from IPython.display import HTML, display
 from IPython.display import Image as Still
-from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image
 
 from paperlib.data.photographs import Pair
 from paperlib.files import atomic_path
 from paperlib.reporting.figures import crops, most_detailed
-from paperlib.run import STYLE, Run
+from paperlib.run import Run
 from paperlib.settings import SCALE
 
 STYLESHEET = Path(__file__).with_name("compare.css")
@@ -67,11 +66,11 @@ def explore(
         place = (round(down / 100 * height), round(across / 100 * width))
         figure = draw(photograph, [left, right], 360 // zoom, place)
         figure.set_size_inches(13, 4)
-        display(_still(figure, photograph))
+        display(Run.show(figure, photograph))
 
     first = images[0]
     if not interactive():
-        return _still(draw(first.name, labels, 120), f"{first.name}, most detailed part")
+        return Run.show(draw(first.name, labels, 120), f"{first.name}, most detailed part")
     top, left = most_detailed(first.hr, 90)
     height, width = first.hr.shape[:2]
     slow = {"continuous_update": False, "readout_format": ".0f"}
@@ -82,12 +81,6 @@ def explore(
         across=ipywidgets.FloatSlider(100 * left / width, description="across, %", **slow),
         down=ipywidgets.FloatSlider(100 * top / height, description="down, %", **slow))
     return None
-
-
-def _still(figure: Figure, alt: str) -> Still:
-    with style.context(STYLE):
-        figure.savefig(buffer := BytesIO(), format="png")
-    return Still(buffer.getvalue(), format="png", width=round(figure.get_figwidth() * 80), alt=alt)
 
 
 def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray]) -> HTML:

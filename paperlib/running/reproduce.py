@@ -24,14 +24,8 @@ from paperlib.reporting.report import write_report, write_summary
 from paperlib.reporting.results import Results
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
-from paperlib.running.notebooks import (
-    NotebookError,
-    execute,
-    find_notebooks,
-    kernel_environment,
-    notebook_hash,
-    to_html,
-)
+from paperlib.running import notebooks
+from paperlib.running.notebooks import NotebookError, execute, notebook_hash
 from paperlib.training.ablations import check_switches
 from paperlib.weights import start_file
 
@@ -155,9 +149,9 @@ def reproduce(
     """
     run, overrides = open_run(profile, out, overrides), overrides or {}
     check_switches(run.settings)
-    paths = find_notebooks(folder or root() / "notebooks")
+    paths = notebooks.find_notebooks(folder or root() / "notebooks")
     chosen = _select(paths, first, last)
-    with file_lock(run.out / ".lock"), kernel_environment():
+    with file_lock(run.out / ".lock"), notebooks.kernel_environment():
         remove_stale(run.out)
         prints, state = fingerprints(paths, run), _read_state(run.out / STATE)
         due = [path.stem for path in chosen
@@ -219,6 +213,6 @@ def write_results(
     results = Results(run)
     write_tables(results)
     write_summary(results)
-    to_html(run)
+    notebooks.to_html(run)
     write_report(results)
     print(f"\n{ending_text(results)}", flush=True)

@@ -27,14 +27,7 @@ from paperlib.quantisation.diagnostics import layer_sqnr
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.run import Run, rows_over_seeds
-from paperlib.settings import (
-    LossSettings,
-    Settings,
-    StudentSettings,
-    nearest,
-    override,
-    settings_hash,
-)
+from paperlib.settings import Settings, StudentSettings, nearest, override, settings_hash
 from paperlib.student.graph import macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 from paperlib.training import stages
@@ -70,8 +63,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "teacher_none": NO_TEACHER,
     "teacher_student": {"teacher.stage3": "student"},
     "loss_published": {"teacher.stage3": "same"} | {
-        f"stage3.loss.{name}": value
-        for name, value in LossSettings(**STAGE3_LOSS).model_dump().items()},
+        field: value for field, value in PUBLISHED.items() if field.startswith("stage3.loss.")},
     "dct_off": {"stage3.loss.dct": 0.0},
     "confidence_off": {"stage3.loss.confidence": False},
     "quantiser_paper": {field: value for field, value in PUBLISHED.items()
@@ -370,10 +362,9 @@ def backbones(run: Run, data: Data) -> Rows:
     Beside Table B's networks stands bicubic enlargement, unless notebook 01 has measured it.
     """
     check_switches(run.settings)  # of `stage3_variants`, hours later
-    archs, known = run.settings.ablation.archs, run.rows()
-    measured = ((known["record"] == "01_data") & (known["row"] == "bicubic")).any()
+    archs, known = run.settings.ablation.archs, run.records().get("01_data", {"rows": []})["rows"]
     rows = []
-    if not measured and "B" in map(TABLES.get, archs):
+    if "B" in map(TABLES.get, archs) and not any(row["row"] == "bicubic" for row in known):
         rows = measure(data, Bicubic(), "B", "bicubic", "fp32")
     return rows + _grid(run, data, archs)
 

@@ -25,26 +25,11 @@ from paperlib.files import atomic_path, sha256_file
 from paperlib.quantisation.qat import freeze_observers, prepare_qat, save_qat
 from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
+from paperlib.student import models
 from paperlib.student.dead_channels import can_reinitialise, reinitialise
-from paperlib.student.models import (
-    build_model,
-    fuse_model,
-    load_model,
-    read_published,
-    save_student,
-    weights_hash,
-)
 from paperlib.student.network import Student, with_form
-from paperlib.teacher.distillation import (
-    Targets,
-    TeacherSource,
-    decide_teacher,
-    find_teacher,
-    on_the_fly,
-    outputs_key,
-    pin_teacher,
-    teacher_outputs,
-)
+from paperlib.teacher import distillation
+from paperlib.teacher.distillation import Targets, TeacherSource, on_the_fly
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
 from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
 from paperlib.training.losses import gradient_shares
@@ -64,7 +49,7 @@ def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]
     """A score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output) of the fused form."""
 
     def score(model: nn.Module) -> dict[str, float]:
-        deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
+        deployed = models.fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
         return {"psnr_rgb": mean_psnr(pairs, TorchUpscaler(deployed, "validation"))}
 
     return score
@@ -103,7 +88,7 @@ def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None
     """
     settings = settings or run.settings
     torch.manual_seed(settings.seed)
-    model = _in_form(build_model(settings.student), data, settings, "stage1")
+    model = _in_form(models.build_model(settings.student), data, settings, "stage1")
     result = train(run, data, name, model, settings.stage1, settings, stream="stage1")
     return _keep(run, name, result, settings)
 
@@ -116,12 +101,12 @@ def stage2(run: Run, data: Data, targets: Targets | None, name: str = "stage2",
     statistics belong to the weights (`recalibrated`).
     """
     settings = settings or run.settings
-    first = load_model(run.stage_folder(start) / "student.safetensors")
+    first = models.load_model(run.stage_folder(start) / "student.safetensors")
     stays = settings.stage1.form == settings.stage2.form == "collapsed"
     model = _in_form(_without_dead_channels(first, data, settings), data, settings, "stage2",
                      recalibrate=not stays)
     result = train(run, data, name, model, settings.stage2, settings, stream="stage2",
-                   targets=targets, start=weights_hash(first))
+                   targets=targets, start=models.weights_hash(first))
     return _keep(run, name, result, settings)
 
 
@@ -158,7 +143,7 @@ def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
     model = result.model
     if isinstance(model, Student) and model.form == "collapsed":
         model = with_form(model, "expanded").eval()
-    path = save_student(model, run.stage_folder(name) / "student.safetensors", stage=name,
+    path = models.save_student(model, run.stage_folder(name) / "student.safetensors", stage=name,
                         settings=settings_hash(settings), step=result.kept_step)
     return Trained(model, path, result)
 
@@ -174,7 +159,7 @@ def recalibrated(run: Run, data: Data, name: str = "stage2",
     if name == "stage2" and settings.quant.start:
         return _start(run)
     stage = settings.stage1 if name.endswith("stage1") else settings.stage2
-    model = load_model(run.stage_folder(name) / "student.safetensors")
+    model = models.load_model(run.stage_folder(name) / "student.safetensors")
     if stage.form == "collapsed":
         return model
     return recalibrate_bn(model, lr_batches(data, settings, "recalibration", stage)).eval()
@@ -188,7 +173,7 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     """
     settings = settings or run.settings
     stage, quant, folder = settings.stage3, settings.quant, run.stage_folder(name)
-    start = save_student(fused, folder / "fused.safetensors", stage=name)
+    start = models.save_student(fused, folder / "fused.safetensors", stage=name)
     images = calibration(data, settings)
     rounds = quant.rounding == "data" and quant.quantiser == "tflite"
     log_stderr(f"{name}: {len(images)} calibration images: "
@@ -246,10 +231,10 @@ def open_teacher(run: Run, data: Data) -> TeacherSource:
     keep_freed_memory()
     pin = run.stage_folder("teacher") / "teacher.json"
     with processes().main_process_first():
-        settings = decide_teacher(run.settings.teacher, pin)
-    source = find_teacher(settings, partial(_train_small, run, data))
+        settings = distillation.decide_teacher(run.settings.teacher, pin)
+    source = distillation.find_teacher(settings, partial(_train_small, run, data))
     with processes().main_process_first():
-        return pin_teacher(source, settings.kind, pin)
+        return distillation.pin_teacher(source, settings.kind, pin)
 
 
 def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
@@ -257,8 +242,8 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
     if run.settings.teacher.outputs == "on_the_fly":
         return Targets(source.name, compute=on_the_fly(source.model, 1), about=source.describe())
     with processes().main_process_first():
-        teacher_outputs(data.store, source)
-    key = outputs_key(source)
+        distillation.teacher_outputs(data.store, source)
+    key = distillation.outputs_key(source)
     return Targets(f"{source.name} {key}", key=key, about=source.describe())
 
 
@@ -270,7 +255,7 @@ def start_path(run: Run) -> Path:
 
 def _start(run: Run) -> nn.Module:
     path = start_path(run)
-    return read_published(path) if path.suffix == ".pt" else load_model(path)
+    return models.read_published(path) if path.suffix == ".pt" else models.load_model(path)
 
 
 def distillation_targets(run: Run, data: Data, stage: int,
@@ -285,8 +270,8 @@ def distillation_targets(run: Run, data: Data, stage: int,
         return None
     if stage == 2 or settings.teacher.stage3 == "same":
         return teacher_targets(run, data, open_teacher(run, data))
-    model = fuse_model(_start(run))
-    return Targets(f"the float student itself {weights_hash(model)[:16]}",
+    model = models.fuse_model(_start(run))
+    return Targets(f"the float student itself {models.weights_hash(model)[:16]}",
                    compute=on_the_fly(model, 255))
 
 
@@ -320,4 +305,4 @@ def train_stage(run: Run, name: str) -> Trained:
     if name == "stage2":
         return stage2(run, data, distillation_targets(run, data, 2))
     targets = distillation_targets(run, data, 3)
-    return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)
+    return stage3(run, data, models.fuse_model(recalibrated(run, data), clamp=True), targets)

@@ -19,6 +19,7 @@ from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.profiles import METHODS, STAGE3_LOSS, load_settings
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import read_quantised
+from paperlib.reporting.results import Results
 from paperlib.run import Run, measured_row, open_run
 from paperlib.settings import StudentSettings, override
 from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
@@ -95,10 +96,10 @@ def test_a_training_is_joined_by_copying_its_record(tmp_path):
     for seed in (1, 2):
         runs[seed], data = open_after_stage2(tmp_path / str(seed), [], **{"ablation.seeds": [seed]})
         stage3_variants(runs[seed], data)
-    own = {seed: run.rows().set_index(["row", "metric", "dataset"]) for seed, run in runs.items()}
+    own = {seed: Results(run).rows.set_index(["row", "metric", "dataset"]) for seed, run in runs.items()}
     for path in (tmp_path / "2" / "records" / "07").glob("*-2.json"):
         shutil.copy(path, tmp_path / "1" / "records" / "07")
-    joined = runs[1].rows().set_index(["row", "metric", "dataset"])
+    joined = Results(runs[1]).rows.set_index(["row", "metric", "dataset"])
     assert list(joined.index) == list(own[1].index)
     for key, row in joined.iterrows():
         assert row["seed_ids"] == [1, 2]
