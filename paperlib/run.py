@@ -49,11 +49,9 @@ def measured_row(
         table: the paper's table (A, B, C, D, abstract), or a name of ours for what none has.
         row: the model, as in `reported.csv`.
         precision: fp32, int8 or fake-quant.
-        metric: psnr, ssim, or a further one.
         value: the number, or one per seed (mean and sample standard deviation are kept too); None
             where it could not be measured.
         dataset: the image set; the tables read "validation".
-        more: anything that belongs beside the number, such as `steps` of the training.
     """
     line = {"table": table, "row": row, "precision": precision, "metric": metric,
             "dataset": dataset}
@@ -109,9 +107,8 @@ def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
     were; `steps` of the training behind the number, or <NA>; `values` a list of one number a seed,
     or None; `seed_ids` which seeds; `images` the values of the images, a list, or one a seed.
     """
-    lines = [{"record": record, "seeds": len(row.get("values") or [None])} | {
-        name: row.get(name) for name in ROW_COLUMNS if name not in ("record", "seeds")}
-        for record, row in rows]
+    lines = [{name: row.get(name) for name in ROW_COLUMNS} | {
+        "record": record, "seeds": len(row.get("values") or [None])} for record, row in rows]
     return pd.DataFrame(lines, columns=list(ROW_COLUMNS)).astype({
         "value": float, "sd": float, "seeds": int, "steps": "Int64", "values": object,
         "seed_ids": object, "images": object})
@@ -119,15 +116,14 @@ def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
 
 def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Files as path (inside `out` relative to it) and SHA-256; hashes as they are."""
-    described = dict(inputs)
-    for label, value in inputs.items():
-        if isinstance(value, Path):
-            if not value.is_file():
-                raise UserError(f"the record's input {label!r} is not a file: {value}. "
-                                "Run the step that writes it.")
-            place = value.relative_to(out) if value.is_relative_to(out) else value
-            described[label] = {"file": str(place), "sha256": files.sha256_file(value)}
-    return described
+    paths = {label: value for label, value in inputs.items() if isinstance(value, Path)}
+    for label, path in paths.items():
+        if not path.is_file():
+            raise UserError(f"the record's input {label!r} is not a file: {path}. "
+                            "Run the step that writes it.")
+    return dict(inputs) | {
+        label: {"file": str(path.relative_to(out) if path.is_relative_to(out) else path),
+                "sha256": files.sha256_file(path)} for label, path in paths.items()}
 
 
 class Run:
@@ -168,9 +164,9 @@ class Run:
         words += ["--until", last[:2]] if last else []
         words += ["--out", str(self.out)] if self.out != run_folder(None, profile) else []
         changed = [f"method={method}"] if method != load_settings(profile).method else []
-        plain = _flat(load_settings(profile, {"method": method}))
+        usual = _flat(load_settings(profile, {"method": method}))
         changed += [f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-                    for name, value in _flat(self.settings).items() if value != plain[name]]
+                    for name, value in _flat(self.settings).items() if value != usual[name]]
         return shlex.join([*words, *(["--set", *changed] if changed else [])])
 
     def settings_table(self, *sections: str) -> pd.DataFrame:
@@ -235,7 +231,6 @@ class Run:
 
         Args:
             name: NN_name of the notebook.
-            rows: see `measured_row`.
             inputs: label → Path of a file (its SHA-256 is recorded), or a hash.
             extra: anything else worth keeping; undefined numbers become null.
         """
@@ -250,7 +245,7 @@ class Run:
         if taken := content.keys() & extra.keys():
             raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
         path = self.folder("records") / f"{name}.json"
-        return files.write_json(path, _plain(content | extra, self.out))
+        return files.write_json(path, plain(content | extra, self.out))
 
     def read_record(self, name: str) -> dict[str, Any]:
         """A record of this run; one that is missing or damaged is told with its notebook."""
@@ -275,11 +270,8 @@ class Run:
             and size == {field: record["settings"]["ablation"].get(field) for field in SCHEDULE})]
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The records of this run by name, in the notebooks' order.
-
-        A folder may hold others: those of a run with other settings are left out, and those after
-        `until`. What notebook 07's single trainings measured stands in its record, over all seeds.
-        """
+        """The records of this run by name, in the notebooks' order: none of other settings, none
+        after `until`. What 07's single trainings measured stands in its record, over all seeds."""
         names = [path.stem for path in sorted((self.out / "records").glob("*.json"))]
         found = {name: self.read_record(name) for name in names}
         found = {name: record for name, record in found.items() if self.every_record or (
@@ -323,18 +315,18 @@ def _words(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _plain(value: Any, out: Path) -> Any:
+def plain(value: Any, out: Path | None) -> Any:
     """JSON's own types: numpy's and torch's numbers too, paths portable, undefined numbers null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part, out) for key, part in value.items()}
+        return {str(key): plain(part, out) for key, part in value.items()}
     if isinstance(value, pd.DataFrame):
-        return _plain(value.to_dict("records"), out)
+        return plain(value.to_dict("records"), out)
     if isinstance(value, list | tuple):
-        return [_plain(part, out) for part in value]
+        return [plain(part, out) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "tolist"):
-        return _plain(value.tolist(), out)
+        return plain(value.tolist(), out)
     return to_portable(str(value), out) if isinstance(value, str | Path) else value
 
 
@@ -355,14 +347,7 @@ def open_run(
     profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None,
     until: str = "",
 ) -> Run:
-    """Open (or start) a run.
-
-    Args:
-        profile: smoke, demo, benchmark or paper; empty: the variable PAPERLIB_PROFILE, else demo.
-        out: folder for the results; empty: results/<profile> in the clone.
-        overrides: single settings, a dict or a JSON object in a string.
-        until: the notebook that asks; it reads no record of later ones.
-    """
+    """Open (or start) a run; see `load_settings`, `run_folder` and `Run`."""
     absolutise_env()
     settings = load_settings(None if profile is None else str(profile), overrides)
     run = Run(settings, run_folder(out, settings.profile), until)

@@ -68,11 +68,8 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
     picture whole.
 
     Args:
-        lr: uint8 (h, w, 3).
+        lr: uint8 (h, w, 3); the result is (3h, 3w, 3).
         tile: LR pixels a side; default by precision.
-
-    Returns:
-        uint8 (3h, 3w, 3).
     """
     radius, fixed = upscaler.radius, getattr(upscaler, "fixed", None)
     stride = getattr(upscaler, "stride", 1)
@@ -186,9 +183,7 @@ def find_inputs(
         The files, each with its subfolder; a message for each input that is none; what else the
         user should know.
     """
-    files: dict[Path, Path] = {}
-    problems: list[str] = []
-    notes: list[str] = []
+    files, problems, notes = {}, [], []
     for given in map(str, inputs):
         try:
             with explained(given, "read"):
@@ -222,7 +217,6 @@ def upscale_files(
         out: folder for the results; may be the inputs' own.
         log: called with one line for each finished picture.
         recursive: take a folder's subfolders too, and make the same ones in `out`.
-        skip_existing: leave results that are there as they are.
         strip: write no metadata but those of colour.
 
     Returns:
@@ -255,9 +249,8 @@ def upscale_files(
                 picture = upscale_file(upscaler, path, target, strip)
                 done.append(target)
                 height, width = picture.rgb.shape[:2]
-                seconds = f"{time.monotonic() - clock:.1f} s"
-                said = "; ".join([f"{width}×{height}, {seconds}", *picture.notes])
-                log(f"{path} → {target} ({said})")
+                said = [f"{width}×{height}, {time.monotonic() - clock:.1f} s", *picture.notes]
+                log(f"{path} → {target} ({'; '.join(said)})")
         except UserError as error:
             failed.append(str(error))
         except (OSError, RuntimeError) as error:  # resolve() of a link that leads to itself

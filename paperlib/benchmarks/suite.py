@@ -218,9 +218,7 @@ def run_side(
     patches = TrainSet(open_store(settings), settings, 0, "bench", patch)
     torch.manual_seed(0)
     model: nn.Module = build_model(StudentSettings(init="bilinear")).train()
-    if side == "collapsed":
-        model = with_form(model, "collapsed")
-    elif naive:
+    if naive:
         branch_by_branch(model)
     layout = torch.contiguous_format if naive else torch.channels_last
     model = model.to(memory_format=layout)
@@ -267,11 +265,10 @@ def bench_epoch(
         rounds: processes of each side, taking turns; the first step of each is not counted.
 
     Returns:
-        `s_<part>_<side>` for load and step (one step) and validate (one image), `s_epoch_<side>`;
-        `ratio_vs_naive` and `ratio_collapsed_vs_naive` (times faster), `max_loss_difference`
-        (relative, naive against ours).
+        Seconds `s_<part>_<side>` of one step's load and step and one image's validation, and of the
+        epoch; the ratio; `max_loss_difference` (relative).
     """
-    found: dict[str, list[Any]] = {"naive": [], "ours": [], "collapsed": []}
+    found: dict[str, list[Any]] = {"naive": [], "ours": []}
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads disturb the others
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -283,7 +280,7 @@ def bench_epoch(
     result: dict[str, Any] = {
         "what": f"{STEPS} steps of {batch} patches of {patch}² LR pixels and {IMAGES} validation "
                 f"images of {width}×{height}, from medians of {rounds * (steps - 1)} steps and "
-                f"{rounds} images; 'collapsed' is another training, shown for its cost",
+                f"{rounds} images",
         "threads": torch.get_num_threads()}
     for side, runs in found.items():
         times = {part: statistics.median(value for seconds, _ in runs
@@ -295,7 +292,6 @@ def bench_epoch(
     losses = zip(found["naive"][-1][1], found["ours"][-1][1], strict=True)
     return result | {
         "ratio_vs_naive": result["s_epoch_naive"] / result["s_epoch_ours"],
-        "ratio_collapsed_vs_naive": result["s_epoch_naive"] / result["s_epoch_collapsed"],
         "max_loss_difference": max(abs(naive - ours) / naive for naive, ours in losses)}
 
 
@@ -385,10 +381,6 @@ def bench_int8(
     Args:
         files: .tflite files, dynamic ones resized to height × width; none: all INT8 files at hand,
             of runs under results/ and of the authors.
-        rounds: timed passes over all files.
-
-    Returns:
-        `files`: per file `ms_1_thread`, `ms_2_threads`, `input_size`.
     """
     paths = [Path(file) for file in files]
     if not paths:
@@ -447,12 +439,8 @@ def _process(arguments: list[str]) -> dict[str, float]:
 
 
 def bench_light(rounds: int = 5, size: int = 512) -> dict[str, Any]:
-    """`paperlib upscale` on one picture of size² pixels against `BARE`, as whole processes.
-
-    Returns:
-        Medians: `upscale` and `bare` (seconds of wall and processor, peak bytes), `ratio_vs_bare`
-        (times faster), `memory_of_bare` (a share: below 1 is better).
-    """
+    """`paperlib upscale` on one picture of size² pixels against `BARE`, as whole processes: medians
+    of seconds and peak bytes; of `memory_of_bare`, a share, below 1 is better."""
     with tempfile.TemporaryDirectory() as folder:
         picture = f"{folder}/a.png"
         Image.fromarray(read_rgb(embedded_path("astronaut.png"))[:size, :size]).save(picture)

@@ -1,9 +1,9 @@
 """A run's tables for the eye and as files (paper section 7)."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -124,10 +124,9 @@ def leaderboard() -> pd.DataFrame:
     for row, (psnr, ms) in entries().items():
         value = lambda precision, metric, row=row: reported().get(("A", row, precision, metric))
         full = value("fp32", "psnr")
+        both = f"{full:.2f} / {value('fp32', 'ssim'):.4f}" if full else "not reported"
         lines.append({
-            "entry": row,
-            "FP32 PSNR / SSIM": f"{full:.2f} / {value('fp32', 'ssim'):.4f}" if full
-            else "not reported",
+            "entry": row, "FP32 PSNR / SSIM": both,
             "INT8 PSNR / SSIM": f"{psnr:.2f} / {value('int8', 'ssim'):.4f}",
             "INT8 costs (dB)": f"{full - psnr:.2f}" if full else "", "NPU (ms)": f"{ms:g}",
             "score": f"{value('int8', 'score'):.1f}",
@@ -135,17 +134,7 @@ def leaderboard() -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-class Change(NamedTuple):
-    """A row of Table D or of the switches beside the row that it differs from by one setting."""
-
-    row: str
-    value: float
-    against: str
-    effect: Effect
-    word: str
-
-
-def differences(source: Run | Results) -> list[Change]:
+def changes(source: Run | Results) -> pd.DataFrame:
     """Stage 3's choices, one changed at a time, in PSNR; empty where 07 has not run stage 3."""
     rows = {key[:2]: row for key, row in Results.of(source).scores.items()
             if key[0] in ("D", "switches") and key[3] == "psnr"}
@@ -159,16 +148,10 @@ def differences(source: Run | Results) -> list[Change]:
         base = next((base for base in bases if base in rows and base != key), PUBLISHED)
         if key != PUBLISHED:
             effect = paired([row, rows[base]])
-            lines.append(Change(key[1], row["value"], base[1], effect, change_word(effect)))
-    return lines
-
-
-def changes(source: Run | Results) -> pd.DataFrame:
-    """`differences` for the eye."""
-    return pd.DataFrame([
-        {"stage 3": name(line.row), "INT8 PSNR RGB (dB)": f"{line.value:.3f}",
-         "against": name(line.against), "difference (dB)": str(line.effect),
-         "so it is": line.word} for line in differences(source)])
+            lines.append((name(key[1]), f"{row['value']:.3f}", name(base[1]), str(effect),
+                          change_word(effect)))
+    return pd.DataFrame(lines, columns=["stage 3", "INT8 PSNR RGB (dB)", "against",
+                                        "difference (dB)", "so it is"])
 
 
 ABSTRACT = (
@@ -237,8 +220,9 @@ def markdown(data: pd.DataFrame) -> Markup:
 def csv_text(table: pd.DataFrame) -> str:
     """One of `Results.tables` as CSV, numbers to six decimals."""
     def cell(value: Any) -> str:
-        text = "" if value is None else str(value)
-        return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else text
+        if isinstance(value, float):
+            return f"{value:.6f}".rstrip("0").rstrip(".")
+        return "" if value is None else str(value)
 
     return table.map(cell).to_csv(index=False, lineterminator="\n")
 
@@ -263,16 +247,11 @@ def read_table(path: Path) -> pd.DataFrame:
             dtype=dict.fromkeys(COLUMNS, str) | dict.fromkeys(NUMBERS, float))
 
 
-FORMATS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
-    "text": ("{}", lambda data: data.to_string(index=False)),
-    "markdown": ("## {}\n", markdown),
-    "latex": ("% {}", lambda data: data.to_latex(index=False, escape=True))}
-"""Format → how it writes a heading, and a table."""
-
-
 def format_tables(out: str | Path, fmt: str = "text") -> str:
-    """The tables of a results folder for `paperlib table`, in one of `FORMATS`."""
-    heading, body = FORMATS[fmt]
+    """The tables of a results folder for `paperlib table`, as text, markdown or latex."""
+    heading, body = {"text": ("{}", lambda data: data.to_string(index=False)),
+                     "markdown": ("## {}\n", markdown),
+                     "latex": ("% {}", lambda data: data.to_latex(index=False, escape=True))}[fmt]
     parts = []
     for table, title in TABLES.items():
         lines = read_table(Path(out) / "tables" / f"{table}.csv")

@@ -5,7 +5,6 @@ notebooks, their exported pages and the report, without a library and without a 
 """
 
 import base64
-import html
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import ipywidgets
 import numpy as np
 from IPython.display import HTML, display
 from IPython.display import Image as Still
+from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -127,21 +127,7 @@ def data_url(picture: bytes) -> str:
 def divider(photograph: str, pictures: Mapping[str, bytes]) -> str:
     """HTML of one comparison: the first label left, the last but one (before the original) right;
     the page must hold `STYLESHEET` and `PICK` once."""
-    labels, name = [html.escape(label) for label in pictures], html.escape(photograph)
-    sides = {"over": 0, "under": max(len(labels) - 2, 1)}
-
-    def menu(side: str, role: str) -> str:
-        options = "".join(f'<option value="{index}"{" selected" * (index == sides[role])}>'
-                          f"{label}</option>" for index, label in enumerate(labels))
-        return f'<label>{side} <select onchange="pick(this, \'{role}\')">{options}</select></label>'
-
-    images = ""
-    for index, (label, picture) in enumerate(zip(labels, pictures.values(), strict=True)):
-        roles = " ".join(role for role, chosen in sides.items() if chosen == index)
-        images += f'<img class="{roles}" alt="{name}, {label}" src="{data_url(picture)}">'
-    return (f'<figure class="compare"><div class="stack">{images}<span class="bar"></span>'
-            f'<input type="range" min="0" max="100" value="50" step="0.5" '
-            f'aria-label="divider between the two versions of {name}" oninput='
-            f'"this.parentNode.style.setProperty(\'--at\', this.value + \'%\')"></div>'
-            f'<figcaption>{menu("left", "over")} {menu("right", "under")} '
-            f'<span>{name}</span></figcaption></figure>')
+    environment = Environment(loader=FileSystemLoader(STYLESHEET.parent), autoescape=True)
+    return environment.get_template("divider.html.jinja").render(
+        name=photograph, under=max(len(pictures) - 2, 1),
+        pictures={label: data_url(picture) for label, picture in pictures.items()})

@@ -1,12 +1,7 @@
-"""Notebooks without a browser: running one by papermill in this very Python, and as HTML.
-
-The kernel gets an environment of its own (allocator, quiet progress); its training lines are passed
-on to the terminal while it works.
-"""
+"""Notebooks without a browser: running one by papermill in this very Python, and as HTML."""
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +24,7 @@ from traitlets.config import Config
 from paperlib.environment import KERNEL_ENVIRONMENT, silence_native_stderr, to_portable
 from paperlib.errors import UserError
 from paperlib.files import explained, reading, temporary_folder, write_text
-from paperlib.run import Run
+from paperlib.run import Run, plain
 
 PARAMETERS = ("profile", "out", "overrides")
 """What every notebook takes."""
@@ -40,22 +35,13 @@ KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
 """A dask worker of a kernel prints to the terminal; captured as well, its lines come twice."""
 
 
-SETTING = re.compile(r"\bsettings?\b|\b(data|student|teacher|stage\d|quant|export|ablation)\.[a-z]")
-"""What the message of an error names that settings cause."""
-
-
 class NotebookError(Exception):
     """A notebook that stopped; the message is its error's last line."""
 
-    of_settings = False
-    """Whether to run it again with the same settings would change nothing."""
-
 
 def find_notebooks(folder: Path) -> list[Path]:
-    """The numbered notebooks of a folder in order, each with exactly the parameters `PARAMETERS`.
-
-    papermill only warns of a parameter that a notebook does not have; this refuses the notebook.
-    """
+    """The numbered notebooks of a folder in order, each with exactly the parameters `PARAMETERS`,
+    for papermill only warns of one that a notebook does not have."""
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise UserError(f"no numbered notebooks in {folder}. Run from a clone of the repository.")
@@ -104,15 +90,6 @@ class _TrainingLines:
         """Nothing is held back."""
 
 
-def _named(value: Any, out: Path | None) -> Any:
-    """Part of an executed notebook without the paths of this machine."""
-    if isinstance(value, dict):
-        return {key: _named(part, out) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_named(part, out) for part in value]
-    return to_portable(value, out) if isinstance(value, str) else value
-
-
 def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
     """Run a notebook; its executed copy goes to `target`, also when it fails or is interrupted.
 
@@ -132,7 +109,7 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
 
         def keep() -> None:
             if copy.is_file():
-                notebook = _named(json.loads(copy.read_text(encoding="utf-8")), out)
+                notebook = plain(json.loads(copy.read_text(encoding="utf-8")), out)
                 write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
         try:
@@ -146,9 +123,7 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
             last = (str(error.evalue).strip().splitlines() or ["no message"])[-1]
             if error.ename in ("MemoryError", "_ArrayMemoryError"):
                 kind = "not enough memory: close other programs, or take a smaller profile: "
-            failure = NotebookError(kind + last)
-            failure.of_settings = error.ename == "UserError" and bool(SETTING.search(last))
-            raise failure from error
+            raise NotebookError(kind + last) from error
         except DeadKernelError as error:
             keep()
             raise NotebookError("its kernel died: crashed, or killed (for lack of memory, say); "

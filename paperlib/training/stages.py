@@ -1,7 +1,7 @@
 """The steps as the notebooks call them: stage 1, teacher, stage 2, QAT (paper sections 1–4).
 
-Each reads its settings from the run, trains through the one `fit`, and leaves its weights under
-`checkpoints/<stage>/`, so that any notebook can be run again, or alone.
+Each trains through the one `fit` and leaves its weights under `checkpoints/<stage>/`, so that any
+notebook can be run again, or alone.
 """
 
 import io
@@ -69,16 +69,15 @@ def train(
         start: hash of the weights the training starts from.
     """
     patches = patches_of(data, settings, stream, stage)
-    distils = targets is not None and stage.loss.kd > 0
-    key, compute = (targets.key, targets.compute) if distils else (None, None)
-    draw = lambda step, rank, world: patches.batch(step, stage.batch, rank, world, teacher=key)
-    identity = {"seed": settings.seed, "data": data.store.key,
-                "valid": data.valid_key, "start": start,
-                "sampling": settings.data.sampling, "student": settings_hash(settings.student),
-                "teacher": targets.name if distils else "none"}
-    return fit(model, stage, draw, run.stage_folder(name), name=name,
-               score=psnr_scorer(data.valid), teacher=compute,
-               events=events, identity=identity)
+    if targets is None or stage.loss.kd == 0:
+        targets = Targets("none")
+    draw = lambda step, rank, world: patches.batch(
+        step, stage.batch, rank, world, teacher=targets.key)
+    identity = {"seed": settings.seed, "data": data.store.key, "valid": data.valid_key,
+                "start": start, "sampling": settings.data.sampling,
+                "student": settings_hash(settings.student), "teacher": targets.name}
+    return fit(model, stage, draw, run.stage_folder(name), name=name, events=events,
+               score=psnr_scorer(data.valid), teacher=targets.compute, identity=identity)
 
 
 def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None = None) -> Trained:
@@ -97,8 +96,7 @@ def stage2(run: Run, data: Data, targets: Targets | None, name: str = "stage2",
            settings: Settings | None = None, start: str = "stage1") -> Trained:
     """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left.
 
-    Paper sections 3 and 4. After a collapsed stage 1 it begins at that very function: the BN
-    statistics belong to the weights (`recalibrated`).
+    Paper sections 3 and 4. After a collapsed stage 1 it begins at that very function.
     """
     settings = settings or run.settings
     first = models.load_model(run.stage_folder(start) / "student.safetensors")
@@ -150,10 +148,10 @@ def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
 
 def recalibrated(run: Run, data: Data, name: str = "stage2",
                  settings: Settings | None = None) -> nn.Module:
-    """A stage's weights with BN statistics estimated anew on training patches, ready to fuse.
+    """A stage's weights with BN statistics estimated anew on training patches (paper section 4).
 
-    Paper section 4. A collapsed stage has frozen its statistics before training; they belong to its
-    weights and are kept. What `quant.start` names takes the place of stage 2 as it is.
+    Those of a collapsed stage, frozen before training, are kept. What `quant.start` names takes the
+    place of stage 2 as it is.
     """
     settings = settings or run.settings
     if name == "stage2" and settings.quant.start:
@@ -225,8 +223,7 @@ def open_teacher(run: Run, data: Data) -> TeacherSource:
     """The run's teacher: the published weights, or a small one trained here (checkpoints/teacher/).
 
     Which one is decided once a run and kept in checkpoints/teacher/teacher.json. Under torchrun all
-    processes must call this: they train the small one together. The process then keeps freed
-    memory, without which upscaling takes twice as long.
+    processes must call this: they train the small one together.
     """
     keep_freed_memory()
     pin = run.stage_folder("teacher") / "teacher.json"
@@ -260,11 +257,9 @@ def _start(run: Run) -> nn.Module:
 
 def distillation_targets(run: Run, data: Data, stage: int,
                          settings: Settings | None = None) -> Targets | None:
-    """What stage 2 or 3 learns from as the settings say.
-
-    The teacher, or in stage 3 the float student that it starts from, as in the authors' released
-    run; None where the loss distils nothing: then no teacher is opened, or trained.
-    """
+    """What stage 2 or 3 learns from: the teacher, or in stage 3 the float student that it starts
+    from, as in the authors' released run; None, and no teacher opened, where the loss distils
+    nothing."""
     settings = settings or run.settings
     if getattr(settings, f"stage{stage}").loss.kd == 0:
         return None
@@ -278,21 +273,17 @@ def distillation_targets(run: Run, data: Data, stage: int,
 def stage_shares(data: Data, settings: Settings, stage: int, model: nn.Module,
                  targets: Targets | None) -> pd.DataFrame:
     """`gradient_shares` of a stage's loss for a model, on the first batch of that stage."""
-    name = f"stage{stage}"
+    name, targets = f"stage{stage}", targets or Targets("none")
     values: StageSettings = getattr(settings, name)
-    key, compute = (targets.key, targets.compute) if targets else (None, None)
-    batch = patches_of(data, settings, name, values).batch(0, values.batch, teacher=key)
-    return gradient_shares(model, batch, values.loss, compute)
+    batch = patches_of(data, settings, name, values).batch(0, values.batch, teacher=targets.key)
+    return gradient_shares(model, batch, values.loss, targets.compute)
 
 
 def train_stage(run: Run, name: str) -> Trained:
-    """A stage of a run outside its notebook; under torchrun the first process prepares the data.
+    """Stage `name` of a run outside its notebook; the one before must have run.
 
-    Only what one process does alone stands inside `main_process_first`: a training there would wait
-    for ever for the others, which wait for the first.
-
-    Args:
-        name: stage1, stage2 or stage3; the one before must have run.
+    Under torchrun the first process prepares the data; a training inside `main_process_first` would
+    wait for ever for the others, which wait for the first.
     """
     if name != "stage1":
         run.require("stage1" if name == "stage2" else "stage2")
@@ -302,7 +293,7 @@ def train_stage(run: Run, name: str) -> Trained:
         data = open_data(run.settings.data)
     if name == "stage1":
         return stage1(run, data)
+    targets = distillation_targets(run, data, int(name[-1]))
     if name == "stage2":
-        return stage2(run, data, distillation_targets(run, data, 2))
-    targets = distillation_targets(run, data, 3)
+        return stage2(run, data, targets)
     return stage3(run, data, models.fuse_model(recalibrated(run, data), clamp=True), targets)

@@ -1,8 +1,7 @@
 """Training state, in memory and on disk: a run killed at any moment continues to the same weights.
 
-One file holds everything a training needs (weights, EMA, optimiser, best weights, history), is
-written atomically, and carries its own hash in its name: `state-000500-3f2a….pt`. The last two are
-kept, so a damaged newest one costs only the steps since the one before.
+One file holds everything that a training needs and carries its own hash in its name:
+`state-000500-3f2a….pt`. The last two are kept: a damaged one costs the steps since the one before.
 """
 
 import copy
@@ -35,8 +34,7 @@ def make_optimiser(parameters: Iterable[nn.Parameter],
                    stage: StageSettings) -> torch.optim.Optimizer:
     """The optimiser of a stage: Adam, as published (paper section 4), or SOAP (ours).
 
-    SOAP (arXiv 2409.11321) is Adam in the eigenbasis of Shampoo's preconditioner: each kernel's
-    gradient is turned into the directions in which it varies, and scaled there.
+    SOAP (arXiv 2409.11321) is Adam in the eigenbasis of Shampoo's preconditioner.
     """
     if stage.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=stage.lr, fused=True)
@@ -51,11 +49,8 @@ def make_optimiser(parameters: Iterable[nn.Parameter],
         threads.append(torch.get_num_threads())
         torch.set_num_threads(1)
 
-    def after(*_: Any) -> None:
-        torch.set_num_threads(threads.pop())
-
     soap.register_step_pre_hook(before)
-    soap.register_step_post_hook(after)
+    soap.register_step_post_hook(lambda *_: torch.set_num_threads(threads.pop()))
     return soap
 
 
