@@ -5,6 +5,7 @@ command imports what it needs when it runs, so that `paperlib --help` answers at
 """
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
 from paperlib import __version__
-from paperlib.environment import Progress, absolutise_env, escape_unprintable
+from paperlib.environment import Progress, absolutise_env
 from paperlib.errors import UserError
 from paperlib.files import check_folder, remove_stale, shown, user_path, write_json
 
@@ -309,7 +310,8 @@ def build_parser() -> argparse.ArgumentParser:
                          help="leave out EXIF (with its place), XMP, texts and resolution")
 
     command = add(inspect, "What a model file is: precision, operators, input and output, MACs, "
-                           "reach.", "json", "student_dynamic_int8.tflite", "stage3/qat.safetensors")
+                           "reach.", "json", "student_dynamic_int8.tflite",
+                  "stage3/qat.safetensors")
     command.add_argument("file", type=user_path, metavar="FILE",
                          help=".tflite (anybody's), .safetensors, authors' .pt")
 
@@ -370,7 +372,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line
     _catch_signals()
     absolutise_env()
-    escape_unprintable()
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"
     debug = os.environ.get("PAPERLIB_DEBUG") == "1"
     try:

@@ -1,7 +1,6 @@
 """The machine: its folders, versions and commit for records, allocator settings, progress."""
 
 import ctypes
-import io
 import os
 import platform
 import re
@@ -166,13 +165,6 @@ def to_portable(text: str, out: Path | None = None) -> str:
         whole = rf"(?<![\w./+$~-]){re.escape(place)}(?![\w-]|\.\w)"  # names of absolute paths only
         text = re.sub(whole, lambda _, name=name: name, text)
     return text
-
-
-def escape_unprintable() -> None:
-    """Let stdout and stderr write what they cannot encode (names that are no UTF-8) as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -6,12 +6,9 @@ benchmark says what was measured and on what.
 
 import copy
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +41,6 @@ from paperlib.teacher.layers import SelectiveScan
 from paperlib.teacher.network import MambaIRv2Light
 from paperlib.teacher.scan import scan_backend, selective_scan
 from paperlib.training.losses import stage_loss
-from paperlib.weights import pretrained
 
 STEPS, IMAGES = 50, 100
 """Steps of a published epoch, and validation photographs after each."""
@@ -59,17 +55,11 @@ def timed(job: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def in_turn(
-    jobs: Mapping[str, Any], rounds: int, warm: int = 1, measure: Callable[[Any], Any] = timed,
-) -> dict[str, list[Any]]:
-    """What `measure` says of each job in every round, after `warm` rounds that do not count."""
-    found: dict[str, list[Any]] = {name: [] for name in jobs}
-    for number in range(rounds + warm):
-        for name, job in jobs.items():
-            value = measure(job)
-            if number >= warm:
-                found[name].append(value)
-    return found
+def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int,
+            warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of each job in every round, after `warm` rounds that do not count."""
+    times = [{name: timed(job) for name, job in jobs.items()} for _ in range(warm + rounds)]
+    return {name: [found[name] for found in times[warm:]] for name in jobs}
 
 
 def compared(what: str, jobs: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1,
@@ -87,13 +77,9 @@ def compared(what: str, jobs: Mapping[str, Callable[[], Any]], rounds: int, warm
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth shapes and noise whose PNG is as large as a photograph's; uint8 (h, w, 3)."""
-    random = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin((rows + 40 * seed) / 97) * np.cos(columns / (61 + channel + seed))
-             for channel in range(3)]
-    image = 128 + 80 * np.stack(waves, axis=2)
-    return np.clip(image + random.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
+    """An embedded photograph side by side, uint8 (h, w, 3) at most 1536×2048, shifted by seed."""
+    tiled = np.tile(read_rgb(embedded_path("astronaut.png")), (3, 4, 1))
+    return np.roll(tiled, 40 * seed, axis=1)[:height, :width]
 
 
 def write_photographs(folder: Path, count: int, height: int, width: int) -> None:
@@ -404,64 +390,9 @@ def bench_int8(
             "files": found}
 
 
-BARE = """
-import sys
-import numpy as np
-from PIL import Image
-from ai_edge_litert.interpreter import Interpreter
-lr = np.asarray(Image.open(sys.argv[2]).convert("RGB"))
-interpreter = Interpreter(sys.argv[1], num_threads=2)
-entry = interpreter.get_input_details()[0]["index"]
-interpreter.resize_tensor_input(entry, [1, *lr.shape])
-interpreter.allocate_tensors()
-interpreter.set_tensor(entry, (lr.astype(np.int16) - 128).astype(np.int8)[None])
-interpreter.invoke()
-sr = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]
-Image.fromarray((sr.astype(np.int16) + 128).astype(np.uint8)).save(sys.argv[3])
-"""
-"""The work of `upscale` by hand: load the file, run it, save a PNG; no checks, no tiles."""
-USED = """
-import json, resource, subprocess, sys, time
-begin = time.perf_counter()
-silent = subprocess.DEVNULL
-subprocess.run(sys.argv[1:], check=True, stdout=silent, stderr=silent)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps({"wall_seconds": time.perf_counter() - begin,
-                  "processor_seconds": used.ru_utime + used.ru_stime,
-                  "peak_bytes": used.ru_maxrss * 1024}))
-"""
-"""What a command that must succeed takes."""
-
-
-def _process(arguments: list[str]) -> dict[str, float]:
-    command = [sys.executable, "-c", USED, sys.executable, *arguments]
-    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-
-
-def bench_light(rounds: int = 5, size: int = 512) -> dict[str, Any]:
-    """`paperlib upscale` on one picture of size² pixels against `BARE`, as whole processes: medians
-    of seconds and peak bytes; of `memory_of_bare`, a share, below 1 is better."""
-    with tempfile.TemporaryDirectory() as folder:
-        picture = f"{folder}/a.png"
-        Image.fromarray(read_rgb(embedded_path("astronaut.png"))[:size, :size]).save(picture)
-        times = in_turn({
-            "upscale": ["-m", "paperlib", "upscale", picture, "--out", f"{folder}/out"],
-            "bare": ["-c", BARE, str(pretrained()), picture, f"{folder}/bare.png"],
-        }, rounds, measure=_process)
-    median = {name: {key: statistics.median(one[key] for one in found) for key in found[0]}
-              for name, found in times.items()}
-    upscale, bare = median["upscale"], median["bare"]
-    return {"upscale": upscale, "bare": bare,
-            "what": "`paperlib upscale` on one picture against a bare script with LiteRT and "
-                    "Pillow, whole processes",
-            "ratio_vs_bare": bare["wall_seconds"] / upscale["wall_seconds"],
-            "memory_of_bare": upscale["peak_bytes"] / bare["peak_bytes"],
-            "measured_on": f"{size}×{size} pixels, {rounds} runs each in turn"}
-
-
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "data": bench_data, "step": bench_step, "epoch": bench_epoch, "metrics": bench_metrics,
-    "scan": bench_scan, "teacher": bench_teacher, "int8": bench_int8, "light": bench_light}
+    "scan": bench_scan, "teacher": bench_teacher, "int8": bench_int8}
 
 
 def run_benchmarks(only: str | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,9 @@ import nbformat
 import papermill
 import zmq
 from ipykernel.kernelspec import write_kernel_spec
-from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -139,41 +138,32 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
         keep()
 
 
-class _Renderer(IPythonRenderer):
-    """nbconvert's Markdown, with formulas as MathML instead of by a script from the network."""
-
-    def block_math(self, body: str) -> str:
-        return _typeset(body, "block") or super().block_math(body)
-
-    def inline_math(self, body: str) -> str:
-        return _typeset(body, "inline") or super().inline_math(body)
+FORMULA = re.compile(r"`[^`]*`|\$\$(.+?)\$\$|\$([^$]+)\$", re.DOTALL)
+"""Code of Markdown, which is left alone, or a formula in it: a block, or within a line."""
 
 
-def _typeset(body: str, display: str) -> str:
-    """A formula as MathML; "" where it is none, as between two dollars in a reader's own words."""
+def _typeset(found: re.Match[str]) -> str:
+    """A formula as MathML; as it was where it is none, as between two dollars of a reader."""
+    block, inline = found.groups()
     try:
-        return convert(body.strip(), display=display)
+        display = "block" if block else "inline"
+        return convert((block or inline).strip(), display=display) if block or inline else found[0]
     except Exception:  # latex2mathml raises many kinds for what it cannot read
-        return ""
-
-
-class _Exporter(HTMLExporter):
-    @pass_context
-    def markdown2html(self, context: Any, source: str) -> str:
-        attachments = context.get("cell", {}).get("attachments", {})
-        renderer = _Renderer(escape=False, attachments=attachments)
-        return MarkdownWithMath(renderer=renderer).render(source)
+        return found[0]
 
 
 def to_html(run: Run) -> list[Path]:
     """A run's executed notebooks as HTML beside them that loads nothing (widgets as plain text)."""
     names = ("require_js", "mathjax", "mermaid_js", "mermaid_layout_elk_js", "jquery",
              "jupyter_widgets_base")
-    exporter = _Exporter(template_name="lab", **{f"{name}_url": "" for name in names})
+    exporter = HTMLExporter(template_name="lab", **{f"{name}_url": "" for name in names})
     pages = []
     for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
         with reading(path, "a notebook"):
             notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = FORMULA.sub(_typeset, cell.source)
         text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
         pages.append(write_text(path.with_suffix(".html"), to_portable(text, run.out)))
     return pages

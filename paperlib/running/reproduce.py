@@ -74,7 +74,7 @@ def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) 
         path = from_portable(file, run.out)
         return path.is_file() and sha256_file(path) == expected
 
-    return all(unchanged(*known) for known in known["files"].items()) and all(
+    return all(unchanged(*written) for written in known["files"].items()) and all(
         unchanged(entry["file"], entry["sha256"])
         for entry in run.read_record(name)["inputs"].values() if isinstance(entry, dict))
 

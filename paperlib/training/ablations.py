@@ -44,9 +44,10 @@ PUBLISHED = {field: value for field, value in METHODS["paper"].items()
 
 
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "kd_1": {}, "kd_0": NO_TEACHER, "ortho_kd_1": ORTHO, "ortho_kd_0": ORTHO | NO_TEACHER,
-} | {f"kd_{factor}": {f"stage3.loss.{name}": factor * STAGE3_LOSS[name]
-                      for name in ("kd", "kd_mid", "kd_low")} for factor in (10, 100)}
+    "kd_1": {}, "kd_0": NO_TEACHER,
+    **{f"kd_{factor}": {f"stage3.loss.{name}": factor * STAGE3_LOSS[name]
+                        for name in ("kd", "kd_mid", "kd_low")} for factor in (10, 100)},
+    "ortho_kd_1": ORTHO, "ortho_kd_0": ORTHO | NO_TEACHER}
 """Table D: stage 3 as published with the teacher's weight 0, published, 10 and 100 times as large;
 and with an orthonormal DCT, 0 and published. Paired by seed: the same patches, the same start."""
 REPORTED = {"kd_1": "qat_teacher", "kd_0": "qat_direct"}
@@ -212,7 +213,7 @@ def _variant(run: Run, data: Data, name: str, settings: Settings) -> Rows:
 
 
 def _claim(run: Run, data: Data, name: str, settings: Settings) -> Rows:
-    """A claim of the abstract, from Table C's stage 1 of that seed: float, fake-quantised, files."""
+    """A claim of the abstract, after Table C's stage 1 of the seed: float, fake-quant, files."""
     claim, base = name.removeprefix("claim_"), _settings(run, "mobileone", settings.seed)
     first = second = _folder(run, base, "mobileone")
     # statistics are re-estimated after stage 2, so that with and without share its training

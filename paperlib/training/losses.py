@@ -149,7 +149,11 @@ def gradient_shares(
     model: nn.Module, batch: Batch, settings: LossSettings,
     teacher: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0,
 ) -> pd.DataFrame:
-    """What each term of the loss has to say on one batch, in training mode; see `fit`.
+    """What each term of the loss has to say on one batch, in training mode.
+
+    Args:
+        model: (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..255; left as it was.
+        teacher: computes targets in 0..1 from LR patches in 0..255, where the batch has none.
 
     Returns:
         One line a term: `term`, `weight`, `value` (before weighting), `value share` (of the

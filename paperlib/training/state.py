@@ -154,8 +154,14 @@ def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             continue
         with reading(path, "a training state"):
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            _compare(dict(found["identity"]), identity, folder, int(found["step"]))
-            found |= {"path": path}
+            old, found["path"] = dict(found["identity"]), path
+            changed = [f"{key}: {old.get(key)!r:.100} → {identity.get(key)!r:.100}"
+                       for key in sorted(old | identity) if old.get(key) != identity.get(key)]
+            if changed:
+                raise UserError(
+                    f"{folder} holds a training (step {found['step']}) with other settings: "
+                    f"{'; '.join(changed[:6])}. Delete that folder to train anew, restore the "
+                    "settings to continue, or choose another --out.")
         break
     for path in damaged:  # it would keep the place of a sound one
         path.unlink(missing_ok=True)
@@ -165,13 +171,3 @@ def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             "there is no sound one: the training starts anew")
         warnings.warn(f"{names} in {folder} is damaged and removed; {where}", stacklevel=2)
     return found
-
-
-def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path, step: int) -> None:
-    changed = [f"{key}: {old.get(key)!r:.100} → {new.get(key)!r:.100}"
-               for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
-    if changed:
-        raise UserError(
-            f"{folder} holds a training (step {step}) with other settings: "
-            f"{'; '.join(changed[:6])}. Delete that folder to train anew, restore the settings to "
-            "continue, or choose another --out.")

@@ -18,14 +18,6 @@ def test_both_sides_of_an_epoch_see_the_same_and_learn_the_same():
     assert result["ratio_vs_naive"] == result["s_epoch_naive"] / result["s_epoch_ours"]
 
 
-def test_the_command_line_is_measured_as_whole_processes_beside_the_least_script():
-    result = suite.bench_light(rounds=1, size=48)
-    for side in ("upscale", "bare"):
-        assert result[side]["peak_bytes"] > 1e7
-        assert result[side]["processor_seconds"] > 0
-    assert np.isclose(result["memory_of_bare"], result["upscale"]["peak_bytes"] / result["bare"]["peak_bytes"])
-
-
 def test_decoding_and_the_store_give_the_same_patches(tmp_path, monkeypatch):
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     suite.write_photographs(tmp_path / "photographs", 3, 96, 120)
