@@ -5,20 +5,20 @@ command imports what it needs when it runs, so that `paperlib --help` answers at
 """
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
 from paperlib import __version__
-from paperlib.environment import absolutise_env, escape_unprintable
+from paperlib.environment import Progress, absolutise_env
 from paperlib.errors import UserError
 from paperlib.files import check_folder, remove_stale, shown, user_path, write_json
 
@@ -27,8 +27,6 @@ MODELS = ("pretrained (default), pretrained-float, bicubic, bicubic-matlab, teac
 PROTOCOL_LINE = ("PSNR in dB, SSIM at most 1. _rgb: no crop, output not rounded; "
                  "_y: rounded to 8 bits, BT.601 luma, 3 pixels of border left out.")
 FETCHED = ("open", "open_wallpapers", "cid22", "clic_val", "div2k-valid")
-INTERVAL = 20.0
-"""Seconds between two plain lines of progress."""
 LONGEST = 1500
 """Characters of a line on stderr; what a file or a setting holds may be of any length."""
 
@@ -41,31 +39,9 @@ def one_line(message: object) -> str:
 
 def _complain(messages: Iterable[object]) -> int:
     """Print what failed; returns the exit code."""
-    code = 0
-    for message in messages:
-        print(one_line(message), file=sys.stderr)
-        code = 1
-    return code
-
-
-@contextmanager
-def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """What to call with (done, total): a bar on stderr, or lines where that is no terminal."""
-    from tqdm import tqdm
-
-    from paperlib.environment import plain_lines
-
-    plain, spoke = plain_lines(), time.monotonic()
-    with tqdm(unit=unit, disable=plain is not None, leave=False) as bar:
-        def update(done: int, total: int) -> None:
-            nonlocal spoke
-            bar.total = total
-            bar.update(done - bar.n)
-            if plain is not None and time.monotonic() - spoke > INTERVAL:
-                spoke = time.monotonic()
-                print(f"{unit} {done} of {total}", file=sys.stderr, flush=True)
-
-        yield update
+    lines = [f"{one_line(message)}\n" for message in messages]
+    sys.stderr.writelines(lines)
+    return int(bool(lines))
 
 
 def _named(upscaler: Any) -> str:
@@ -108,8 +84,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     pairs = Pairs(read_pairs(args.hr, args.lr, complete=False).sources[:args.max_images])
     upscaler = load_upscaler(args.model)
-    with _progress("image") as progress:
-        result = evaluate(upscaler, pairs, progress)
+    with closing(Progress("image")) as progress:
+        result = evaluate(upscaler, pairs, progress.update)
     if result["failed"] and len(pairs) == 1:
         raise UserError(result["failed"][0])
     print(f"{_named(upscaler)} on {one_line(args.hr)}\n{PROTOCOL_LINE}\n{score_lines(result)}")
@@ -125,9 +101,9 @@ def upscale(args: argparse.Namespace) -> int:
     check_folder(args.out)
     remove_stale(args.out, below=False)
     upscaler = load_upscaler(args.model)
-    with _progress("picture") as progress:
+    with closing(Progress("picture")) as progress:
         done, failed = upscale_files(
-            args.inputs, args.out, upscaler, lambda line: print(one_line(line)), progress,
+            args.inputs, args.out, upscaler, lambda line: print(one_line(line)), progress.update,
             recursive=args.recursive, skip_existing=args.skip_existing, strip=args.strip)
     if not done and len(failed) == 1:
         raise UserError(failed[0])
@@ -207,21 +183,21 @@ def data(args: argparse.Namespace) -> int:
     if args.action == "prepare":
         if settings.source == "div2k":
             _prepare_div2k(settings)
-        with _progress("photograph") as progress:
-            store = open_store(settings, progress)
+        with closing(Progress("photograph")) as progress:
+            store = open_store(settings, progress.update)
         print(f"training pixels of {len(store)} photographs: {store.folder}")
         failed = list(store.left_out.values())
     lines = status(settings)
     for line in lines:
         print(one_line(f"{line['split']}: {line['state']}: {line['where']}"))
-    return _complain(failed) or int(any(line["state"] == "missing" for line in lines))
+    return _complain(failed) or int("missing" in {line["state"] for line in lines})
 
 
 def _prepare_div2k(settings: Any, **options: Any) -> None:
     from paperlib.data.div2k import prepare
 
-    with _progress("B") as progress:
-        done = prepare(settings, progress=progress, **options)
+    with closing(Progress("B")) as progress:
+        done = prepare(settings, progress=progress.update, **options)
     print("\n".join(done))
 
 
@@ -249,7 +225,8 @@ def table(args: argparse.Namespace) -> None:
     from paperlib.environment import root
     from paperlib.reporting.tables import format_tables
 
-    print(format_tables(args.out or root() / "results" / args.profile, args.format), end="")
+    text = format_tables(args.out or root() / "results" / args.profile, args.format)
+    print("\n".join(map(shown, text.splitlines())))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -257,28 +234,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See `{self.prog} --help`.")
-
-
-EXAMPLES = {
-    reproduce: ("reproduce --profile smoke",
-                "reproduce --from 05 -o results/mine --set stage3.steps=100"),
-    train: ("train stage1 --profile benchmark",
-            "train stage2 --profile benchmark --set stage2.lr=1e-4"),
-    evaluate: ("evaluate --hr photographs", "evaluate bicubic --hr Set5/HR --json scores.json"),
-    upscale: ("upscale picture.jpg folder -o enlarged", "upscale -o enlarged -- -a-dash.png"),
-    inspect: ("inspect student_dynamic_int8.tflite", "inspect stage3/qat.safetensors"),
-    export: ("export pretrained -o files", "export stage3/qat.safetensors -o files"),
-    page: ("page -o upscale.html", "page -o /srv/www/index.html"),
-    verify: ("verify", "verify --div2k DIV2K --json audit.json"),
-    bench: ("bench --only int8", "bench --json bench.json"),
-    data: ("data status --profile benchmark", "data fetch open --to photographs/open"),
-    table: ("table --profile demo", "table -o results/mine --format markdown"),
-}
-
-
-def _examples(*commands: Any) -> str:
-    lines = [line for command in commands for line in EXAMPLES[command]]
-    return "examples:\n" + "\n".join(f"  paperlib {line}" for line in lines)
 
 
 def _count(text: str) -> int:
@@ -290,43 +245,54 @@ def _count(text: str) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     plain = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="paperlib", epilog=_examples(reproduce, upscale), formatter_class=plain,
-                     description="Reproduce the paper, use and measure its models.")
+    parser = _Parser(prog="paperlib", formatter_class=plain,
+                     description="Reproduce the paper, use and measure its models.",
+                     epilog="examples:\n  paperlib reproduce --profile smoke\n"
+                            "  paperlib upscale picture.jpg folder -o enlarged")
     parser.set_defaults(run=lambda _: parser.print_help())
     parser.add_argument("--version", action="version", version=f"paperlib {__version__}")
     parsers = parser.add_subparsers(metavar="COMMAND")
 
-    def add(run: Any, text: str, *options: str) -> argparse.ArgumentParser:
+    def add(run: Any, text: str, options: str, *examples: str) -> argparse.ArgumentParser:
+        lines = [f"  paperlib {run.__name__} {example}".rstrip() for example in examples]
         command = parsers.add_parser(run.__name__, help=text, description=text, allow_abbrev=False,
-                                     epilog=_examples(run), formatter_class=plain)
+                                     epilog="\n".join(["examples:", *lines]),
+                                     formatter_class=plain)
         command.set_defaults(run=run)
-        if "profile" in options:
+        chosen = options.split()
+        if "profile" in chosen:
             command.add_argument("--profile", choices=("smoke", "demo", "benchmark", "paper"),
                                  default=os.environ.get("PAPERLIB_PROFILE") or "demo",
                                  help="default: PAPERLIB_PROFILE, else demo")
-        if "out" in options:
+        if "results" in chosen:
             command.add_argument("-o", "--out", type=user_path, metavar="DIR",
                                  help="results; default: results/<profile>")
-        if "set" in options:
+        if "target" in chosen:
+            command.add_argument("-o", "--out", type=user_path, required=True, metavar="PATH",
+                                 help="where to write")
+        if "set" in chosen:
             command.add_argument("--set", dest="assignments", nargs="+", action="extend",
                                  default=[], metavar="FIELD=VALUE",
                                  help="override settings, for instance stage1.steps=500")
-        if "json" in options:
+        if "json" in chosen:
             command.add_argument("--json", type=user_path, metavar="FILE", help="write all values")
         return command
 
     command = add(reproduce, "Run the notebooks in order; skip what is current, resume what was "
-                             "stopped.", "profile", "out", "set")
+                             "stopped.", "profile results set", "--profile smoke",
+                  "--from 05 -o results/mine --set stage3.steps=100")
     command.add_argument("--from", dest="first", default="01", metavar="NN",
                          help="first notebook, 01 to 07")
     command.add_argument("--until", dest="last", default="07", metavar="NN", help="last notebook")
     command.add_argument("--force", action="store_true", help="run also what is current")
 
-    command = add(train, "Train one stage without its notebook, also under torchrun.", "profile",
-                  "out", "set")
+    command = add(train, "Train one stage without its notebook, also under torchrun.",
+                  "profile results set", "stage1 --profile benchmark",
+                  "stage2 --profile benchmark --set stage2.lr=1e-4")
     command.add_argument("stage", choices=("stage1", "stage2", "stage3"))
 
-    command = add(evaluate, "PSNR and SSIM of a model on a folder of images.", "json")
+    command = add(evaluate, "PSNR and SSIM of a model on a folder of images.", "json",
+                  "--hr photographs", "bicubic --hr Set5/HR --json scores.json")
     command.add_argument("model", nargs="?", default="pretrained", metavar="MODEL", help=MODELS)
     command.add_argument("--hr", type=user_path, required=True, metavar="DIR",
                          help="folder of HR images")
@@ -334,10 +300,9 @@ def build_parser() -> argparse.ArgumentParser:
                          help="folder of LR images; default: MATLAB bicubic ÷3")
     command.add_argument("--max-images", type=_count, metavar="N", help="only the first N images")
 
-    command = add(upscale, "Enlarge pictures ×3.")
+    command = add(upscale, "Enlarge pictures ×3 into a folder.", "target",
+                  "picture.jpg folder -o enlarged", "-o enlarged -- -a-dash.png")
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or glob")
-    command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR",
-                         help="folder for the enlarged pictures")
     command.add_argument("--model", default="pretrained", metavar="MODEL", help=MODELS)
     command.add_argument("--recursive", action="store_true", help="subfolders too")
     command.add_argument("--skip-existing", action="store_true", help="leave present results")
@@ -345,35 +310,36 @@ def build_parser() -> argparse.ArgumentParser:
                          help="leave out EXIF (with its place), XMP, texts and resolution")
 
     command = add(inspect, "What a model file is: precision, operators, input and output, MACs, "
-                           "reach.", "json")
+                           "reach.", "json", "student_dynamic_int8.tflite",
+                  "stage3/qat.safetensors")
     command.add_argument("file", type=user_path, metavar="FILE",
                          help=".tflite (anybody's), .safetensors, authors' .pt")
 
-    command = add(export, "INT8 and float TFLite files from a quantised checkpoint.")
+    command = add(export, "INT8 and float TFLite files from a quantised checkpoint, into a folder.",
+                  "target", "pretrained -o files", "stage3/qat.safetensors -o files")
     command.add_argument("checkpoint", type=user_path, metavar="CHECKPOINT",
                          help="pretrained (the bundled student), qat.safetensors of a run, "
                               "the authors' *_qat.pt")
-    command.add_argument("-o", "--out", type=user_path, required=True, metavar="DIR",
-                         help="folder for the files")
     command.add_argument("--input", choices=("int8", "uint8"),
                          help="type of the pixels; default for pretrained: both")
     command.add_argument("--height", type=int, default=720, help="input height of the fixed file")
     command.add_argument("--width", type=int, default=1280, help="input width of the fixed file")
 
-    command = add(page, "One HTML file that enlarges pictures in a browser, offline.")
-    command.add_argument("-o", "--out", type=user_path, required=True, metavar="FILE",
-                         help="the page to write")
+    add(page, "One HTML file that enlarges pictures in a browser, offline.", "target",
+        "-o upscale.html", "-o /srv/www/index.html")
 
     command = add(verify, "Measure the authors' files again (downloads them): reported, their own "
-                          "report, ours.", "json")
+                          "report, ours.", "json", "", "--div2k DIV2K --json audit.json")
     command.add_argument("--div2k", type=user_path, metavar="DIR",
                          help="DIV2K's validation images, or some of them (default: the cache)")
 
-    command = add(bench, "Benchmarks, each a ratio inside one run.", "json")
+    command = add(bench, "Benchmarks, each a ratio inside one run.", "json", "--only int8",
+                  "--json bench.json")
     command.add_argument("--only", metavar="NAME", help="one benchmark")
 
     command = add(data, "Image sets: what is there, what is missing and how to get it; fill the "
-                        "pixel cache.", "profile", "set")
+                        "pixel cache.", "profile set", "status --profile benchmark",
+                  "fetch open --to photographs/open")
     command.add_argument("action", choices=("status", "prepare", "fetch"),
                          help="what is there; decode it; or fetch photographs that are public")
     command.add_argument(
@@ -384,20 +350,10 @@ def build_parser() -> argparse.ArgumentParser:
                          help="for fetch: the folder (default: its own in $PAPERLIB_DATA; "
                               "DIV2K's in the cache)")
 
-    command = add(table, "Print the tables of a run.", "profile", "out")
+    command = add(table, "Print the tables of a run.", "profile results", "--profile demo",
+                  "-o results/mine --format markdown")
     command.add_argument("--format", choices=("text", "markdown", "latex"), default="text")
     return parser
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    try:
-        return build_parser().parse_args(argv)
-    except UserError as error:
-        files = [word for word in argv if word.startswith("-") and Path(word).exists()]
-        if files and "--" not in argv:
-            raise UserError(f"{error} To name a file that begins with a dash: after all options, "
-                            f"-- {files[0]}") from error
-        raise
 
 
 def _catch_signals() -> None:
@@ -416,11 +372,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line
     _catch_signals()
     absolutise_env()
-    escape_unprintable()
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"paperlib: {one_line(message)}\n"
     debug = os.environ.get("PAPERLIB_DEBUG") == "1"
     try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
+        args = build_parser().parse_args(argv)
         if getattr(args, "json", None):
             check_folder(args.json.parent, "--json")
         code = args.run(args)

@@ -1,13 +1,13 @@
 """The machine: its folders, versions and commit for records, allocator settings, progress."""
 
 import ctypes
-import io
 import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
@@ -31,8 +31,8 @@ FOLDERS = ("PAPERLIB_ASSETS", "PAPERLIB_DATA", "PAPERLIB_CACHE")
 def keep_freed_memory() -> bool:
     """Ask glibc to keep freed memory in this process; whether it is glibc and did.
 
-    It otherwise maps every large activation anew: for a 680×450 image the teacher spent 18 of 45
-    seconds in the kernel that way. Peak memory grows by about a quarter.
+    It otherwise maps every large activation anew, 18 of a teacher's 45 seconds. Peak memory grows
+    by about a quarter.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's malloc.h
     try:
@@ -120,17 +120,15 @@ def _home(text: str | Path) -> Path:
 
 def cache_dir() -> Path:
     """Folder for downloads and decoded pixels: `PAPERLIB_CACHE`, else the user's cache folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    if not usual.is_absolute():  # to be ignored, by the rules of XDG
-        usual = Path.home() / ".cache"
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return _home(os.environ.get("PAPERLIB_CACHE") or usual / "paperlib")
 
 
 def _folder_from(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    if value and not _home(value).is_dir():
+    folder = _home(value) if (value := os.environ.get(variable)) else None
+    if folder and not folder.is_dir():
         raise UserError(f"{variable}={value} is not a folder. Unset it or name an existing one.")
-    return _home(value) if value else None
+    return folder
 
 
 def assets_dir() -> Path | None:
@@ -145,11 +143,10 @@ def data_dir() -> Path | None:
 
 def _folders(out: Path | None) -> dict[str, str]:
     """Folders of this machine by the name that results give them; a folder / is none."""
-    environment = sys.prefix if sys.prefix != sys.base_prefix else ""
     chosen = {"$OUT": out or "", "$PAPERLIB_ASSETS": os.environ.get("PAPERLIB_ASSETS", ""),
               "$PAPERLIB_DATA": os.environ.get("PAPERLIB_DATA", ""), "$PAPERLIB_CACHE": cache_dir(),
-              "$CLONE": root(), "$VIRTUAL_ENV": environment, "$TMPDIR": tempfile.gettempdir(),
-              "$HOME": Path.home()}
+              "$CLONE": root(), "$TMPDIR": tempfile.gettempdir(), "$HOME": Path.home(),
+              "$VIRTUAL_ENV": sys.prefix if sys.prefix != sys.base_prefix else ""}
     return {name: text for name, place in chosen.items() if (text := str(place).rstrip("/"))}
 
 
@@ -168,13 +165,6 @@ def to_portable(text: str, out: Path | None = None) -> str:
         whole = rf"(?<![\w./+$~-]){re.escape(place)}(?![\w-]|\.\w)"  # names of absolute paths only
         text = re.sub(whole, lambda _, name=name: name, text)
     return text
-
-
-def escape_unprintable() -> None:
-    """Let stdout and stderr write what they cannot encode (names that are no UTF-8) as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -217,6 +207,32 @@ def plain_lines() -> TextIO | None:
     if os.environ.get("PAPERLIB_PROGRESS") == "plain":
         return sys.stdout
     return None if _in_notebook() or sys.stderr.isatty() else sys.stderr
+
+
+class Progress:
+    """A bar in a terminal or notebook; elsewhere (`plain_lines`) one line every 20 seconds."""
+
+    interval = 20.0
+
+    def __init__(self, name: str, total: int | None = None, start: int = 0, quiet: bool = False):
+        from tqdm.auto import tqdm
+
+        self.name, self.start, self.plain = name, start, None if quiet else plain_lines()
+        self.began = self.spoke = time.monotonic()
+        self.bar = tqdm(total=total, initial=start, desc=name, leave=total is not None,
+                        disable=quiet or self.plain is not None)
+        self.close = self.bar.close
+
+    def update(self, done: int, total: int, said: str = "") -> None:
+        """So much is done by now; the last of a training's steps is always said."""
+        now, self.bar.total = time.monotonic(), total
+        self.bar.set_postfix_str(said, refresh=False)
+        self.bar.update(done - self.bar.n)
+        if self.plain and (now - self.spoke > self.interval or (said and done == total)):
+            self.spoke = now
+            left = (now - self.began) / max(1, done - self.start) * (total - done)
+            print(f"{self.name} {done}/{total}{said}, {left:.0f} s left", file=self.plain,
+                  flush=True)
 
 
 def log_stderr(line: str) -> None:

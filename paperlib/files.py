@@ -74,14 +74,11 @@ def user_path(text: str | Path) -> Path:
     """A path as a user writes it, `~` expanded; names that no file can have are a `UserError`."""
     if not str(text):
         raise UserError("an empty name is no file or folder. Write . for the current folder.")
-    path = Path(text)
     try:
-        path = path.expanduser()
+        path = Path(text).expanduser()
         path.stat()
-    except RuntimeError as error:
-        raise UserError(f"{path}: no such user here. Write the folder out.") from error
-    except ValueError as error:
-        raise UserError(f"{str(path)!r} is no file name ({error}). Name another file.") from error
+    except (RuntimeError, ValueError) as error:  # an unknown user, a byte that no name can hold
+        raise UserError(f"{str(text)!r} is no file name ({error}). Name another file.") from error
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise explain(error, path, "read") from error
@@ -102,9 +99,6 @@ def atomic_path(path: str | Path, place: str = "--out") -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it becomes `path` when the block ends well.
 
     The data is on the disk before the rename: after a crash `path` is the old file or the new one.
-
-    Args:
-        place: the option or variable that chooses another folder, for the message.
     """
     path = Path(path)
     with explained(path, place=place):
@@ -131,15 +125,13 @@ def check_folder(folder: Path, place: str = "--out") -> None:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether it is of an hour ago, or as far in the future: then the clock was set back since."""
+    """Whether it is of an hour ago, so nobody writes it, or as far in the future: the clock went
+    back since."""
     return abs(time.time() - path.stat().st_mtime) > 3600
 
 
 def remove_stale(folder: str | Path, below: bool = True) -> list[Path]:
-    """Delete temporary files that killed processes left in `folder`, and below; return them.
-
-    One younger than an hour may belong to a process that is still writing.
-    """
+    """Delete temporary files that killed processes left in `folder`, and below; return them."""
     pattern = f"{'**/' if below else ''}{TEMPORARY}*"
     stale = [path for path in Path(folder).glob(pattern)
              if path.is_file() and not path.is_symlink() and _is_old(path)]
@@ -173,10 +165,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """An empty folder in `parent` for the block; what killed processes left of such is removed.
-
-    It is locked while in use.
-    """
+    """An empty folder in `parent`, locked for the block; what killed processes left is removed."""
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(f"{TEMPORARY}*"):
         if left.is_dir() and not left.is_symlink() and _is_abandoned(left):

@@ -1,8 +1,7 @@
 """The profiles and the methods as data; `paper` is the published schedule (paper sections 3–5).
 
 A profile is data and schedule, a method is how they are used. Settings are the profile's, then the
-method's (but for `EXCEPTIONS`), then single ones. The smaller profiles show that the method works,
-never the paper's numbers. Each stage says what its source reports (`expect`).
+method's (but for `EXCEPTIONS`), then single ones.
 """
 
 import os
@@ -214,15 +213,11 @@ def _compared(settings: Settings) -> dict[str, Any]:
             if not name.startswith(_UNCOUNTED) and not name.endswith(HARMLESS)}
 
 
-def differences_from_paper(settings: Settings) -> list[tuple[str, Any, Any]]:
-    """Where a run's settings are not the published ones: (setting, value, the paper's).
-
-    A run by method `released` is compared with that.
-    """
+def differences_from_paper(settings: Settings) -> list[str]:
+    """The settings that are not the published ones, or those of method `released` for its runs."""
     method = "released" if settings.method == "released" else "paper"
     published = _compared(load_settings("paper", {"method": method}))
-    return [(name, value, published[name]) for name, value in _compared(settings).items()
-            if value != published[name]]
+    return [name for name, value in _compared(settings).items() if value != published[name]]
 
 
 def equals_paper(settings: Settings, part: str) -> bool:
@@ -233,7 +228,7 @@ def equals_paper(settings: Settings, part: str) -> bool:
             ("B", "C", "D", "abstract"). Single rows of B need less: see `part_of`.
     """
     sections = NOTEBOOKS[_MEASURED_BY[part]].sections
-    return not any(name.split(".")[0] in sections for name, *_ in differences_from_paper(settings))
+    return not any(name.split(".")[0] in sections for name in differences_from_paper(settings))
 
 
 def part_of(table: str, row: str) -> str:
@@ -247,8 +242,6 @@ def note(settings: Settings) -> str:
     """What must stand beside every figure of a run: whose data and schedule made it."""
     if settings.profile != "paper":
         return f"profile {settings.profile}: not the paper's numbers"
-    changed = [name for name, _, _ in differences_from_paper(settings)]
-    if not changed:
-        return "the paper's data and schedule"
-    return (f"the paper's profile with other settings ({', '.join(changed)}): "
-            "not the paper's numbers")
+    if changed := ", ".join(differences_from_paper(settings)):
+        return f"the paper's profile with other settings ({changed}): not the paper's numbers"
+    return "the paper's data and schedule"

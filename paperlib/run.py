@@ -19,18 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from paperlib import files
 from paperlib.data.images import compress_figure
 from paperlib.environment import absolutise_env, provenance, root, to_portable
 from paperlib.errors import UserError
-from paperlib.files import (
-    atomic_path,
-    check_folder,
-    explained,
-    read_json,
-    sha256_file,
-    user_path,
-    write_json,
-)
 from paperlib.profiles import HARMLESS, TRAINED_BY, load_settings, note
 from paperlib.settings import Settings, flatten, settings_hash
 
@@ -57,11 +49,9 @@ def measured_row(
         table: the paper's table (A, B, C, D, abstract), or a name of ours for what none has.
         row: the model, as in `reported.csv`.
         precision: fp32, int8 or fake-quant.
-        metric: psnr, ssim, or a further one.
         value: the number, or one per seed (mean and sample standard deviation are kept too); None
             where it could not be measured.
         dataset: the image set; the tables read "validation".
-        more: anything that belongs beside the number, such as `steps` of the training.
     """
     line = {"table": table, "row": row, "precision": precision, "metric": metric,
             "dataset": dataset}
@@ -71,23 +61,10 @@ def measured_row(
     return line | {"value": statistics.fmean(value), "values": list(value), "sd": spread} | more
 
 
-def over_seeds(
-    results: Sequence[Sequence[Mapping[str, Any]]], seeds: Sequence[int],
-) -> list[dict[str, Any]]:
-    """The same rows of several seeds as one each: mean, standard deviation, every value."""
-    if len(results) == 1:
-        return [dict(row) for row in results[0]]
-    key = ("table", "row", "precision", "metric")
-    return [measured_row(*(rows[0][name] for name in key), [row["value"] for row in rows],
-                         rows[0]["dataset"], steps=rows[0]["steps"], seed_ids=list(seeds),
-                         images=[row["images"] for row in rows])
-            for rows in zip(*results, strict=True)]
-
-
 def rows_over_seeds(
     records: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of single trainings put together over their seeds.
+    """Rows of single trainings, one each over its seeds: mean, standard deviation, every value.
 
     Args:
         records: with `training` (name, seed, identity); of one name, those that are trained
@@ -95,16 +72,23 @@ def rows_over_seeds(
         names: which trainings, in this order; None: all.
     """
     by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for record in sorted(records, key=lambda record: record["training"]["seed"]):
+    for record in records:
         by_name.setdefault(record["training"]["name"], []).append(record)
-    if names is None:
-        names = dict.fromkeys(record["training"]["name"] for record in records)
     rows = []
-    for found in map(by_name.__getitem__, names):
-        newest = max(found, key=lambda record: record["started"])["training"].get("identity")
-        found = [record for record in found if record["training"].get("identity") == newest]
-        rows += over_seeds([record["rows"] for record in found],
-                           [record["training"]["seed"] for record in found])
+    for name in by_name if names is None else names:
+        newest = max(by_name[name], key=lambda record: record["started"])
+        found = sorted((record for record in by_name[name] if record["training"].get("identity")
+                        == newest["training"].get("identity")),
+                       key=lambda record: record["training"]["seed"])
+        if len(found) == 1:
+            rows += map(dict, found[0]["rows"])
+            continue
+        seeds = [record["training"]["seed"] for record in found]
+        rows += [measured_row(*(same[0][field] for field in ROW_COLUMNS[1:5]),
+                              [row["value"] for row in same], same[0]["dataset"],
+                              steps=same[0]["steps"], seed_ids=seeds,
+                              images=[row["images"] for row in same])
+                 for same in zip(*(record["rows"] for record in found), strict=True)]
     return rows
 
 
@@ -123,9 +107,8 @@ def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
     were; `steps` of the training behind the number, or <NA>; `values` a list of one number a seed,
     or None; `seed_ids` which seeds; `images` the values of the images, a list, or one a seed.
     """
-    lines = [{"record": record, "seeds": len(row.get("values") or [None])} | {
-        name: row.get(name) for name in ROW_COLUMNS if name not in ("record", "seeds")}
-        for record, row in rows]
+    lines = [{name: row.get(name) for name in ROW_COLUMNS} | {
+        "record": record, "seeds": len(row.get("values") or [None])} for record, row in rows]
     return pd.DataFrame(lines, columns=list(ROW_COLUMNS)).astype({
         "value": float, "sd": float, "seeds": int, "steps": "Int64", "values": object,
         "seed_ids": object, "images": object})
@@ -133,15 +116,14 @@ def tidy_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
 
 def _inputs(inputs: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Files as path (inside `out` relative to it) and SHA-256; hashes as they are."""
-    described = dict(inputs)
-    for label, value in inputs.items():
-        if isinstance(value, Path):
-            if not value.is_file():
-                raise UserError(f"the record's input {label!r} is not a file: {value}. "
-                                "Run the step that writes it.")
-            place = value.relative_to(out) if value.is_relative_to(out) else value
-            described[label] = {"file": str(place), "sha256": sha256_file(value)}
-    return described
+    paths = {label: value for label, value in inputs.items() if isinstance(value, Path)}
+    for label, path in paths.items():
+        if not path.is_file():
+            raise UserError(f"the record's input {label!r} is not a file: {path}. "
+                            "Run the step that writes it.")
+    return dict(inputs) | {
+        label: {"file": str(path.relative_to(out) if path.is_relative_to(out) else path),
+                "sha256": files.sha256_file(path)} for label, path in paths.items()}
 
 
 class Run:
@@ -167,7 +149,7 @@ class Run:
     def folder(self, name: str) -> Path:
         """A subfolder of the results, made if missing."""
         path = self.out / name
-        with explained(path):
+        with files.explained(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -182,9 +164,9 @@ class Run:
         words += ["--until", last[:2]] if last else []
         words += ["--out", str(self.out)] if self.out != run_folder(None, profile) else []
         changed = [f"method={method}"] if method != load_settings(profile).method else []
-        plain = _flat(load_settings(profile, {"method": method}))
+        usual = _flat(load_settings(profile, {"method": method}))
         changed += [f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-                    for name, value in _flat(self.settings).items() if value != plain[name]]
+                    for name, value in _flat(self.settings).items() if value != usual[name]]
         return shlex.join([*words, *(["--set", *changed] if changed else [])])
 
     def settings_table(self, *sections: str) -> pd.DataFrame:
@@ -208,34 +190,36 @@ class Run:
         """`settings_table` for display: the first eight, bold where not the paper's, and a fold."""
         from IPython.display import HTML
 
-        lines = self.settings_table(*sections)
-        text = _settings_html(lines[:SHOWN])
-        if self.settings.profile == "smoke":
-            text = f'<p style="color:#d93025"><b>{html.escape(SMOKE)}</b></p>{text}'
-        if len(lines) > SHOWN:
-            text += (f"<details><summary>{len(lines) - SHOWN} more settings</summary>"
-                     f"{_settings_html(lines[SHOWN:])}</details>")
-        return HTML(text)
+        lines = self.settings_table(*sections).map(html.escape)
+        other = lines["value"] != lines["paper"]
+        lines["value"] = lines["value"].mask(other, "<b>" + lines["value"] + "</b>")
+        lines.columns = ["setting", "this run", "the paper"]
+        smoke = f'<p style="color:#d93025"><b>{SMOKE}</b></p>' * (self.settings.profile == "smoke")
+        first, more = (part.to_html(index=False, escape=False, border=0)
+                       for part in (lines[:SHOWN], lines[SHOWN:]))
+        fold = f"<details><summary>{len(lines) - SHOWN} more settings</summary>{more}</details>"
+        return HTML(smoke + first + fold * (len(lines) > SHOWN))
 
     def require(self, stage: str) -> None:
         """Refuse to go on without the weights of the stages up to this one."""
-        files = {name: "qat" if name == "stage3" else "student" for name in TRAINED_BY}
-        missing = [TRAINED_BY[name] for name, file in files.items() if name <= stage and not
-                   (self.out / "checkpoints" / name / f"{file}.safetensors").is_file()]
+        missing = [notebook for name, notebook in TRAINED_BY.items() if name <= stage and not (
+            self.out / "checkpoints" / name /
+            f"{'qat' if name == 'stage3' else 'student'}.safetensors").is_file()]
         started = stage == "stage2" and self.settings.quant.start  # stage 3 has the user's file
         if TRAINED_BY[stage] in missing and not started:
             raise UserError(
                 f"this starts from weights that are not in {self.out} yet, those of "
                 f"{', '.join(missing)}. Run: {self.command(missing[0], TRAINED_BY[stage])}")
 
-    def show(self, figure: "Figure", alt: str = "") -> "Image":
+    @staticmethod
+    def show(figure: "Figure", alt: str = "") -> "Image":
         """A figure for display, at half its pixel size; nothing is saved."""
         return _shown(_drawn(figure), alt)
 
     def figure(self, name: str, figure: "Figure") -> "Image":
         """Save a figure as figures/<name>.png (.webp with photographs); gives it for display."""
         kind, content = compress_figure(drawn := _drawn(figure), "WEBP")
-        with atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
+        with files.atomic_path(self.folder("figures") / f"{name}.{kind}") as temporary:
             temporary.write_bytes(content)
         other = "webp" if kind == "png" else "png"
         (self.folder("figures") / f"{name}.{other}").unlink(missing_ok=True)
@@ -247,7 +231,6 @@ class Run:
 
         Args:
             name: NN_name of the notebook.
-            rows: see `measured_row`.
             inputs: label → Path of a file (its SHA-256 is recorded), or a hash.
             extra: anything else worth keeping; undefined numbers become null.
         """
@@ -262,14 +245,14 @@ class Run:
         if taken := content.keys() & extra.keys():
             raise ValueError(f"a record has these fields already: {', '.join(sorted(taken))}")
         path = self.folder("records") / f"{name}.json"
-        return write_json(path, _plain(content | extra, self.out))
+        return files.write_json(path, plain(content | extra, self.out))
 
     def read_record(self, name: str) -> dict[str, Any]:
         """A record of this run; one that is missing or damaged is told with its notebook."""
         path = self.out / "records" / f"{name}.json"
         if not path.is_file():
             raise UserError(f"no record at {path}. Run: {self.command(name, name)}")
-        record = read_json(path)
+        record = files.read_json(path)
         try:
             tidy_rows((name, row) for row in record["rows"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -287,11 +270,8 @@ class Run:
             and size == {field: record["settings"]["ablation"].get(field) for field in SCHEDULE})]
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The records of this run by name, in the notebooks' order.
-
-        A folder may hold others: those of a run with other settings are left out, and those after
-        `until`. What notebook 07's single trainings measured stands in its record, over all seeds.
-        """
+        """The records of this run by name, in the notebooks' order: none of other settings, none
+        after `until`. What 07's single trainings measured stands in its record, over all seeds."""
         names = [path.stem for path in sorted((self.out / "records").glob("*.json"))]
         found = {name: self.read_record(name) for name in names}
         found = {name: record for name, record in found.items() if self.every_record or (
@@ -307,11 +287,6 @@ class Run:
         seconds = round(sum(record["seconds"] for record in trainings), 1)
         found[ABLATIONS] = own | {"name": ABLATIONS, "rows": rest + rows, "seconds": seconds}
         return dict(sorted(found.items()))
-
-    def rows(self) -> pd.DataFrame:
-        """All measured rows of all records, one line each, as `tidy_rows` makes them."""
-        return tidy_rows(
-            (name, row) for name, record in self.records().items() for row in record["rows"])
 
 
 def _drawn(figure: "Figure") -> bytes:
@@ -340,27 +315,18 @@ def _words(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _settings_html(lines: pd.DataFrame) -> str:
-    """An HTML table of settings; bold where they are not the paper's."""
-    frame = lines.map(html.escape)
-    other = frame["value"] != frame["paper"]
-    frame.loc[other, "value"] = "<b>" + frame["value"] + "</b>"
-    return frame.rename(columns={"value": "this run", "paper": "the paper"}).to_html(
-        index=False, escape=False, border=0)
-
-
-def _plain(value: Any, out: Path) -> Any:
+def plain(value: Any, out: Path | None) -> Any:
     """JSON's own types: numpy's and torch's numbers too, paths portable, undefined numbers null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part, out) for key, part in value.items()}
+        return {str(key): plain(part, out) for key, part in value.items()}
     if isinstance(value, pd.DataFrame):
-        return _plain(value.to_dict("records"), out)
+        return plain(value.to_dict("records"), out)
     if isinstance(value, list | tuple):
-        return [_plain(part, out) for part in value]
+        return [plain(part, out) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "tolist"):
-        return _plain(value.tolist(), out)
+        return plain(value.tolist(), out)
     return to_portable(str(value), out) if isinstance(value, str | Path) else value
 
 
@@ -374,23 +340,16 @@ def run_folder(out: str | Path | None, profile: str) -> Path:
         around = Path.cwd().parent
         committed = around.is_relative_to(root() / "results" / "reference")
         out = around if (around / "records").is_dir() and not committed else None
-    return user_path(out).absolute() if out else root() / "results" / profile
+    return files.user_path(out).absolute() if out else root() / "results" / profile
 
 
 def open_run(
     profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None,
     until: str = "",
 ) -> Run:
-    """Open (or start) a run.
-
-    Args:
-        profile: smoke, demo, benchmark or paper; empty: the variable PAPERLIB_PROFILE, else demo.
-        out: folder for the results; empty: results/<profile> in the clone.
-        overrides: single settings, a dict or a JSON object in a string.
-        until: the notebook that asks; it reads no record of later ones.
-    """
+    """Open (or start) a run; see `load_settings`, `run_folder` and `Run`."""
     absolutise_env()
     settings = load_settings(None if profile is None else str(profile), overrides)
     run = Run(settings, run_folder(out, settings.profile), until)
-    check_folder(run.out / "records")
+    files.check_folder(run.out / "records")
     return run

@@ -11,15 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, Literal, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from paperlib.errors import UserError
 
@@ -31,12 +24,12 @@ _Claim = Literal[
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(
+    model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_flag_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_flag_is_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         parts = value if isinstance(value, list | tuple) else [value]
         may = cls.model_fields[info.field_name].annotation is bool
         if not may and any(isinstance(part, bool) for part in parts):
@@ -345,7 +338,7 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         reduce(dict.__getitem__, sections, tree)[last] = value
     try:
         return Settings.model_validate(tree)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "combination"
         value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"

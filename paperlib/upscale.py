@@ -16,14 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paperlib.data.images import (
-    Picture,
-    check_writable,
-    find_images,
-    free_memory,
-    read_picture,
-    write_picture,
-)
+from paperlib.data import images
+from paperlib.data.images import Picture
 from paperlib.data.metadata import Metadata
 from paperlib.data.tiles import run_tiled, to_multiple
 from paperlib.errors import UserError
@@ -74,11 +68,8 @@ def upscale_pixels(upscaler: Upscaler, lr: np.ndarray, tile: int | None = None) 
     picture whole.
 
     Args:
-        lr: uint8 (h, w, 3).
+        lr: uint8 (h, w, 3); the result is (3h, 3w, 3).
         tile: LR pixels a side; default by precision.
-
-    Returns:
-        uint8 (3h, 3w, 3).
     """
     radius, fixed = upscaler.radius, getattr(upscaler, "fixed", None)
     stride = getattr(upscaler, "stride", 1)
@@ -136,14 +127,14 @@ def upscale_picture(upscaler: Upscaler, picture: Picture) -> Picture:
 
 def upscale_file(upscaler: Upscaler, source: Path, target: Path, strip: bool = False) -> Picture:
     """Enlarge one picture into a file; returns the result."""
-    picture = read_picture(source, ENLARGED)
+    picture = images.read_picture(source, ENLARGED)
     if strip:  # what its colours mean stays
         picture.metadata = Metadata(chunks=picture.metadata.chunks)
     height, width = (side * SCALE for side in picture.rgb.shape[:2])
-    check_writable(target, height, width, picture.is_transparent)
+    images.check_writable(target, height, width, picture.is_transparent)
     try:
         large = upscale_picture(upscaler, picture)
-        write_picture(target, large)
+        images.write_picture(target, large)
     except MemoryError as error:
         size = f"{width // SCALE}×{height // SCALE}"
         raise UserError(f"not enough memory for {source} ({size} pixels). Close other programs, or "
@@ -153,7 +144,7 @@ def upscale_file(upscaler: Upscaler, source: Path, target: Path, strip: bool = F
 
 def _pictures(folder: Path) -> list[Path]:
     with suppress(UserError):  # there are none
-        return find_images(folder)
+        return images.find_images(folder)
     return []
 
 
@@ -178,7 +169,7 @@ def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> di
                              "--recursive takes them")
             break
     if not found:
-        find_images(folder)  # says so
+        images.find_images(folder)  # says so
     notes += [f"{error.filename} is left out: {error.strerror}" for error in unreadable]
     return {file: place for file, place in found.items() if _source(file) not in found}
 
@@ -192,9 +183,7 @@ def find_inputs(
         The files, each with its subfolder; a message for each input that is none; what else the
         user should know.
     """
-    files: dict[Path, Path] = {}
-    problems: list[str] = []
-    notes: list[str] = []
+    files, problems, notes = {}, [], []
     for given in map(str, inputs):
         try:
             with explained(given, "read"):
@@ -228,7 +217,6 @@ def upscale_files(
         out: folder for the results; may be the inputs' own.
         log: called with one line for each finished picture.
         recursive: take a folder's subfolders too, and make the same ones in `out`.
-        skip_existing: leave results that are there as they are.
         strip: write no metadata but those of colour.
 
     Returns:
@@ -240,7 +228,7 @@ def upscale_files(
     sources, left = ({Path(os.path.realpath(file)) for file in group}
                      for group in (files, named.keys() - files))
     targets, done, kept = set(), [], 0
-    free = free_memory()
+    free = images.free_memory()
     log(f"{free / 1e9:.1f} GB of memory are free: enough for pictures of "
         f"{free / ENLARGED / 1e6:.0f} megapixels")
     for index, (path, place) in enumerate(files.items()):
@@ -261,9 +249,8 @@ def upscale_files(
                 picture = upscale_file(upscaler, path, target, strip)
                 done.append(target)
                 height, width = picture.rgb.shape[:2]
-                seconds = f"{time.monotonic() - clock:.1f} s"
-                said = "; ".join([f"{width}×{height}, {seconds}", *picture.notes])
-                log(f"{path} → {target} ({said})")
+                said = [f"{width}×{height}, {time.monotonic() - clock:.1f} s", *picture.notes]
+                log(f"{path} → {target} ({'; '.join(said)})")
         except UserError as error:
             failed.append(str(error))
         except (OSError, RuntimeError) as error:  # resolve() of a link that leads to itself

@@ -83,7 +83,7 @@ def test_no_folder_is_called_tilde(tmp_path, monkeypatch, capsys):
     assert main(["evaluate", "bicubic", "--hr=~/none"]) == 2
     assert f"no folder at {tmp_path}/home/none" in capsys.readouterr().err
     assert main(["upscale", "", "--out", "o"]) == main(["upscale", "a.png", "--out", ""]) == 2
-    for value, folder in (("", "home/.cache"), ("relative", "home/.cache"), (str(tmp_path / "xdg"), "xdg")):
+    for value, folder in (("", "home/.cache"), (str(tmp_path / "xdg"), "xdg")):
         monkeypatch.delenv("PAPERLIB_CACHE", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert cache_dir() == tmp_path / folder / "paperlib"

@@ -8,7 +8,6 @@ import string
 import subprocess
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -250,12 +249,3 @@ def test_settings_at_random(tmp_path, capsys, monkeypatch, field, value):
     assert main([*arguments[:-1], f"{field}={'[' * 20_000}"]) in (1, 2)
     assert main([*arguments[:-1], f"seed={'9' * 5000}"]) == 2
     capsys.readouterr()
-
-
-@BOUNDED
-@given(value=PLAIN, name=st.sampled_from(("01_data", "00", "")))
-def test_state_files_at_random(tmp_path, value, name):
-    path = tmp_path / ".state.json"
-    path.write_text(json.dumps({name: value} if name else value))
-    with suppress(UserError):
-        assert isinstance(_read_state(path), dict)

@@ -13,7 +13,7 @@ from paperlib.evaluation.paper_numbers import reported
 from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.results import Results
-from paperlib.reporting.tables import differences
+from paperlib.reporting.tables import NAMES, changes
 from paperlib.run import Run
 from paperlib.weights import pretrained
 from paperlib.weights.release import seeds_table
@@ -95,10 +95,9 @@ def test_the_best_peer_is_as_measured_and_the_best_of_the_list():
 
 def test_the_spread_over_seeds_is_the_recorded_one():
     record = read("benchmark/seeds.json")
-    lines = seeds_table(record["rows"])
+    lines = seeds_table(record["rows"]).set_index("images")
     assert {len(row["values"]) for row in record["rows"]} == {len(record["seeds"])} == {3}
-    assert cells("INT8, three seeds of stages 2 and 3")[1:5] == [
-        line["INT8 TFLite"] for line in sorted(lines, key=lambda line: SETS.index(line["images"]))]
+    assert cells("INT8, three seeds of stages 2 and 3")[1:5] == lines.loc[list(SETS), "INT8 TFLite"].to_list()
     assert record["files"]["1234"] == sha256_file(pretrained())
     assert record["stage2_shared_steps"] == 0
 
@@ -157,9 +156,9 @@ def test_the_rulers_drift_and_the_learned_grids_are_the_recorded_ones():
 
 def test_what_the_authors_export_loses_from_our_stage_2_is_the_recorded_one():
     run = Run(load_settings("benchmark"), REFERENCE / "stage3_from_own", every_record=True)
-    found = {line.row: line for line in differences(run)}["qat_teacher_learnt"]
-    assert found.effect.seeds == 5
-    assert f"five seeds, their export loses {found.effect.mean:.1f} dB" in TEXT
+    effect = changes(run).set_index("stage 3").loc[NAMES["qat_teacher"] + ", learned grids", "difference (dB)"]
+    assert "(5 seeds" in effect
+    assert f"five seeds, their export loses {float(effect.split()[0]):.1f} dB" in TEXT
 
 
 def test_a_float_peer_is_ahead_as_said():
@@ -171,10 +170,11 @@ def test_a_float_peer_is_ahead_as_said():
 
 def test_no_weight_of_the_teacher_was_seen_to_help():
     run = Run(load_settings("benchmark"), REFERENCE / STAGE3 / "teacher", every_record=True)
-    found = {line.row: line for line in differences(run)}
-    for row in ("kd_10", "kd_100", "kd_10_learnt", "kd_100_learnt"):
-        assert found[row].effect.seeds == 5
-        assert found[row].word in ("undecided", "no difference")
+    found = changes(run).set_index("stage 3")
+    for row in ("kd_10", "kd_100"):
+        for words in (NAMES[row], f"{NAMES[row]}, learned grids"):
+            assert "(5 seeds" in found.loc[words, "difference (dB)"]
+            assert found.loc[words, "so it is"] in ("undecided", "no difference")
 
 
 def test_the_teachers_share_is_the_recorded_one():

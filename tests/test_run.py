@@ -21,6 +21,7 @@ from paperlib.data.images import read_rgb
 from paperlib.data.sources import embedded_path
 from paperlib.errors import UserError
 from paperlib.files import sha256_file, write_json
+from paperlib.reporting.results import Results
 from paperlib.run import ROW_COLUMNS, measured_row, open_run
 from paperlib.settings import parse_assignments
 
@@ -132,7 +133,7 @@ def test_all_rows_are_one_tidy_frame_in_the_records_order(run):
     run.record("07_ablations", [measured_row("C", "repdw", "int8", "psnr", [30.0, 31.0], "Set5", steps=200)])
     run.record("01_data", [measured_row("B", "bicubic", "fp32", "psnr", 28.2, "validation", note="kept in the record"),
                            measured_row("B", "bicubic", "fp32", "npu", None, "validation")])
-    rows = run.rows()
+    rows = Results(run).rows
     assert tuple(rows.columns) == ROW_COLUMNS
     assert rows["record"].tolist() == ["01_data", "01_data", "07_ablations"]
     first, unmeasured, seeds = rows.to_dict("records")
@@ -145,8 +146,8 @@ def test_all_rows_are_one_tidy_frame_in_the_records_order(run):
 
 
 def test_a_run_without_records_has_no_rows_but_the_columns(run):
-    assert tuple(run.rows().columns) == ROW_COLUMNS
-    assert run.rows().empty
+    assert tuple(Results(run).rows.columns) == ROW_COLUMNS
+    assert Results(run).rows.empty
     with pytest.raises(UserError, match=r"reproduce --profile smoke --from 02 --until 02 --out .*out$"):
         run.read_record("02_stage1")
 

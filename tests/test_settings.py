@@ -86,23 +86,20 @@ def test_the_released_run_is_named_beside_the_published_command_line():
     assert (released.stage2.lr, released.stage2.patch, released.stage3.batch) == (3e-5, 128, 1)
     assert 800 * 150 // released.stage3.batch == released.stage3.steps
     assert (released.teacher.stage3, released.stage3.patch) == ("student", 144)
-    changed = [name for name, *_ in differences_from_paper(
-        load_settings("paper", {"method": "released", "stage2.lr": 1.5e-5}))]
-    assert changed == ["stage2.lr"]
+    other = load_settings("paper", {"method": "released", "stage2.lr": 1.5e-5})
+    assert differences_from_paper(other) == ["stage2.lr"]
     with pytest.raises(UserError, match="--profile paper"):
         load_settings("demo", {"method": "released"})
 
 
 def test_differences_from_the_paper_are_listed_whatever_the_profile_says():
     assert differences_from_paper(load_settings("paper")) == []
-    assert differences_from_paper(load_settings("paper", {"stage2.lr": 3e-5, "seed": 7})) == [
-        ("stage2.lr", 3e-5, 1.5e-5)]
-    demo = {name: (value, paper) for name, value, paper in differences_from_paper(load_settings("demo"))}
-    assert demo["data.source"] == ("embedded", "div2k")
-    assert demo["stage1.steps"] == (500, 30_000)
+    assert differences_from_paper(load_settings("paper", {"stage2.lr": 3e-5, "seed": 7})) == ["stage2.lr"]
+    demo = differences_from_paper(load_settings("demo"))
+    assert {"data.source", "stage1.steps"} < set(demo)
     assert {name for name in demo if name in METHODS["paper"]} == {"student.init"}
     assert load_settings("demo", {"student.init": "default"}).student.init == "default"
-    ours = {name for name, *_ in differences_from_paper(load_settings("paper", {"method": "ours"}))}
+    ours = set(differences_from_paper(load_settings("paper", {"method": "ours"})))
     assert ours == {name for name, value in METHODS["paper"].items() if value != METHODS["ours"][name]}
 
 

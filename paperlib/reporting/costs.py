@@ -33,15 +33,13 @@ def cost_points(results: Results) -> pd.DataFrame:
     ours = {(row.table, row.row, row.precision): row.value for row in rows.itertuples()}
     if not ours.keys() & STUDENTS:
         return pd.DataFrame()
-    peers = pd.read_csv(PEERS).query("set == 'Set5'")
-    points = [(line.model, f"{line.group}, {line.precision.upper()}", line.macs_per_lr_pixel,
-               line.psnr_rgb) for line in peers.itertuples()]
+    points = [(line.model, f"{line.group}, {line.precision.upper()}", line.macs_per_lr_pixel / 1e3,
+               line.psnr_rgb) for line in pd.read_csv(PEERS).query("set == 'Set5'").itertuples()]
     student = fuse_model(build_model(results.run.settings.student))
-    macs = macs_per_lr_pixel(deployment_graph(student))
+    macs = macs_per_lr_pixel(deployment_graph(student)) / 1e3
     points += [(words, f"this run, {row[2].upper()}", macs, ours[row])
                for row, words in STUDENTS.items() if row in ours]
-    found = pd.DataFrame(points, columns=["name", "group", "macs", "psnr"])
-    return found.assign(macs=found["macs"] / 1e3)
+    return pd.DataFrame(points, columns=["name", "group", "macs", "psnr"])
 
 
 def portability_table(bench: Mapping[str, Any]) -> pd.DataFrame:

@@ -26,6 +26,12 @@ MARKERS = "osD^vPX"
 TERMS = {"l1": "L1", "charbonnier": "Charbonnier", "mse": "MSE", "dct": "DCT", "kd": "distillation"}
 
 
+def _panels(width: float, height: float, *grid: int, **options: Any) -> tuple[Figure, Any]:
+    """A figure of that size (inches), and its axes, `grid` rows and columns."""
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(*grid, **options)
+
+
 def _picture(axes: Axes, image_255: np.ndarray, title: str) -> None:
     """Draw pixels (H, W, 3) without an axis, the title centred above."""
     axes.imshow(np.clip(np.round(image_255), 0, 255).astype(np.uint8))
@@ -66,8 +72,8 @@ def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, siz
         local = f", here {psnr_rgb(sr[part], hr[part]):.2f}" if here else ""
         panels.append((sr[part], f"{name}\n{psnr_rgb(sr, hr):.2f} dB{local}"))
     panels.append((hr[part], f"HR\n{width} × {height} px"))
-    figure = Figure(figsize=(2.3 * len(panels), 2.8))
-    for axes, (image, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    figure, grid = _panels(2.3 * len(panels), 2.8, 1, len(panels))
+    for axes, (image, title) in zip(grid, panels, strict=True):
         _picture(axes, image, title)
     return figure
 
@@ -76,8 +82,7 @@ def crops(lr: np.ndarray, results: Mapping[str, np.ndarray], hr: np.ndarray, siz
 def patch_grid(lr: Tensor, hr: Tensor) -> Figure:
     """The first six patches of a batch, LR (B, 3, p, p) above HR (B, 3, 3p, 3p), uint8."""
     count = min(6, len(lr))
-    figure = Figure(figsize=(1.5 * count, 3.4))
-    grid = figure.subplots(2, count, squeeze=False)
+    figure, grid = _panels(1.5 * count, 3.4, 2, count, squeeze=False)
     for row, (name, batch) in enumerate((("LR", lr), ("HR", hr))):
         for index in range(count):
             title = f"{name}, {batch.shape[-1]} × {batch.shape[-2]} px" if index == 0 else ""
@@ -107,8 +112,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "",
     The terms are drawn before the weights of `loss`, which the legend names.
     """
     rows = pd.DataFrame(history).set_index("step")
-    figure = Figure(figsize=(9, 3.3))
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _panels(9, 3.3, 1, 2)
     names = [name for name in ("loss", *TERMS) if name in rows]
     if len(names) == 2 and rows[names[0]].equals(rows[names[1]]):
         names = names[1:]  # a loss of one term
@@ -145,8 +149,7 @@ def _map(where: Axes, counts: Axes, values: np.ndarray, limits: tuple[float, flo
 @style.context(STYLE)
 def confidence(weights: np.ndarray, hr: np.ndarray) -> Figure:
     """The image, the map w(p) of distillation weights (H, W) in 0..1, and their histogram."""
-    figure = Figure(figsize=(10, 3))
-    image, where, counts = figure.subplots(1, 3)
+    figure, (image, where, counts) = _panels(10, 3, 1, 3)
     _picture(image, hr, "photograph")
     _map(where, counts, weights, (0, 1), "viridis", "weight w(p)")
     where.set_title("distillation weight w(p)", loc="center", fontsize=10)
@@ -161,8 +164,7 @@ def error_map(one: np.ndarray, other: np.ndarray, title: str) -> Figure:
     The scale ends at ±4 grey levels of 255 in every figure, so that they can be compared.
     """
     difference = (one.astype(np.float64) - other.astype(np.float64)).mean(2)
-    figure = Figure(figsize=(9, 3.4))
-    where, counts = figure.subplots(1, 2)
+    figure, (where, counts) = _panels(9, 3.4, 1, 2)
     _map(where, counts, difference, (-4, 4), "RdBu_r", "difference (grey levels of 255)")
     where.set_title(title)
     counts.set_title(f"root mean square {np.sqrt((difference**2).mean()):.2f}")
@@ -177,8 +179,7 @@ def _name_layers(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 @style.context(STYLE)
 def layer_sqnr(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Rows of `quantisation.layer_sqnr`, one bar a layer; none where the number is infinite."""
-    figure = Figure(figsize=(max(6, 0.65 * len(rows)), 3.3))
-    axes = figure.subplots()
+    figure, axes = _panels(max(6, 0.65 * len(rows)), 3.3)
     heights = np.array([row.get("sqnr_db") for row in rows], np.float64)
     drawn = axes.bar(np.arange(len(rows)), np.where(np.isfinite(heights), heights, np.nan))
     axes.bar_label(drawn, fmt="%.3g", fontsize=8, padding=1)
@@ -194,8 +195,9 @@ def layer_ranges(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Rows of `quantisation.layer_ranges`, in grey levels; without a grid the bar spans the values.
     """
-    figure, at = Figure(figsize=(max(6, 0.65 * len(rows)), 4.8)), np.arange(len(rows))
-    spans, steps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    figure, (spans, steps) = _panels(max(6, 0.65 * len(rows)), 4.8, 2, 1, sharex=True,
+                                     height_ratios=(3, 2))
+    at = np.arange(len(rows))
     start = np.array([row.get("grid_low", row["low"]) for row in rows])
     end = np.array([row.get("grid_high", row["high"]) for row in rows])
     spans.bar(at, end - start, bottom=start, width=0.6, color="C5", label="grid")
@@ -216,10 +218,6 @@ def layer_ranges(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-PRECISIONS = {"fp32": "FP32 (fake-quantised)", "int8": "INT8 file"}
-"""Of Table C's rows."""
-
-
 @style.context(STYLE)
 def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """PSNR of Table C's networks on the validation images in FP32 and INT8, from measured rows."""
@@ -232,11 +230,11 @@ def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
         figure.suptitle(f"{title}: nothing measured", y=0.5, verticalalignment="center")
         return figure
     names = list(found["row"].unique())
-    figure = Figure(figsize=(max(5, 1.8 * len(names)), 3.4))
-    axes = figure.subplots()
+    figure, axes = _panels(max(5, 1.8 * len(names)), 3.4)
     for index, (precision, part) in enumerate(found.groupby("precision")):
         drawn = axes.bar([names.index(name) + 0.4 * index for name in part["row"]], part["value"],
-                         0.38, label=PRECISIONS[precision], yerr=part["sd"].astype(float), capsize=3)
+                         0.38, yerr=part["sd"].astype(float), capsize=3, label={
+                             "fp32": "FP32 (fake-quantised)", "int8": "INT8 file"}[precision])
         axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
     low, high = found["value"].min(), found["value"].max()
     margin = 0.15 * (high - low) or 0.1
@@ -251,8 +249,7 @@ def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
 @style.context(STYLE)
 def quality_against_cost(points: pd.DataFrame) -> Figure:
     """Points of `costs.cost_points` by PSNR and multiply-accumulates, the cost logarithmic."""
-    figure = Figure(figsize=(8, 4.6))
-    axes = figure.subplots()
+    figure, axes = _panels(8, 4.6)
     for (group, part), marker in zip(points.groupby("group", sort=False), MARKERS, strict=False):
         axes.scatter(part["macs"], part["psnr"], label=group, s=36, marker=marker)
     axes.set(xlabel="multiply-accumulates per LR pixel (thousands)", xscale="log",
@@ -275,8 +272,7 @@ def quality_against_cost(points: pd.DataFrame) -> Figure:
 @style.context(STYLE)
 def cubic_kernels() -> Figure:
     """Both bicubic kernels for enlarging (left), and MATLAB's, widened, for making LR (right)."""
-    figure = Figure(figsize=(9.2, 3))
-    up, down = figure.subplots(1, 2)
+    figure, (up, down) = _panels(9.2, 3, 1, 2)
     x, wide = np.linspace(-2.5, 2.5, 501), np.linspace(-7, 7, 701)
     for line, (name, a) in zip(("-", "--"), KERNELS.items(), strict=True):
         label = f"{'PyTorch' if name == 'torch' else 'MATLAB'}: a = {a:g}"
@@ -299,8 +295,7 @@ def fake_quant() -> Figure:
 
     The grid has 8 steps of width 1, of which the fourth stands for 0; 256 nobody could see.
     """
-    figure = Figure(figsize=(9.2, 3))
-    stairs, slope = figure.subplots(1, 2)
+    figure, (stairs, slope) = _panels(9.2, 3, 1, 2)
     x = np.linspace(-5, 6, 2000)
     stairs.plot(x, x, color="0.6", linewidth=1, label="x")
     stairs.plot(x, np.clip(np.round(x), -3, 4), label="x̂")
@@ -321,8 +316,7 @@ def int8_grid(row: Mapping[str, Any]) -> Figure:
     spans = np.clip([row["channel_low"], row["channel_high"]], low, high).T
     spans = spans[np.argsort(spans[:, 0] - spans[:, 1], kind="stable")]
     used = np.round((spans[:, 1] - spans[:, 0]) / step).astype(int) + 1
-    figure = Figure(figsize=(9.2, 3.4))
-    grid, counts = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure, (grid, counts) = _panels(9.2, 3.4, 1, 2, width_ratios=(3, 2))
     grid.hlines(np.arange(len(spans)), spans[:, 0], spans[:, 1], color="C0", linewidth=2.2)
     grid.axvline(0, color="C1", linewidth=1.4)
     grid.set(xlabel=f"value (grey levels), from the grid's {low:.3g} to its {high:.3g}",
@@ -340,8 +334,7 @@ def int8_grid(row: Mapping[str, Any]) -> Figure:
 @style.context(STYLE)
 def shares(found: pd.DataFrame) -> Figure:
     """Lines of `training.gradient_shares`: each term's part of the loss and of its gradient."""
-    figure = Figure(figsize=(9.2, 0.5 * len(found) + 1.5))
-    axes = figure.subplots()
+    figure, axes = _panels(9.2, 0.5 * len(found) + 1.5)
     parts = 100 * found[["value share", "gradient share"]].set_axis(
         ["share of the value", "share of the gradient"], axis=1)
     parts.set_index(found["term"].replace(TERMS)).plot.barh(ax=axes, width=0.78)
@@ -359,8 +352,7 @@ def shares(found: pd.DataFrame) -> Figure:
 @style.context(STYLE)
 def equal_scores() -> Figure:
     """The leaderboard in time and PSNR, with lines of equal score: 1 dB is worth two halvings."""
-    figure = Figure(figsize=(9.2, 3.8))
-    axes = figure.subplots()
+    figure, axes = _panels(9.2, 3.8)
     times, levels = np.geomspace(3, 70, 200), np.linspace(29.6, 30.15, 100)
     values = np.array([[score(psnr, ms) for ms in times] for psnr in levels])
     marks = [1, 2, 4, 8, 16]
@@ -389,8 +381,8 @@ def equal_scores() -> Figure:
 def mean_drift(images: pd.DataFrame) -> Figure:
     """How far TensorFlow's float32 mean is off for uniform numbers, by size; SSIM of real images
     (of `evaluation.committed_div2k`)."""
-    figure = Figure(figsize=(9.2, 3.6) if len(images) else (5, 3.6))
-    first, *second = figure.subplots(1, 2 if len(images) else 1, squeeze=False)[0]
+    both = len(images) > 0
+    figure, ((first, *second),) = _panels(9.2 if both else 5, 3.6, 1, 1 + both, squeeze=False)
     sizes = np.geomspace(2**14, 2160 * 3840, 24).astype(int)
     for low in (0.9, 0.8, 0.5):
         numbers = np.random.default_rng(0).uniform(low, 1, sizes[-1]).astype(np.float32)

@@ -24,16 +24,14 @@ MOST = 6
 
 
 class Comparison(NamedTuple):
-    """A run beside its reference.
-
-    values: `KEY`, `here`, `there`, `allowed`, `agrees`; one line a value that both have.
-    different: by notebook, the settings that differ; its values are not compared.
-    missing: how many values of the reference have no counterpart in notebooks that are compared.
-    """
+    """A run beside its reference."""
 
     values: pd.DataFrame
+    """`KEY`, `here`, `there`, `allowed`, `agrees`; one line a value that both have."""
     different: dict[str, list[str]]
+    """By notebook, the settings that differ; its values are not compared."""
     missing: int
+    """How many values of the reference have no counterpart in notebooks that are compared."""
 
 
 def kind_of(table: str, row: str, precision: str) -> str:
@@ -116,7 +114,8 @@ def reference_text(source: Run | Results) -> str:
                  "by more than two machines do:"]
         apart = (beyond["here"] - beyond["there"]).abs() / beyond["allowed"]
         lines += [f"  {row.record} {row.table} {row.row} {row.precision} {row.metric} on "
-                  f"{row.dataset}: {row.here:.4f}, there {row.there:.4f}, at most ±{row.allowed:.4f}"
+                  f"{row.dataset}: {row.here:.4f}, there {row.there:.4f}, "
+                  f"at most ±{row.allowed:.4f}"
                   for row in beyond.loc[apart.nlargest(MOST).index].itertuples()]
         lines += [f"  and {len(beyond) - MOST} more"] if len(beyond) > MOST else []
     lines += [f"  {name} was not compared: {'; '.join(fields[:MOST])}"

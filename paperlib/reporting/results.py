@@ -39,12 +39,7 @@ WEAKEST = (Verdict.MISSED, Verdict.FAILS, Verdict.UNDECIDED, Verdict.ONE_SEED, V
 
 
 class Results:
-    """A run's records, read and checked once; hand it down instead of the run.
-
-    Attributes:
-        records: by name, in the notebooks' order; a damaged one is a `UserError`.
-        rows: every measured row, one line each (`paperlib.run.tidy_rows`).
-    """
+    """A run's `records`, read once, and their `rows`, one line each (`paperlib.run.tidy_rows`)."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -59,10 +54,8 @@ class Results:
 
     @cached_property
     def scores(self) -> dict[Key, dict[str, Any]]:
-        """The lines of `rows` on the validation images, with None for what is empty.
-
-        Where `SAME_NETWORK` stands in for a row, the field `also` names the row that was measured.
-        """
+        """The lines of `rows` on the validation images, with None for what is empty; the field
+        `also` names the row that `SAME_NETWORK` stands in for."""
         rows = self.rows[self.rows["dataset"] == DATASET].astype(object)
         lines = rows.where(rows.notna(), None).to_dict("records")
         found = {(line["table"], line["row"], line["precision"], line["metric"]): line
@@ -81,10 +74,8 @@ class Results:
                      if key == (table, row, key[2], "psnr")), None)
 
     def papers(self, *keys: Key) -> bool:
-        """Whether data, schedule and method behind numbers are the paper's.
-
-        Whether the photographs are DIV2K's (by name, count and hash) is what notebook 01 recorded.
-        """
+        """Whether data (as notebook 01 recorded), schedule and method behind numbers are the
+        paper's."""
         if self.records.get("01_data", {}).get("inputs", {}).get("is_paper_data") is not True:
             return False
         also = {key for key in keys if self.scores.get(key, {}).get("also")}
@@ -93,11 +84,8 @@ class Results:
 
     @cached_property
     def claims(self) -> list[dict[str, Any]]:
-        """The paper's claims in PSNR, in the order of `verdicts.CLAIMS`, one dict each.
-
-        claim: its text. reported: the paper's difference in dB. effect, low, high, seeds, images:
-        see `Effect`, None where not measured. verdict. reported_inside: "yes" or "no", "" without
-        interval. remarks: a list.
+        """The paper's claims in PSNR, in the order of `verdicts.CLAIMS`: text, `reported` in dB,
+        fields of `Effect` (None: not measured), verdict, `reported_inside` (yes, no, ""), remarks.
         """
         return [self._judged(claim, "psnr") for claim in CLAIMS]
 
@@ -128,9 +116,9 @@ class Results:
         """A claim beside what was measured."""
         paper = claim.reported(metric)
         answer: dict[str, Any] = {
-            "claim": claim.text, "reported": paper, "effect": None, "low": None, "high": None,
-            "seeds": None, "images": None, "verdict": Verdict.NOT_RUN, "reported_inside": "",
-            "remarks": []}
+            "claim": claim.text, "reported": paper, "verdict": Verdict.NOT_RUN,
+            "reported_inside": "", "remarks": [],
+            **dict.fromkeys(("effect", "low", "high", "seeds", "images"))}
         models = *claim.plus, *claim.minus
         keys = [(*claim.measured_as.get(model, model), metric) for model in models]
         found = [self._beside(key) for key in keys]

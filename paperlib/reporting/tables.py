@@ -1,10 +1,9 @@
 """A run's tables for the eye and as files (paper section 7)."""
 
 import html
-from collections.abc import Callable, Sequence
-from io import StringIO
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -149,10 +148,9 @@ def leaderboard() -> pd.DataFrame:
     for row, (psnr, ms) in entries().items():
         value = lambda precision, metric, row=row: reported().get(("A", row, precision, metric))
         full = value("fp32", "psnr")
+        both = f"{full:.2f} / {value('fp32', 'ssim'):.4f}" if full else "not reported"
         lines.append({
-            "entry": row,
-            "FP32 PSNR / SSIM": f"{full:.2f} / {value('fp32', 'ssim'):.4f}" if full
-            else "not reported",
+            "entry": row, "FP32 PSNR / SSIM": both,
             "INT8 PSNR / SSIM": f"{psnr:.2f} / {value('int8', 'ssim'):.4f}",
             "INT8 costs (dB)": f"{full - psnr:.2f}" if full else "", "NPU (ms)": f"{ms:g}",
             "score": f"{value('int8', 'score'):.1f}",
@@ -160,17 +158,7 @@ def leaderboard() -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-class Change(NamedTuple):
-    """A row of Table D or of the switches beside the row that it differs from by one setting."""
-
-    row: str
-    value: float
-    against: str
-    effect: Effect
-    word: str
-
-
-def differences(source: Run | Results) -> list[Change]:
+def changes(source: Run | Results) -> pd.DataFrame:
     """Stage 3's choices, one changed at a time, in PSNR; empty where 07 has not run stage 3."""
     rows = {key[:2]: row for key, row in Results.of(source).scores.items()
             if key[0] in ("D", "switches") and key[3] == "psnr"}
@@ -184,16 +172,10 @@ def differences(source: Run | Results) -> list[Change]:
         base = next((base for base in bases if base in rows and base != key), PUBLISHED)
         if key != PUBLISHED:
             effect = paired([row, rows[base]])
-            lines.append(Change(key[1], row["value"], base[1], effect, change_word(effect)))
-    return lines
-
-
-def changes(source: Run | Results) -> pd.DataFrame:
-    """`differences` for the eye."""
-    return pd.DataFrame([
-        {"stage 3": name(line.row), "INT8 PSNR RGB (dB)": f"{line.value:.3f}",
-         "against": name(line.against), "difference (dB)": str(line.effect),
-         "so it is": line.word} for line in differences(source)])
+            lines.append((name(key[1]), f"{row['value']:.3f}", name(base[1]), str(effect),
+                          change_word(effect)))
+    return pd.DataFrame(lines, columns=["stage 3", "INT8 PSNR RGB (dB)", "against",
+                                        "difference (dB)", "so it is"])
 
 
 ABSTRACT = (
@@ -262,8 +244,9 @@ def markdown(data: pd.DataFrame) -> Markup:
 def csv_text(table: pd.DataFrame) -> str:
     """One of `Results.tables` as CSV, numbers to six decimals."""
     def cell(value: Any) -> str:
-        text = "" if value is None else str(value)
-        return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else text
+        if isinstance(value, float):
+            return f"{value:.6f}".rstrip("0").rstrip(".")
+        return "" if value is None else str(value)
 
     return table.map(cell).to_csv(index=False, lineterminator="\n")
 
@@ -283,28 +266,16 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"no table at {path}. Run `paperlib reproduce` first, or name another "
                         "folder with --out.")
     with reading(path, "a table of this kit"):
-        text = path.read_text(encoding="utf-8")
-        if not text.replace("\n", "").isprintable():
-            raise ValueError("it has characters that are no text")
-        data = pd.read_csv(
-            StringIO(text), keep_default_na=False, na_values=dict.fromkeys(NUMBERS, ""),
+        return pd.read_csv(
+            path, usecols=COLUMNS, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, ""),
             dtype=dict.fromkeys(COLUMNS, str) | dict.fromkeys(NUMBERS, float))
-        if tuple(data.columns) != COLUMNS:
-            raise ValueError("it has other columns; run `paperlib reproduce` again")
-        data["verdict"] = [Verdict(word).value for word in data["verdict"]]
-    return data
-
-
-FORMATS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
-    "text": ("{}", lambda data: data.to_string(index=False)),
-    "markdown": ("## {}\n", markdown),
-    "latex": ("% {}", lambda data: data.to_latex(index=False, escape=True))}
-"""Format → how it writes a heading, and a table."""
 
 
 def format_tables(out: str | Path, fmt: str = "text") -> str:
-    """The tables of a results folder for `paperlib table`, in one of `FORMATS`."""
-    heading, body = FORMATS[fmt]
+    """The tables of a results folder for `paperlib table`, as text, markdown or latex."""
+    heading, body = {"text": ("{}", lambda data: data.to_string(index=False)),
+                     "markdown": ("## {}\n", markdown),
+                     "latex": ("% {}", lambda data: data.to_latex(index=False, escape=True))}[fmt]
     parts = []
     for table, title in TABLES.items():
         lines = read_table(Path(out) / "tables" / f"{table}.csv")

@@ -5,7 +5,6 @@ notebooks, their exported pages and the report, without a library and without a 
 """
 
 import base64
-import html
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +16,14 @@ import ipywidgets
 import numpy as np
 from IPython.display import HTML, display
 from IPython.display import Image as Still
-from matplotlib import style
+from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
 from paperlib.data.photographs import Pair
 from paperlib.files import atomic_path
 from paperlib.reporting.figures import crops, most_detailed
-from paperlib.run import STYLE, Run
+from paperlib.run import Run
 from paperlib.settings import SCALE
 
 STYLESHEET = Path(__file__).with_name("compare.css")
@@ -67,11 +66,11 @@ def explore(
         place = (round(down / 100 * height), round(across / 100 * width))
         figure = draw(photograph, [left, right], 360 // zoom, place)
         figure.set_size_inches(13, 4)
-        display(_still(figure, photograph))
+        display(Run.show(figure, photograph))
 
     first = images[0]
     if not interactive():
-        return _still(draw(first.name, labels, 120), f"{first.name}, most detailed part")
+        return Run.show(draw(first.name, labels, 120), f"{first.name}, most detailed part")
     top, left = most_detailed(first.hr, 90)
     height, width = first.hr.shape[:2]
     slow = {"continuous_update": False, "readout_format": ".0f"}
@@ -82,12 +81,6 @@ def explore(
         across=ipywidgets.FloatSlider(100 * left / width, description="across, %", **slow),
         down=ipywidgets.FloatSlider(100 * top / height, description="down, %", **slow))
     return None
-
-
-def _still(figure: Figure, alt: str) -> Still:
-    with style.context(STYLE):
-        figure.savefig(buffer := BytesIO(), format="png")
-    return Still(buffer.getvalue(), format="png", width=round(figure.get_figwidth() * 80), alt=alt)
 
 
 def save_comparison(run: Run, photograph: str, images: Mapping[str, np.ndarray]) -> HTML:
@@ -134,21 +127,7 @@ def data_url(picture: bytes) -> str:
 def divider(photograph: str, pictures: Mapping[str, bytes]) -> str:
     """HTML of one comparison: the first label left, the last but one (before the original) right;
     the page must hold `STYLESHEET` and `PICK` once."""
-    labels, name = [html.escape(label) for label in pictures], html.escape(photograph)
-    sides = {"over": 0, "under": max(len(labels) - 2, 1)}
-
-    def menu(side: str, role: str) -> str:
-        options = "".join(f'<option value="{index}"{" selected" * (index == sides[role])}>'
-                          f"{label}</option>" for index, label in enumerate(labels))
-        return f'<label>{side} <select onchange="pick(this, \'{role}\')">{options}</select></label>'
-
-    images = ""
-    for index, (label, picture) in enumerate(zip(labels, pictures.values(), strict=True)):
-        roles = " ".join(role for role, chosen in sides.items() if chosen == index)
-        images += f'<img class="{roles}" alt="{name}, {label}" src="{data_url(picture)}">'
-    return (f'<figure class="compare"><div class="stack">{images}<span class="bar"></span>'
-            f'<input type="range" min="0" max="100" value="50" step="0.5" '
-            f'aria-label="divider between the two versions of {name}" oninput='
-            f'"this.parentNode.style.setProperty(\'--at\', this.value + \'%\')"></div>'
-            f'<figcaption>{menu("left", "over")} {menu("right", "under")} '
-            f'<span>{name}</span></figcaption></figure>')
+    environment = Environment(loader=FileSystemLoader(STYLESHEET.parent), autoescape=True)
+    return environment.get_template("divider.html.jinja").render(
+        name=photograph, under=max(len(pictures) - 2, 1),
+        pictures={label: data_url(picture) for label, picture in pictures.items()})

@@ -1,8 +1,4 @@
-"""Notebooks without a browser: running one by papermill in this very Python, and as HTML.
-
-The kernel gets an environment of its own (allocator, quiet progress); its training lines are passed
-on to the terminal while it works.
-"""
+"""Notebooks without a browser: running one by papermill in this very Python, and as HTML."""
 
 import json
 import os
@@ -18,18 +14,16 @@ import nbformat
 import papermill
 import zmq
 from ipykernel.kernelspec import write_kernel_spec
-from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from paperlib.environment import KERNEL_ENVIRONMENT, silence_native_stderr, to_portable
 from paperlib.errors import UserError
 from paperlib.files import explained, reading, temporary_folder, write_text
-from paperlib.run import Run
+from paperlib.run import Run, plain
 
 PARAMETERS = ("profile", "out", "overrides")
 """What every notebook takes."""
@@ -40,22 +34,13 @@ KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
 """A worker process of a kernel prints to the terminal; captured as well, its lines come twice."""
 
 
-SETTING = re.compile(r"\bsettings?\b|\b(data|student|teacher|stage\d|quant|export|ablation)\.[a-z]")
-"""What the message of an error names that settings cause."""
-
-
 class NotebookError(Exception):
     """A notebook that stopped; the message is its error's last line."""
 
-    of_settings = False
-    """Whether to run it again with the same settings would change nothing."""
-
 
 def find_notebooks(folder: Path) -> list[Path]:
-    """The numbered notebooks of a folder in order, each with exactly the parameters `PARAMETERS`.
-
-    papermill only warns of a parameter that a notebook does not have; this refuses the notebook.
-    """
+    """The numbered notebooks of a folder in order, each with exactly the parameters `PARAMETERS`,
+    for papermill only warns of one that a notebook does not have."""
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
         raise UserError(f"no numbered notebooks in {folder}. Run from a clone of the repository.")
@@ -104,15 +89,6 @@ class _TrainingLines:
         """Nothing is held back."""
 
 
-def _named(value: Any, out: Path | None) -> Any:
-    """Part of an executed notebook without the paths of this machine."""
-    if isinstance(value, dict):
-        return {key: _named(part, out) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_named(part, out) for part in value]
-    return to_portable(value, out) if isinstance(value, str) else value
-
-
 def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> None:
     """Run a notebook; its executed copy goes to `target`, also when it fails or is interrupted.
 
@@ -132,7 +108,7 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
 
         def keep() -> None:
             if copy.is_file():
-                notebook = _named(json.loads(copy.read_text(encoding="utf-8")), out)
+                notebook = plain(json.loads(copy.read_text(encoding="utf-8")), out)
                 write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
         try:
@@ -146,9 +122,7 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
             last = (str(error.evalue).strip().splitlines() or ["no message"])[-1]
             if error.ename in ("MemoryError", "_ArrayMemoryError"):
                 kind = "not enough memory: close other programs, or take a smaller profile: "
-            failure = NotebookError(kind + last)
-            failure.of_settings = error.ename == "UserError" and bool(SETTING.search(last))
-            raise failure from error
+            raise NotebookError(kind + last) from error
         except DeadKernelError as error:
             keep()
             raise NotebookError("its kernel died: crashed, or killed (for lack of memory, say); "
@@ -164,41 +138,32 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
         keep()
 
 
-class _Renderer(IPythonRenderer):
-    """nbconvert's Markdown, with formulas as MathML instead of by a script from the network."""
-
-    def block_math(self, body: str) -> str:
-        return _typeset(body, "block") or super().block_math(body)
-
-    def inline_math(self, body: str) -> str:
-        return _typeset(body, "inline") or super().inline_math(body)
+FORMULA = re.compile(r"`[^`]*`|\$\$(.+?)\$\$|\$([^$]+)\$", re.DOTALL)
+"""Code of Markdown, which is left alone, or a formula in it: a block, or within a line."""
 
 
-def _typeset(body: str, display: str) -> str:
-    """A formula as MathML; "" where it is none, as between two dollars in a reader's own words."""
+def _typeset(found: re.Match[str]) -> str:
+    """A formula as MathML; as it was where it is none, as between two dollars of a reader."""
+    block, inline = found.groups()
     try:
-        return convert(body.strip(), display=display)
+        display = "block" if block else "inline"
+        return convert((block or inline).strip(), display=display) if block or inline else found[0]
     except Exception:  # latex2mathml raises many kinds for what it cannot read
-        return ""
-
-
-class _Exporter(HTMLExporter):
-    @pass_context
-    def markdown2html(self, context: Any, source: str) -> str:
-        attachments = context.get("cell", {}).get("attachments", {})
-        renderer = _Renderer(escape=False, attachments=attachments)
-        return MarkdownWithMath(renderer=renderer).render(source)
+        return found[0]
 
 
 def to_html(run: Run) -> list[Path]:
     """A run's executed notebooks as HTML beside them that loads nothing (widgets as plain text)."""
     names = ("require_js", "mathjax", "mermaid_js", "mermaid_layout_elk_js", "jquery",
              "jupyter_widgets_base")
-    exporter = _Exporter(template_name="lab", **{f"{name}_url": "" for name in names})
+    exporter = HTMLExporter(template_name="lab", **{f"{name}_url": "" for name in names})
     pages = []
     for path in sorted((run.out / "notebooks").glob("[0-9]*.ipynb")):
         with reading(path, "a notebook"):
             notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = FORMULA.sub(_typeset, cell.source)
         text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
         pages.append(write_text(path.with_suffix(".html"), to_portable(text, run.out)))
     return pages

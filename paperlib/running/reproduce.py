@@ -24,14 +24,8 @@ from paperlib.reporting.report import write_report, write_summary
 from paperlib.reporting.results import Results
 from paperlib.reporting.tables import write_tables
 from paperlib.run import Run, open_run
-from paperlib.running.notebooks import (
-    NotebookError,
-    execute,
-    find_notebooks,
-    kernel_environment,
-    notebook_hash,
-    to_html,
-)
+from paperlib.running import notebooks
+from paperlib.running.notebooks import NotebookError, execute, notebook_hash
 from paperlib.training.ablations import check_switches
 from paperlib.weights import start_file
 
@@ -76,14 +70,13 @@ def is_current(run: Run, name: str, fingerprint: str, state: Mapping[str, Any]) 
     if known is None or known["fingerprint"] != fingerprint or not known.get("files"):
         return False
 
-    def unchanged(files: Mapping[str, str]) -> bool:
-        places = {from_portable(file, run.out): expected for file, expected in files.items()}
-        return all(path.is_file() and sha256_file(path) == expected
-                   for path, expected in places.items())
+    def unchanged(file: str, expected: str) -> bool:
+        path = from_portable(file, run.out)
+        return path.is_file() and sha256_file(path) == expected
 
-    return unchanged(known["files"]) and unchanged({
-        entry["file"]: entry["sha256"] for entry in run.read_record(name)["inputs"].values()
-        if isinstance(entry, dict)})
+    return all(unchanged(*written) for written in known["files"].items()) and all(
+        unchanged(entry["file"], entry["sha256"])
+        for entry in run.read_record(name)["inputs"].values() if isinstance(entry, dict))
 
 
 def _written(run: Run, name: str) -> dict[str, str]:
@@ -127,16 +120,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _select(paths: Sequence[Path], first: str, last: str) -> list[Path]:
-    numbers = [path.stem[:2] for path in paths]
-    for number in (first, last):
-        if number not in numbers:
-            raise UserError(f"no notebook {number!r}. There are {', '.join(numbers)}.")
-    if first > last:
-        raise UserError(f"--from {first} comes after --until {last}. Exchange them.")
-    return [path for path in paths if first <= path.stem[:2] <= last]
-
-
 def reproduce(
     profile: str | None = None, out: str | Path | None = None, first: str = "01", last: str = "07",
     overrides: dict[str, Any] | None = None, force: bool = False, folder: Path | None = None,
@@ -146,8 +129,7 @@ def reproduce(
     Args:
         profile, out, overrides: see `paperlib.run.open_run`.
         first, last: numbers of notebooks, two digits.
-        force: run notebooks again that are current. Finished trainings are still not repeated;
-            delete their folder under checkpoints/ for that.
+        force: run notebooks again that are current; finished trainings are not repeated.
         folder: where the notebooks lie; None: the clone's.
 
     Returns:
@@ -155,9 +137,15 @@ def reproduce(
     """
     run, overrides = open_run(profile, out, overrides), overrides or {}
     check_switches(run.settings)
-    paths = find_notebooks(folder or root() / "notebooks")
-    chosen = _select(paths, first, last)
-    with file_lock(run.out / ".lock"), kernel_environment():
+    paths = notebooks.find_notebooks(folder or root() / "notebooks")
+    numbers = [path.stem[:2] for path in paths]
+    for number in (first, last):
+        if number not in numbers:
+            raise UserError(f"no notebook {number!r}. There are {', '.join(numbers)}.")
+    if first > last:
+        raise UserError(f"--from {first} comes after --until {last}. Exchange them.")
+    chosen = [path for path in paths if first <= path.stem[:2] <= last]
+    with file_lock(run.out / ".lock"), notebooks.kernel_environment():
         remove_stale(run.out)
         prints, state = fingerprints(paths, run), _read_state(run.out / STATE)
         due = [path.stem for path in chosen
@@ -178,8 +166,7 @@ def reproduce(
                 done = _one(path, run, overrides)
             except NotebookError as error:
                 copy = run.out / "notebooks" / path.name
-                again = "" if error.of_settings else f"\n{resume}"
-                print(f"{label}: failed: {error}\n      executed copy: {copy}{again}",
+                print(f"{label}: failed: {error}\n      executed copy: {copy}\n{resume}",
                       file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
@@ -219,6 +206,6 @@ def write_results(
     results = Results(run)
     write_tables(results)
     write_summary(results)
-    to_html(run)
+    notebooks.to_html(run)
     write_report(results)
     print(f"\n{ending_text(results)}", flush=True)

@@ -1,10 +1,9 @@
 """Tables B, C and D and the abstract's sentences as short trainings on one schedule (section 7).
 
-Tables C and D follow the paper's method whatever the run's own: C is the whole pipeline with each
-block, D stage 3 with teachers of several weights. Every variant is a change of settings that a user
-could ask for with `--set`. A training lies in `checkpoints/ablation/`, resumes, and has a record of
-its own, `records/07/<name>-<seed>.json`; with that it is not repeated. To join the trainings of two
-runs, copy the records of one into the other's folder.
+Tables C and D follow the paper's method whatever the run's own. Every variant is a change of
+settings that a user could ask for with `--set`. A training lies in `checkpoints/ablation/`,
+resumes, and has a record of its own, `records/07/<name>-<seed>.json`; with that it is not repeated.
+To join the trainings of two runs, copy the records of one into the other's folder.
 """
 
 import json
@@ -26,18 +25,10 @@ from paperlib.export.convert import export_ptq, export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
 from paperlib.profiles import EXCEPTIONS, METHODS, STAGE3_LOSS
-from paperlib.quantisation.diagnostics import layer_sqnr
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.run import Run, rows_over_seeds
-from paperlib.settings import (
-    LossSettings,
-    Settings,
-    StudentSettings,
-    nearest,
-    override,
-    settings_hash,
-)
+from paperlib.settings import Settings, StudentSettings, nearest, override, settings_hash
 from paperlib.student.graph import macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 from paperlib.training import stages
@@ -55,16 +46,11 @@ PUBLISHED = {field: value for field, value in METHODS["paper"].items()
 """Stage 3 as published, whatever its start: quantiser, loss, teacher, sampling, EMA."""
 
 
-def _teacher_times(factor: float) -> dict[str, Any]:
-    """The published λ(t) as a whole so many times larger."""
-    return {f"stage3.loss.{name}": factor * STAGE3_LOSS[name]
-            for name in ("kd", "kd_mid", "kd_low")}
-
-
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "kd_1": {}, "kd_0": NO_TEACHER, "kd_10": _teacher_times(10), "kd_100": _teacher_times(100),
-    "ortho_kd_1": ORTHO, "ortho_kd_0": ORTHO | NO_TEACHER,
-}
+    "kd_1": {}, "kd_0": NO_TEACHER,
+    **{f"kd_{factor}": {f"stage3.loss.{name}": factor * STAGE3_LOSS[name]
+                        for name in ("kd", "kd_mid", "kd_low")} for factor in (10, 100)},
+    "ortho_kd_1": ORTHO, "ortho_kd_0": ORTHO | NO_TEACHER}
 """Table D: stage 3 as published with the teacher's weight 0, published, 10 and 100 times as large;
 and with an orthonormal DCT, 0 and published. Paired by seed: the same patches, the same start."""
 REPORTED = {"kd_1": "qat_teacher", "kd_0": "qat_direct"}
@@ -73,8 +59,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "teacher_none": NO_TEACHER,
     "teacher_student": {"teacher.stage3": "student"},
     "loss_published": {"teacher.stage3": "same"} | {
-        f"stage3.loss.{name}": value
-        for name, value in LossSettings(**STAGE3_LOSS).model_dump().items()},
+        field: value for field, value in PUBLISHED.items() if field.startswith("stage3.loss.")},
     "dct_off": {"stage3.loss.dct": 0.0},
     "confidence_off": {"stage3.loss.confidence": False},
     "quantiser_paper": {field: value for field, value in PUBLISHED.items()
@@ -124,8 +109,8 @@ def sizes(archs: Sequence[str]) -> pd.DataFrame:
 def _short(settings: Settings, seed: int, changes: dict[str, Any]) -> Settings:
     """Settings of an ablation training: the short schedule, validated once, at the end.
 
-    A warm-up becomes a tenth at least: a fiftieth of 1,500 steps let a RepConv network's last block
-    die. EMA 0.999 would still contain the initial weights of a shorter stage.
+    A warm-up becomes a tenth at least: in a fiftieth of 1,500 steps a RepConv network's last block
+    died. EMA 0.999 would still contain the initial weights of a shorter stage.
     """
     size, short = settings.ablation, {"seed": seed}
     if settings.stage1.warmup:
@@ -196,9 +181,8 @@ def _stage3(run: Run, data: Data, fused: Any, folder: str, settings: Settings) -
 def _network(run: Run, data: Data, arch: str, settings: Settings) -> Rows:
     """A row of Table C, the paper's pipeline with a block, or of B, without stage 2 and teacher.
 
-    In float, fake-quantised in PyTorch (C's "FP32" column) and as files. The paper does not say how
-    it trained B's networks. They begin at bilinear enlargement: with PyTorch's start FSRCNN stays
-    below bicubic after 3,000 steps. Their skip is an ADD, since they have no other.
+    In float, fake-quantised in PyTorch (C's "FP32" column) and as files. B's networks begin at
+    bilinear enlargement: with PyTorch's start FSRCNN stays below bicubic after 3,000 steps.
     """
     table, folder = TABLES[arch], _folder(run, settings, arch)
     stages.stage1(run, data, f"{folder}stage1", settings)
@@ -233,13 +217,8 @@ def _variant(run: Run, data: Data, name: str, settings: Settings) -> Rows:
     return measure(data, TFLiteUpscaler(path), "switches", name, "int8", steps=steps)
 
 
-def _claim(run: Run, data: Data, name: str, settings: Settings) -> tuple[Rows, dict[str, Any]]:
-    """A claim of the abstract, from Table C's stage 1 of that seed: float, fake-quantised, files.
-
-    Returns:
-        Rows, and for the record: `layers`, of the quantised network each layer's largest |weight|
-        and SQNR (dB), and with `published` the `shares` of stage 2's terms at its start.
-    """
+def _claim(run: Run, data: Data, name: str, settings: Settings) -> Rows:
+    """A claim of the abstract, after Table C's stage 1 of the seed: float, fake-quant, files."""
     claim, base = name.removeprefix("claim_"), _settings(run, "mobileone", settings.seed)
     first = second = _folder(run, base, "mobileone")
     # statistics are re-estimated after stage 2, so that with and without share its training
@@ -248,30 +227,22 @@ def _claim(run: Run, data: Data, name: str, settings: Settings) -> tuple[Rows, d
         learnt = base
     else:
         second = f"ablation/claim_{claim.partition('+')[0]}-{settings.seed}/"
-    start = stages.stage1(run, data, f"{first}stage1", base).model
+    stages.stage1(run, data, f"{first}stage1", base)
     targets = stages.distillation_targets(run, data, 2, learnt)
     stages.stage2(run, data, targets, f"{second}stage2", learnt, start=f"{first}stage1")
     fused = fuse_model(stages.recalibrated(run, data, f"{second}stage2", settings), clamp=True)
-    table, steps, extra = "abstract_claims", settings.stage1.steps + settings.stage2.steps, {}
+    table, steps = "abstract_claims", settings.stage1.steps + settings.stage2.steps
     rows = measure(data, TorchUpscaler(fused, claim), table, claim, "fp32", steps=steps)
     if claim in FLOAT_CLAIMS:
-        return rows, extra
+        return rows
     folder = f"{first}stage3" if claim == "published" else f"ablation/{name}-{settings.seed}/stage3"
     if claim == "post_training":
         model = prepare_qat(fused, settings.quant, calibration(data, settings)).eval()
     else:
         model = _stage3(run, data, fused, folder, settings)
         steps += settings.stage3.steps
-    if claim == "published":
-        extra["shares"] = stages.stage_shares(data, base, 2, start, targets)
-    qgraph = quantised_graph(model)
-    noise = {line["name"]: line["sqnr_db"]
-             for line in layer_sqnr(qgraph, [pair.lr for pair in data.valid[:4]])}
-    extra["layers"] = [{"name": node.name, "weight": float(node.weight.abs().max()),
-                        "sqnr_db": noise[node.name]}
-                       for node in qgraph.graph.nodes if node.weight is not None]
     rows += measure(data, TorchUpscaler(model, claim), table, claim, "fake-quant", steps=steps)
-    return rows + _files(run, data, model, folder, table, claim, steps, settings), extra
+    return rows + _files(run, data, model, folder, table, claim, steps, settings)
 
 
 def shared_by_all(run: Run, data: Data, names: Sequence[str]) -> dict[str, Any]:
@@ -287,10 +258,9 @@ def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int
     """One training of 07, measured, with its record records/07/<name>-<seed>.json.
 
     One whose record has the same identity (settings but for the seed, images, start, teacher) is
-    not repeated, wherever the record was made.
+    not repeated.
 
     Args:
-        shared: of `shared_by_all`.
         name: of a network, a condition, switches joined by "+", or "claim_" and a claim.
     """
     settings, inputs = _settings(run, name, seed), dict(shared["data"])
@@ -303,24 +273,18 @@ def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int
     if (run.out / "records" / f"{stem}.json").is_file() and run.read_record(stem).get(
             "training", {}).get("identity") == identity:
         return
-    run, extra = Run(run.settings, run.out), {}  # its clock is this training's
-    if claim:
-        rows, extra = _claim(run, data, name, settings)
-    else:
-        rows = (_network if name in TABLES else _variant)(run, data, name, settings)
-    run.record(stem, rows, inputs, teacher=shared["teacher"],
-               training={"name": name, "seed": seed, "identity": identity}, **extra)
+    run = Run(run.settings, run.out)  # its clock is this training's
+    measured = _claim if claim else _network if name in TABLES else _variant
+    run.record(stem, measured(run, data, name, settings), inputs, teacher=shared["teacher"],
+               training={"name": name, "seed": seed, "identity": identity})
 
 
 def teacher_shares(run: Run, data: Data) -> pd.DataFrame:
-    """The teacher's share in Table D's conditions before their trainings.
+    """The teacher's share in Table D's conditions before their trainings, by the float network that
+    stage 3 starts from, at the first, largest λ(t).
 
-    On one batch of stage 3, by the float network that it starts from, at the first, largest λ(t).
-
-    Returns:
-        One line a condition: `condition`, then for each term (`charbonnier`, `dct`, `kd`) its share
-        of the summed loss (`<term> value`) and of the sum of the terms' gradient norms
-        (`<term> gradient`), 0..1.
+    One line a `condition`, for each term (`charbonnier`, `dct`, `kd`) its share of the summed loss
+    (`<term> value`) and of the sum of the terms' gradient norms (`<term> gradient`), 0..1.
     """
     lines, model = [], fuse_model(stages.recalibrated(run, data), clamp=True)
     targets = stages.distillation_targets(run, data, 3, override(run.settings, PUBLISHED))
@@ -390,10 +354,9 @@ def backbones(run: Run, data: Data) -> Rows:
     Beside Table B's networks stands bicubic enlargement, unless notebook 01 has measured it.
     """
     check_switches(run.settings)  # of `stage3_variants`, hours later
-    archs, known = run.settings.ablation.archs, run.rows()
-    measured = ((known["record"] == "01_data") & (known["row"] == "bicubic")).any()
+    archs, known = run.settings.ablation.archs, run.records().get("01_data", {"rows": []})["rows"]
     rows = []
-    if not measured and "B" in map(TABLES.get, archs):
+    if "B" in map(TABLES.get, archs) and not any(row["row"] == "bicubic" for row in known):
         rows = measure(data, Bicubic(), "B", "bicubic", "fp32")
     return rows + _grid(run, data, archs)
 

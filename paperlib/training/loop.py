@@ -1,7 +1,7 @@
 """One training loop for every stage (paper section 4): a stage is data, a model and a start.
 
 Bit for bit repeatable on a CPU: patches are a pure function of (seed, step), and the state of
-optimiser and EMA is saved. Engine: accelerate, so it runs on a CPU, one GPU, or under torchrun.
+optimiser and EMA is saved. Engine: accelerate (a CPU, one GPU, or torchrun).
 """
 
 import copy
@@ -20,10 +20,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
-from tqdm.auto import tqdm
 
 from paperlib.data.dataset import Batch
-from paperlib.environment import keep_freed_memory, plain_lines
+from paperlib.environment import Progress, keep_freed_memory
 from paperlib.errors import UserError
 from paperlib.files import file_lock, write_text
 from paperlib.settings import StageSettings, flatten
@@ -55,8 +54,6 @@ class Fit:
     history: list[dict[str, float]] = field(default_factory=list)
     """A row per validation: step, lr, loss and its terms (means since the row before), scores,
     seconds."""
-    seconds: float = 0.0
-    """Time spent in training, over all resumed parts."""
     resumed_from: int = 0
     kept_step: int = 0
     """Steps behind the weights in `model`: `best_step`, or all where the stage keeps the last."""
@@ -104,48 +101,17 @@ def recalibrate_bn(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     return twin
 
 
-class _Progress:
-    """A bar in a terminal or notebook; elsewhere (`plain_lines`) one line every 20 seconds."""
-
-    def __init__(self, name: str, start: int, total: int, quiet: bool) -> None:
-        self.name, self.start, self.total, self.psnr = name, start, total, ""
-        plain = plain_lines()
-        self.plain = None if quiet else plain
-        self.began = self.spoke = time.monotonic()
-        self.bar = tqdm(total=total, initial=start, desc=name, disable=quiet or plain is not None)
-
-    def advance(self, step: int, loss: float, psnr: float | None) -> None:
-        self.psnr = self.psnr if psnr is None else f" psnr {psnr:.2f} dB"
-        said, now = f"loss {loss:.4f}{self.psnr}", time.monotonic()
-        self.bar.update(1)
-        self.bar.set_postfix_str(said, refresh=False)
-        if self.plain is not None and (now - self.spoke > 20 or step == self.total):
-            self.spoke = now
-            left = (now - self.began) / (step - self.start) * (self.total - step)
-            print(f"{self.name}: step {step}/{self.total} {said}, {left:.0f} s left",
-                  file=self.plain, flush=True)
-
-
 def fit(
-    model: nn.Module,
-    stage: StageSettings,
-    draw: Draw,
-    folder: Path,
-    *,
-    name: str,
-    score: Score,
+    model: nn.Module, stage: StageSettings, draw: Draw, folder: Path, *, name: str, score: Score,
     teacher: Callable[[Tensor], Tensor] | None = None,
     events: Mapping[int, Callable[[nn.Module], None]] | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Train a copy of `model`; continue where an earlier call with the same arguments was stopped.
 
-    The process keeps freed memory from then on (`keep_freed_memory`).
-
     Args:
         model: maps (B, 3, p, p) in 0..255 to (B, 3, 3p, 3p); left unchanged. One that draws random
             numbers has a method `before_step(step, rank)`, which makes them follow from those.
-        draw: gives the patches of a step; `Batch.teacher` is the target where there is one.
         folder: where the training state lies; locked while training.
         score: called with the EMA model every `validate_every` steps and at the end.
         teacher: computes targets in 0..1 from LR patches (B, 3, p, p) in 0..255, without gradient.
@@ -171,7 +137,8 @@ def fit(
         state.live = state.live.to(accelerator.device, memory_format=torch.channels_last)
         state.ema.to(accelerator.device)
         trained, state.optimizer = accelerator.prepare(state.live, state.optimizer)
-        progress = _Progress(name, first, stage.steps, not accelerator.is_main_process)
+        progress, psnr = Progress(f"{name}: step", stage.steps, first,
+                                  quiet=not accelerator.is_main_process), ""
 
         for step in range(first, stage.steps):
             if events and step in events:
@@ -190,11 +157,11 @@ def fit(
                 raise UserError(f"{name}: the loss is {terms['loss']} at step {step}. Lower "
                                 f"{name}.lr; the last good state is in {folder}.")
             state.count(terms)
-            state.step, psnr = step + 1, None
+            state.step = step + 1
             last = state.step == stage.steps
             if last or state.step % stage.validate_every == 0:
                 scores = score(state.ema.module)
-                psnr = scores["psnr_rgb"]
+                psnr = f" psnr {scores['psnr_rgb']:.2f} dB"
                 state.validated(scores, learning_rate(stage, step),
                                 spent + time.monotonic() - began)
             if accelerator.is_main_process and (last or state.step % stage.checkpoint_every == 0):
@@ -202,15 +169,14 @@ def fit(
                            state.saved(identity, spent + time.monotonic() - began))
                 history = pd.DataFrame(state.history)
                 write_text(folder / "history.csv", history.to_csv(index=False))
-            progress.advance(state.step, terms["loss"], psnr)
+            progress.update(state.step, stage.steps, f" loss {terms['loss']:.4f}{psnr}")
 
-        progress.bar.close()
+        progress.close()
         result, kept = state.ema.module.to("cpu"), stage.steps
         if stage.keep == "best":
             result.load_state_dict(state.best)
             kept = state.best_step
-        return Fit(result.eval(), state.best_step, state.best_psnr, state.history,
-                   spent + time.monotonic() - began, first, kept)
+        return Fit(result.eval(), state.best_step, state.best_psnr, state.history, first, kept)
 
 
 def _step(trained: nn.Module, optimizer: torch.optim.Optimizer, stage: StageSettings, batch: Batch,

@@ -1,7 +1,6 @@
 """Losses of the three stages (paper section 3), all on images scaled to 0..1.
 
-Stage 1 is L1; stage 2 is Charbonnier + 0.02 DCT + 0.03 KD; stage 3 is Charbonnier + 0.015 DCT +
-λ(t) KD. Tensors are (B, 3, H, W); every function returns a scalar mean unless it says otherwise.
+Tensors are (B, 3, H, W); every function returns a scalar mean unless it says otherwise.
 """
 
 import copy
@@ -94,10 +93,8 @@ def kd_weight(settings: LossSettings, progress: float) -> float:
     return settings.kd_low
 
 
-def weighted_terms(
-    settings: LossSettings, sr_255: Tensor, hr_255: Tensor,
-    teacher_01: Tensor | None, progress: float
-) -> dict[str, tuple[float, Tensor]]:
+def weighted_terms(settings: LossSettings, sr_255: Tensor, hr_255: Tensor,
+                   teacher_01: Tensor | None, progress: float) -> dict[str, tuple[float, Tensor]]:
     """The terms of a stage's loss: name → weight now, value before weighting.
 
     A term whose weight is 0 for now has no gradient.
@@ -128,10 +125,8 @@ def weighted_terms(
     return found
 
 
-def stage_loss(
-    settings: LossSettings, sr_255: Tensor, hr_255: Tensor,
-    teacher_01: Tensor | None, progress: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+def stage_loss(settings: LossSettings, sr_255: Tensor, hr_255: Tensor, teacher_01: Tensor | None,
+               progress: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of `weighted_terms`, and each term before weighting, detached."""
     total, parts = sr_255.new_zeros(()), {}
     terms = weighted_terms(settings, sr_255, hr_255, teacher_01, progress)
@@ -155,9 +150,6 @@ def gradient_shares(
     teacher: Callable[[Tensor], Tensor] | None = None, progress: float = 0.0,
 ) -> pd.DataFrame:
     """What each term of the loss has to say on one batch, in training mode.
-
-    A term moves the weights by its gradient, not by its value: a Charbonnier of 0.02 has a gradient
-    of the size of an L1's, whatever it is worth.
 
     Args:
         model: (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..255; left as it was.

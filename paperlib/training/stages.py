@@ -1,7 +1,7 @@
 """The steps as the notebooks call them: stage 1, teacher, stage 2, QAT (paper sections 1–4).
 
-Each reads its settings from the run, trains through the one `fit`, and leaves its weights under
-`checkpoints/<stage>/`, so that any notebook can be run again, or alone.
+Each trains through the one `fit` and leaves its weights under `checkpoints/<stage>/`, so that any
+notebook can be run again, or alone.
 """
 
 import io
@@ -25,26 +25,11 @@ from paperlib.files import atomic_path, sha256_file
 from paperlib.quantisation.qat import freeze_observers, prepare_qat, save_qat
 from paperlib.run import Run
 from paperlib.settings import Settings, StageSettings, TeacherSettings, settings_hash
+from paperlib.student import models
 from paperlib.student.dead_channels import can_reinitialise, reinitialise
-from paperlib.student.models import (
-    build_model,
-    fuse_model,
-    load_model,
-    read_published,
-    save_student,
-    weights_hash,
-)
 from paperlib.student.network import Student, with_form
-from paperlib.teacher.distillation import (
-    Targets,
-    TeacherSource,
-    decide_teacher,
-    find_teacher,
-    on_the_fly,
-    outputs_key,
-    pin_teacher,
-    teacher_outputs,
-)
+from paperlib.teacher import distillation
+from paperlib.teacher.distillation import Targets, TeacherSource, on_the_fly
 from paperlib.teacher.network import MambaIRv2Light, start_bilinear
 from paperlib.training.loop import Fit, fit, processes, recalibrate_bn
 from paperlib.training.losses import gradient_shares
@@ -64,7 +49,7 @@ def psnr_scorer(pairs: Sequence[Pair]) -> Callable[[nn.Module], dict[str, float]
     """A score for `fit`: mean PSNR (dB, RGB, no crop, clipped float output) of the fused form."""
 
     def score(model: nn.Module) -> dict[str, float]:
-        deployed = fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
+        deployed = models.fuse_model(model) if getattr(model, "form", "qat") != "qat" else model
         return {"psnr_rgb": mean_psnr(pairs, TorchUpscaler(deployed, "validation"))}
 
     return score
@@ -84,16 +69,15 @@ def train(
         start: hash of the weights the training starts from.
     """
     patches = patches_of(data, settings, stream, stage)
-    distils = targets is not None and stage.loss.kd > 0
-    key, compute = (targets.key, targets.compute) if distils else (None, None)
-    draw = lambda step, rank, world: patches.batch(step, stage.batch, rank, world, teacher=key)
-    identity = {"seed": settings.seed, "data": data.store.key,
-                "valid": data.valid_key, "start": start,
-                "sampling": settings.data.sampling, "student": settings_hash(settings.student),
-                "teacher": targets.name if distils else "none"}
-    return fit(model, stage, draw, run.stage_folder(name), name=name,
-               score=psnr_scorer(data.valid), teacher=compute,
-               events=events, identity=identity)
+    if targets is None or stage.loss.kd == 0:
+        targets = Targets("none")
+    draw = lambda step, rank, world: patches.batch(
+        step, stage.batch, rank, world, teacher=targets.key)
+    identity = {"seed": settings.seed, "data": data.store.key, "valid": data.valid_key,
+                "start": start, "sampling": settings.data.sampling,
+                "student": settings_hash(settings.student), "teacher": targets.name}
+    return fit(model, stage, draw, run.stage_folder(name), name=name, events=events,
+               score=psnr_scorer(data.valid), teacher=targets.compute, identity=identity)
 
 
 def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None = None) -> Trained:
@@ -103,7 +87,7 @@ def stage1(run: Run, data: Data, name: str = "stage1", settings: Settings | None
     """
     settings = settings or run.settings
     torch.manual_seed(settings.seed)
-    model = _in_form(build_model(settings.student), data, settings, "stage1")
+    model = _in_form(models.build_model(settings.student), data, settings, "stage1")
     result = train(run, data, name, model, settings.stage1, settings, stream="stage1")
     return _keep(run, name, result, settings)
 
@@ -112,16 +96,15 @@ def stage2(run: Run, data: Data, targets: Targets | None, name: str = "stage2",
            settings: Settings | None = None, start: str = "stage1") -> Trained:
     """Stage 2: Charbonnier + DCT + distillation, from the weights that stage `start` left.
 
-    Paper sections 3 and 4. After a collapsed stage 1 it begins at that very function: the BN
-    statistics belong to the weights (`recalibrated`).
+    Paper sections 3 and 4. After a collapsed stage 1 it begins at that very function.
     """
     settings = settings or run.settings
-    first = load_model(run.stage_folder(start) / "student.safetensors")
+    first = models.load_model(run.stage_folder(start) / "student.safetensors")
     stays = settings.stage1.form == settings.stage2.form == "collapsed"
     model = _in_form(_without_dead_channels(first, data, settings), data, settings, "stage2",
                      recalibrate=not stays)
     result = train(run, data, name, model, settings.stage2, settings, stream="stage2",
-                   targets=targets, start=weights_hash(first))
+                   targets=targets, start=models.weights_hash(first))
     return _keep(run, name, result, settings)
 
 
@@ -158,23 +141,23 @@ def _keep(run: Run, name: str, result: Fit, settings: Settings) -> Trained:
     model = result.model
     if isinstance(model, Student) and model.form == "collapsed":
         model = with_form(model, "expanded").eval()
-    path = save_student(model, run.stage_folder(name) / "student.safetensors", stage=name,
+    path = models.save_student(model, run.stage_folder(name) / "student.safetensors", stage=name,
                         settings=settings_hash(settings), step=result.kept_step)
     return Trained(model, path, result)
 
 
 def recalibrated(run: Run, data: Data, name: str = "stage2",
                  settings: Settings | None = None) -> nn.Module:
-    """A stage's weights with BN statistics estimated anew on training patches, ready to fuse.
+    """A stage's weights with BN statistics estimated anew on training patches (paper section 4).
 
-    Paper section 4. A collapsed stage has frozen its statistics before training; they belong to its
-    weights and are kept. What `quant.start` names takes the place of stage 2 as it is.
+    Those of a collapsed stage, frozen before training, are kept. What `quant.start` names takes the
+    place of stage 2 as it is.
     """
     settings = settings or run.settings
     if name == "stage2" and settings.quant.start:
         return _start(run)
     stage = settings.stage1 if name.endswith("stage1") else settings.stage2
-    model = load_model(run.stage_folder(name) / "student.safetensors")
+    model = models.load_model(run.stage_folder(name) / "student.safetensors")
     if stage.form == "collapsed":
         return model
     return recalibrate_bn(model, lr_batches(data, settings, "recalibration", stage)).eval()
@@ -188,7 +171,7 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     """
     settings = settings or run.settings
     stage, quant, folder = settings.stage3, settings.quant, run.stage_folder(name)
-    start = save_student(fused, folder / "fused.safetensors", stage=name)
+    start = models.save_student(fused, folder / "fused.safetensors", stage=name)
     images = calibration(data, settings)
     rounds = quant.rounding == "data" and quant.quantiser == "tflite"
     log_stderr(f"{name}: {len(images)} calibration images: "
@@ -240,16 +223,15 @@ def open_teacher(run: Run, data: Data) -> TeacherSource:
     """The run's teacher: the published weights, or a small one trained here (checkpoints/teacher/).
 
     Which one is decided once a run and kept in checkpoints/teacher/teacher.json. Under torchrun all
-    processes must call this: they train the small one together. The process then keeps freed
-    memory, without which upscaling takes twice as long.
+    processes must call this: they train the small one together.
     """
     keep_freed_memory()
     pin = run.stage_folder("teacher") / "teacher.json"
     with processes().main_process_first():
-        settings = decide_teacher(run.settings.teacher, pin)
-    source = find_teacher(settings, partial(_train_small, run, data))
+        settings = distillation.decide_teacher(run.settings.teacher, pin)
+    source = distillation.find_teacher(settings, partial(_train_small, run, data))
     with processes().main_process_first():
-        return pin_teacher(source, settings.kind, pin)
+        return distillation.pin_teacher(source, settings.kind, pin)
 
 
 def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
@@ -257,8 +239,8 @@ def teacher_targets(run: Run, data: Data, source: TeacherSource) -> Targets:
     if run.settings.teacher.outputs == "on_the_fly":
         return Targets(source.name, compute=on_the_fly(source.model, 1), about=source.describe())
     with processes().main_process_first():
-        teacher_outputs(data.store, source)
-    key = outputs_key(source)
+        distillation.teacher_outputs(data.store, source)
+    key = distillation.outputs_key(source)
     return Targets(f"{source.name} {key}", key=key, about=source.describe())
 
 
@@ -270,44 +252,38 @@ def start_path(run: Run) -> Path:
 
 def _start(run: Run) -> nn.Module:
     path = start_path(run)
-    return read_published(path) if path.suffix == ".pt" else load_model(path)
+    return models.read_published(path) if path.suffix == ".pt" else models.load_model(path)
 
 
 def distillation_targets(run: Run, data: Data, stage: int,
                          settings: Settings | None = None) -> Targets | None:
-    """What stage 2 or 3 learns from as the settings say.
-
-    The teacher, or in stage 3 the float student that it starts from, as in the authors' released
-    run; None where the loss distils nothing: then no teacher is opened, or trained.
-    """
+    """What stage 2 or 3 learns from: the teacher, or in stage 3 the float student that it starts
+    from, as in the authors' released run; None, and no teacher opened, where the loss distils
+    nothing."""
     settings = settings or run.settings
     if getattr(settings, f"stage{stage}").loss.kd == 0:
         return None
     if stage == 2 or settings.teacher.stage3 == "same":
         return teacher_targets(run, data, open_teacher(run, data))
-    model = fuse_model(_start(run))
-    return Targets(f"the float student itself {weights_hash(model)[:16]}",
+    model = models.fuse_model(_start(run))
+    return Targets(f"the float student itself {models.weights_hash(model)[:16]}",
                    compute=on_the_fly(model, 255))
 
 
 def stage_shares(data: Data, settings: Settings, stage: int, model: nn.Module,
                  targets: Targets | None) -> pd.DataFrame:
     """`gradient_shares` of a stage's loss for a model, on the first batch of that stage."""
-    name = f"stage{stage}"
+    name, targets = f"stage{stage}", targets or Targets("none")
     values: StageSettings = getattr(settings, name)
-    key, compute = (targets.key, targets.compute) if targets else (None, None)
-    batch = patches_of(data, settings, name, values).batch(0, values.batch, teacher=key)
-    return gradient_shares(model, batch, values.loss, compute)
+    batch = patches_of(data, settings, name, values).batch(0, values.batch, teacher=targets.key)
+    return gradient_shares(model, batch, values.loss, targets.compute)
 
 
 def train_stage(run: Run, name: str) -> Trained:
-    """A stage of a run outside its notebook; under torchrun the first process prepares the data.
+    """Stage `name` of a run outside its notebook; the one before must have run.
 
-    Only what one process does alone stands inside `main_process_first`: a training there would wait
-    for ever for the others, which wait for the first.
-
-    Args:
-        name: stage1, stage2 or stage3; the one before must have run.
+    Under torchrun the first process prepares the data; a training inside `main_process_first` would
+    wait for ever for the others, which wait for the first.
     """
     if name != "stage1":
         run.require("stage1" if name == "stage2" else "stage2")
@@ -317,7 +293,7 @@ def train_stage(run: Run, name: str) -> Trained:
         data = open_data(run.settings.data)
     if name == "stage1":
         return stage1(run, data)
+    targets = distillation_targets(run, data, int(name[-1]))
     if name == "stage2":
-        return stage2(run, data, distillation_targets(run, data, 2))
-    targets = distillation_targets(run, data, 3)
-    return stage3(run, data, fuse_model(recalibrated(run, data), clamp=True), targets)
+        return stage2(run, data, targets)
+    return stage3(run, data, models.fuse_model(recalibrated(run, data), clamp=True), targets)

@@ -1,8 +1,7 @@
 """Training state, in memory and on disk: a run killed at any moment continues to the same weights.
 
-One file holds everything a training needs (weights, EMA, optimiser, best weights, history), is
-written atomically, and carries its own hash in its name: `state-000500-3f2a….pt`. The last two are
-kept, so a damaged newest one costs only the steps since the one before.
+One file holds everything that a training needs and carries its own hash in its name:
+`state-000500-3f2a….pt`. The last two are kept: a damaged one costs the steps since the one before.
 """
 
 import copy
@@ -35,8 +34,7 @@ def make_optimiser(parameters: Iterable[nn.Parameter],
                    stage: StageSettings) -> torch.optim.Optimizer:
     """The optimiser of a stage: Adam, as published (paper section 4), or SOAP (ours).
 
-    SOAP (arXiv 2409.11321) is Adam in the eigenbasis of Shampoo's preconditioner: each kernel's
-    gradient is turned into the directions in which it varies, and scaled there.
+    SOAP (arXiv 2409.11321) is Adam in the eigenbasis of Shampoo's preconditioner.
     """
     if stage.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=stage.lr, fused=True)
@@ -51,11 +49,8 @@ def make_optimiser(parameters: Iterable[nn.Parameter],
         threads.append(torch.get_num_threads())
         torch.set_num_threads(1)
 
-    def after(*_: Any) -> None:
-        torch.set_num_threads(threads.pop())
-
     soap.register_step_pre_hook(before)
-    soap.register_step_post_hook(after)
+    soap.register_step_post_hook(lambda *_: torch.set_num_threads(threads.pop()))
     return soap
 
 
@@ -159,8 +154,14 @@ def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             continue
         with reading(path, "a training state"):
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            _compare(dict(found["identity"]), identity, folder, int(found["step"]))
-            found |= {"path": path}
+            old, found["path"] = dict(found["identity"]), path
+            changed = [f"{key}: {old.get(key)!r:.100} → {identity.get(key)!r:.100}"
+                       for key in sorted(old | identity) if old.get(key) != identity.get(key)]
+            if changed:
+                raise UserError(
+                    f"{folder} holds a training (step {found['step']}) with other settings: "
+                    f"{'; '.join(changed[:6])}. Delete that folder to train anew, restore the "
+                    "settings to continue, or choose another --out.")
         break
     for path in damaged:  # it would keep the place of a sound one
         path.unlink(missing_ok=True)
@@ -170,13 +171,3 @@ def load_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             "there is no sound one: the training starts anew")
         warnings.warn(f"{names} in {folder} is damaged and removed; {where}", stacklevel=2)
     return found
-
-
-def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path, step: int) -> None:
-    changed = [f"{key}: {old.get(key)!r:.100} → {new.get(key)!r:.100}"
-               for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
-    if changed:
-        raise UserError(
-            f"{folder} holds a training (step {step}) with other settings: "
-            f"{'; '.join(changed[:6])}. Delete that folder to train anew, restore the settings to "
-            "continue, or choose another --out.")

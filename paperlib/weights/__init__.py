@@ -1,7 +1,7 @@
 """The bundled student: the files that `upscale` and `evaluate` use when no model is named.
 
-Beside this module lie the dynamic INT8 file (.tflite), the fused float student (.safetensors), their hashes, the scores
-they were shipped with, and a model card. It loads no torch: enlarging a picture needs none.
+Beside this module lie their hashes, their scores and a model card. It loads no torch: enlarging a
+picture needs none.
 """
 
 import json
@@ -12,20 +12,13 @@ from paperlib.errors import UserError
 from paperlib.files import sha256_file, user_path
 
 FOLDER = Path(__file__).parent
-FILES = {"pretrained": "student_dynamic_int8.tflite", "pretrained-float": "student_float.safetensors",
-         "pretrained-qat": "qat.safetensors"}
-"""Name → file: the INT8 student, the float student before QAT, and the quantised graph of the INT8 file."""
+FILES = {"pretrained": "student_dynamic_int8.tflite",
+         "pretrained-float": "student_float.safetensors", "pretrained-qat": "qat.safetensors"}
+"""The INT8 student, the fused float student before QAT, and the INT8 file's quantised graph."""
 
 
 def pretrained(name: str = "pretrained", folder: Path = FOLDER) -> Path:
-    """The file of a shipped model, its hash checked.
-
-    Args:
-        name: "pretrained" (INT8 TFLite) or "pretrained-float" (fused, .safetensors).
-
-    Raises:
-        UserError: another name, no file, or one that is not what was shipped.
-    """
+    """The file of a shipped model of `FILES`; one that is not what was shipped is a UserError."""
     if name not in FILES:
         raise UserError(f"no shipped model {name!r}. There are {', '.join(FILES)}.")
     path, about = folder / FILES[name], folder / "weights.json"
@@ -39,15 +32,10 @@ def pretrained(name: str = "pretrained", folder: Path = FOLDER) -> Path:
 
 
 def start_file(name: str) -> Path:
-    """The checkpoint that `quant.start` names.
+    """The checkpoint that `quant.start` names: bundled, by absolute path, or under PAPERLIB_ASSETS.
 
-    Args:
-        name: "pretrained-float" (the bundled float student), an absolute path, or one under PAPERLIB_ASSETS:
-            notebooks and commands run in different folders, so that no other relative path means one file.
-
-    Raises:
-        UserError: a relative path and PAPERLIB_ASSETS is unset, or damaged files. Whether a file is there, its reader
-            says.
+    Notebooks and commands run in different folders: no other relative path means one file. Whether
+    a file is there, its reader says.
     """
     if name == "pretrained-float":
         return pretrained(name)
@@ -55,6 +43,6 @@ def start_file(name: str) -> Path:
     if path.is_absolute():
         return path
     if (assets := assets_dir()) is None:
-        raise UserError(f"quant.start={name}: PAPERLIB_ASSETS is unset. Set it to the folder that holds {name}, give "
-                        "an absolute path, or pretrained-float for the bundled float student.")
+        raise UserError(f"quant.start={name}: PAPERLIB_ASSETS is unset. Set it to the folder that "
+                        f"holds {name}, give an absolute path, or pretrained-float.")
     return assets / path

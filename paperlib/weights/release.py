@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, read_json, sha256_file, write_json, write_text
-from paperlib.profiles import note
+from paperlib.profiles import TRAINED_BY, note
 from paperlib.quantisation.qat import read_quantised
-from paperlib.settings import Settings
+from paperlib.reporting.tables import markdown
+from paperlib.run import Run, open_run
 from paperlib.student.graph import parameters
 from paperlib.student.models import read_weights
 from paperlib.weights import FILES, FOLDER
@@ -24,8 +28,6 @@ SCORES = {"float_before_qat": "float", "float_in_8_bits": "float, result in 8 bi
           "fakequant": "fake-quantised", "tflite_dynamic": "INT8 TFLite"}
 """Rows of table `export` in 06_tflite_eval that stand on the model card."""
 METRICS = {"psnr": ("PSNR RGB (dB)", 3), "psnr_y": ("PSNR Y (dB)", 3), "ssim": ("SSIM RGB", 4)}
-STAGES = {"stage1": "02_stage1", "stage2": "04_stage2", "stage3": "05_fuse_qat"}
-OPTIMISERS = {"adam": "Adam", "soap": "SOAP"}
 SOURCES = {
     "bsds400": "BSDS500 (its photographs outside B100; for research and education)",
     "t91": "T91 (for research)", "cid22": "CID22 (CC BY-SA 4.0)",
@@ -48,13 +50,7 @@ def scores_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return [lines[key] for key in sorted(lines)]
 
 
-def table(lines: Sequence[dict[str, str]]) -> str:
-    """Lines of equal keys as a table of Markdown."""
-    cells = (lines[0].keys(), ["---"] * len(lines[0]), *(line.values() for line in lines))
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def seeds_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def seeds_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Mean ± sample standard deviation over seeds: float network, INT8 file, their difference (dB).
 
     Args:
@@ -69,100 +65,14 @@ def seeds_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
         lines.append({"images": Path(name).name} | {
             title: f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
             for title, numbers in columns.items()})
-    return lines
+    return pd.DataFrame(lines)
 
 
-def _seeds_text(path: Path, settings: Settings, sha256: str) -> str:
-    """The card's part on seeds, from the run's `seeds.json`; empty where there is none."""
-    if not path.is_file():
-        return ""
-    record = read_json(path)
-    if record["files"].get(str(settings.seed)) != sha256:
-        raise UserError(f"{path} is of another student than the one to be released. Remove it.")
-    shared = record.get("stage2_shared_steps", 0)
-    what = (f"Stage 2 from its step {shared:,} on and stage 3 anew" if shared
-            else "Stages 2 and 3 anew from the same stage 1")
-    return f"""
-{what} with the seeds {', '.join(map(str, record['seeds']))}: mean ± sample standard
-deviation over seeds, PSNR RGB in dB (commit `{record['commit'][:12]}`):
-
-{table(seeds_table(record['rows']))}
-"""
-
-
-def _stage_line(settings: Settings, name: str, minutes: float) -> str:
-    stage = getattr(settings, name)
-    weights = stage.loss.model_dump(include={"l1", "charbonnier", "mse", "dct", "kd"})
-    hold = f" after {100 * stage.hold:g} % at that rate" if stage.hold else ""
-    parts = [f"{stage.steps:,} steps of {stage.batch} patches of {stage.patch}² LR pixels",
-             OPTIMISERS[stage.optimizer], f"learning rate {stage.lr:g} ({stage.decay}{hold})",
-             "fused" if name == "stage3" else f"form {stage.form}"]
-    if stage.revive:
-        parts.append("silent channels revived")
-    if stage.text:
-        parts.append(f"{stage.text:.0%} text in the first {stage.text_until:.0%} of the steps")
-    loss = " + ".join(f"{weight:g} {term}" for term, weight in weights.items() if weight)
-    return f"- stage {name[-1]}: {', '.join(parts)}, loss {loss}; {minutes:.0f} min"
-
-
-def _card(
-    records: dict[str, Any], sources: dict[str, Path], scores: list[dict[str, str]], seeds: str,
-) -> str:
-    """The model card: what it is, what it learned from, what it scores, what it cannot do."""
-    last, second, third = (records[name] for name in ("06_tflite_eval", "04_stage2", "05_fuse_qat"))
-    settings = Settings.model_validate(last["settings"])
-    data, quant = settings.data, settings.quant
-    photographs = data.train if data.source == "folders" else (data.source,)
-    int8 = parameters(read_quantised(sources["pretrained-qat"]).graph)
-    float_ = sum(value.numel() for value in read_weights(sources["pretrained-float"])[0].values())
-    devices = dict.fromkeys(record["device"] if record.get("cuda") else record["cpu"]["model"]
-                            for record in (second, third))
-    stages = "\n".join(_stage_line(settings, name, records[notebook]["history"][-1]["seconds"] / 60)
-                       for name, notebook in STAGES.items())
-    more = " (more, for its skip is carried by convolutions)" if quant.skip == "exact" else ""
-    shared = "; ".join(last["overlaps"]) or "none (searched by the kit, at all scales)"
-    return f"""# Model card: ×3 student, {int8:,} values in INT8
-
-Trained by this kit, profile `{settings.profile}`, measured at commit `{
-    last['commit'][:12]}`, seed {settings.seed}, on {', '.join(devices)}.
-**Data and schedule: {note(settings)}**; the paper trains on DIV2K, 18 hours by its authors' log.
-
-- `{FILES['pretrained-float']}`: fused float network, {float_:,} weights and biases, RGB 0..255 in
-  and out, clamped.
-- `{FILES['pretrained']}`: the same after quantisation-aware training, {int8:,} weights and biases{
-    more}; no tensor in float, any input size.
-- `{FILES['pretrained-qat']}`: the quantised graph that this file was made of, for its other forms.
-
-## Training
-
-- photographs: {', '.join(photographs)}; validation: {', '.join(data.valid or photographs)}
-- pictures shared with reported images: {shared}
-{stages}
-- teacher of stage 2: {second['teacher']}; of stage 3: {third['targets']}
-- quantiser `{quant.quantiser}`, skip `{quant.skip}`, equalised: {quant.equalise}
-- kernels rounded to {quant.rounding} before stage 3
-
-## Scores
-
-LR by MATLAB's bicubic; RGB without border crop, Y with a 3-pixel border.
-
-{table(scores)}
-{seeds}
-## Licence and limits
-
-The weights are Apache-2.0, as the kit. The training photographs are not included: {
-    ', '.join(SOURCES[name] for name in photographs)}.
-
-Made for photographs that were reduced by bicubic interpolation without noise. Noise and JPEG blocks
-are enlarged as they are. It invents no detail, and knows no scale but ×3.
-"""
-
-
-def release(run: Any, folder: Path = FOLDER) -> Path:
+def release(run: Run, folder: Path = FOLDER) -> Path:
     """Copy a run's student into `folder`, with hashes, scores and card; returns the folder.
 
     Args:
-        run: a finished run (`paperlib.run.Run`): notebooks 02 to 06 have written their records.
+        run: a finished run: notebooks 02 to 06 have written their records.
     """
     records = run.records()
     sources = {"pretrained": run.stage_folder("export") / "student_dynamic_int8.tflite",
@@ -171,13 +81,27 @@ def release(run: Any, folder: Path = FOLDER) -> Path:
     last, digest = records.get("06_tflite_eval", {"inputs": {}}), sha256_file(sources["pretrained"])
     if digest not in {file["sha256"] for file in last["inputs"].values()}:
         raise UserError(f"06_tflite_eval has not measured {sources['pretrained']}. Run 06 again.")
-    seeds = _seeds_text(run.out / "seeds.json", run.settings, digest)
-    scores = scores_of(last["rows"])
+    path = run.out / "seeds.json"
+    seeds = read_json(path) if path.is_file() else None
+    if seeds and seeds["files"].get(str(run.settings.seed)) != digest:
+        raise UserError(f"{path} is of another student than the one to be released. Remove it.")
+    trained = [records[name] for name in ("04_stage2", "05_fuse_qat")]
+    weights, scores = read_weights(sources["pretrained-float"])[0], scores_of(last["rows"])
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=lambda value: markdown(value) if isinstance(value, pd.DataFrame) else value)
     try:
-        card = _card(records, sources, scores, seeds)
-    except KeyError as error:
-        raise UserError(f"the model card of {run.out} lacks {error}: run the notebook that records "
-                        f"it, or add it to SOURCES in {__file__}.") from error
+        card = environment.get_template("MODEL_CARD.md.jinja").render(
+            run=run, records=records, files=FILES, note=note(run.settings), trained_by=TRAINED_BY,
+            devices=dict.fromkeys(record["device"] if record.get("cuda") else
+                                  record["cpu"]["model"] for record in trained),
+            int8=parameters(read_quantised(sources["pretrained-qat"]).graph),
+            float=sum(value.numel() for value in weights.values()), sources=SOURCES,
+            scores=pd.DataFrame(scores), seeds=seeds, seeds_table=seeds_table)
+    except UndefinedError as error:
+        raise UserError(f"the model card of {run.out} lacks something ({error}): run the notebook "
+                        f"that records it, or add it to SOURCES in {__file__}.") from error
     folder.mkdir(exist_ok=True)
     for name, source in sources.items():
         with atomic_path(folder / FILES[name]) as temporary:
@@ -190,6 +114,4 @@ def release(run: Any, folder: Path = FOLDER) -> Path:
 
 
 if __name__ == "__main__":
-    from paperlib.run import open_run
-
     print(release(open_run("benchmark", sys.argv[1] if len(sys.argv) > 1 else None)))

@@ -9,7 +9,6 @@ from paperlib.errors import UserError
 from paperlib.profiles import load_settings
 from paperlib.reporting import tables
 from paperlib.reporting.results import COLUMNS, TABLES, Results
-from paperlib.reporting.verdicts import Effect
 from paperlib.run import Run, measured_row, open_run
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -65,8 +64,7 @@ def test_tables_print_in_three_formats(tmp_path, fmt, mark):
 @pytest.mark.parametrize("damage", [
     lambda text: b"", lambda text: b"\xff\xfe" + text, lambda text: b"\0" * len(text),
     lambda text: text + b"a," * 40, lambda text: text.replace(b"verdict", b"verdicts"),
-    lambda text: text.replace(b"28.26", b"many"), lambda text: text.replace(b"one seed", b"proved"),
-    lambda text: text.replace(b"bicubic", b"bi\x1b[31mcubic")])
+    lambda text: text.replace(b"28.26", b"many")])
 def test_a_damaged_table_is_named_in_one_line(tmp_path, damage):
     run = open_with(tmp_path, BOTH)
     path = tables.write_tables(run) / "B.csv"
@@ -145,20 +143,16 @@ def stage3(name, values, table="D"):
 
 def test_every_choice_of_stage_3_is_compared_with_its_own_base(tmp_path):
     run = open_run("demo", tmp_path)
-    assert tables.differences(run) == []
+    assert tables.changes(run).empty
     run.record("07_ablations", [
         stage3("qat_teacher", [27.0, 27.2]), stage3("qat_direct", [26.9, 27.1]),
         stage3("ema_off", 27.0, "switches"), stage3("post_training", 25.1, "switches")])
-    found = {line.row: line for line in tables.differences(run)}
-    assert list(found) == ["qat_direct", "ema_off", "post_training"]
-    assert found["qat_direct"].effect.mean == pytest.approx(-0.1)
-    assert found["qat_direct"].word == "worse"  # the same in both seeds
-    assert found["ema_off"].word == "one seed"
-    assert found["post_training"].effect.seeds == 2  # nothing random in it: stands beside both
-    assert tables.changes(run).iloc[0].tolist() == [
+    direct, ema_off, post_training = tables.changes(run).to_numpy().tolist()
+    assert direct == [  # the same in both seeds
         "stage 3 without a teacher", "27.000", "stage 3 with the teacher",
         "-0.100 [-0.100, -0.100] (2 seeds, means of the set)", "worse"]
-    assert isinstance(found["qat_direct"].effect, Effect)
+    assert (ema_off[0], ema_off[-1]) == ("ema off", "one seed")
+    assert "2 seeds" in post_training[3]  # nothing random in it: stands beside both
 
 
 def test_a_larger_weight_of_the_teacher_is_held_against_none(tmp_path):
@@ -167,15 +161,15 @@ def test_a_larger_weight_of_the_teacher_is_held_against_none(tmp_path):
               "qat_teacher_learnt": 28.0, "qat_direct_learnt": 27.8, "kd_100_learnt": 28.1,
               "ortho_kd_1": 27.5, "ortho_kd_0": 27.4}
     run.record("07_ablations", [stage3(name, [value, value]) for name, value in values.items()])
-    found = {line.row: (line.against, round(line.effect.mean, 3))
-             for line in tables.differences(run)}
-    assert found["kd_10"] == ("qat_direct", 0.05)
-    assert found["kd_100"] == ("qat_direct", 0.4)
-    assert found["kd_100_learnt"] == ("qat_direct_learnt", 0.3)
-    assert found["ortho_kd_0"] == ("ortho_kd_1", -0.1)
+    found = {line[0]: (line[2], line[3][:6]) for line in tables.changes(run).to_numpy().tolist()}
+    direct = tables.name("qat_direct")
+    assert found[tables.name("kd_10")] == (direct, "+0.050")
+    assert found[tables.name("kd_100")] == (direct, "+0.400")
+    assert found[tables.name("kd_100_learnt")] == (f"{direct}, learned grids", "+0.300")
+    assert found[tables.name("ortho_kd_0")] == (tables.name("ortho_kd_1"), "-0.100")
     run.record("07_ablations", [stage3(name, [values[name]] * 2)
                                 for name in ("qat_teacher", "kd_100")])
-    assert [line.against for line in tables.differences(run)] == ["qat_teacher"]
+    assert tables.changes(run)["against"].tolist() == [tables.name("qat_teacher")]
 
 
 def test_the_abstract_is_a_table_of_paired_differences(tmp_path):

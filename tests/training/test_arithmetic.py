@@ -76,10 +76,6 @@ def fitted(folder, settings: StageSettings) -> dict[str, torch.Tensor]:
     return result.model.state_dict()
 
 
-def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
 CASES = {
     "plain": {}, "λ(t)": {"loss": DISTILS}, "gradient clip": {"clip_grad": 1e-7, "lr": 0.02},
     "weight clip": {"clip_body": 0.05, "clip_ends": 0.03, "lr": 0.01}, "slow average": {"ema": 0.9, "lr": 0.01},
@@ -94,17 +90,6 @@ def test_a_stage_is_its_arithmetic(name, tmp_path):
     found = fitted(tmp_path, settings)
     for key, value in average.items():
         torch.testing.assert_close(found[key], value, rtol=2e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@pytest.mark.parametrize(("name", "without"), [
-    ("λ(t)", {"loss": DISTILS.model_copy(update={"kd_mid": None})}), ("gradient clip", {"clip_grad": 0}),
-    ("weight clip", {"clip_body": 0}), ("weight clip", {"clip_ends": 0}), ("slow average", {"ema": 0.5}),
-    ("average that begins fast", {"ema_warmup": False})])
-def test_each_case_notices_what_it_is_about(name, without):
-    """Without it the arithmetic ends elsewhere, by far more than the tolerance above."""
-    _, average = by_hand(start(), stage(**CASES[name]))
-    _, other = by_hand(start(), stage(**CASES[name] | without))
-    assert furthest(average, other) > 2e-3
 
 
 def test_a_stage_keeps_the_best_or_the_last_average(tmp_path):
