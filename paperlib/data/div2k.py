@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 from paperlib.data.download import download
-from paperlib.data.images import image_size
 from paperlib.data.photographs import Source, read_pairs
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
@@ -21,9 +20,6 @@ from paperlib.files import Progress, building_folder, explain, reading, sha256_f
 from paperlib.settings import SCALE, DataSettings
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
-COUNTS = {"train": 800, "valid": 100}
-
-
 ARCHIVES = {
     "train": {
         "DIV2K_train_HR": (
@@ -127,24 +123,9 @@ def unpack(path: Path, target: Path) -> None:
             raise explain(error, target, place="PAPERLIB_CACHE or data.div2k") from error
 
 
-def check_split(settings: DataSettings, split: str) -> None:
-    """Check number and sizes (HR = 3 × LR after cropping) of a split, reading headers only."""
-    sources = div2k_sources(settings, split)
-    if len(sources) != COUNTS[split]:
-        raise UserError(f"DIV2K {split} has {len(sources)} images in {sources[0].hr.parent}, not "
-                        f"{COUNTS[split]}. Unpack it again.")
-    for source in sources:
-        height, width = (side // SCALE for side in image_size(source.hr))
-        if image_size(source.lr) != (height, width):
-            raise UserError(f"{source.lr} is not {width}×{height}, a third of {source.hr}. "
-                            "Unpack both again.")
-
-
-def prepare(
-    settings: DataSettings, splits: Sequence[str] = ("train", "valid"),
-    progress: Progress | None = None,
-) -> list[str]:
-    """Bring DIV2K to where it is expected (unpacked, checked); returns what was done, a line each.
+def prepare(settings: DataSettings, splits: Sequence[str] = ("train", "valid"),
+            progress: Progress | None = None) -> list[str]:
+    """Bring DIV2K to where it is expected, unpacked; returns what was done, a line each.
 
     What is there is kept: unpacked folders, then zip files beside them, then downloads (of the
     host, or a mirror named by PAPERLIB_DIV2K_URL).
@@ -165,5 +146,4 @@ def prepare(
                                 "try again.")
             unpack(path, root / folder)
             done.append(f"{folder}: unpacked from {path}")
-        check_split(settings, split)
     return done

@@ -5,7 +5,6 @@ trained here. Nothing takes another teacher's place without saying so.
 """
 
 import os
-import shutil
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from paperlib.data.download import fetch
 from paperlib.data.pixel_store import PixelStore, read_pixels, write_pixels
 from paperlib.environment import assets_dir, cache_dir, keep_freed_memory
 from paperlib.errors import UserError
-from paperlib.files import Progress, read_json, write_json
+from paperlib.files import read_json, write_json
 from paperlib.settings import TeacherSettings
 from paperlib.student.models import weights_hash
 from paperlib.teacher.network import (
@@ -148,8 +147,7 @@ def outputs_key(source: TeacherSource) -> str:
     return f"{source.sha256[:16]}-argmax-tile{TILE}"
 
 
-def teacher_outputs(store: PixelStore, source: TeacherSource,
-                    progress: Progress | None = None) -> list[np.ndarray]:
+def teacher_outputs(store: PixelStore, source: TeacherSource) -> list[np.ndarray]:
     """The teacher's outputs for all training photographs, uint8 (3h, 3w, 3), computed once.
 
     Each photograph is upscaled as a whole, so that a patch's target knows more than the patch, and
@@ -157,18 +155,10 @@ def teacher_outputs(store: PixelStore, source: TeacherSource,
     """
     keep_freed_memory()
     key, upscale = outputs_key(source), TeacherUpscaler(source.model, source.name)
-    paths = [store.output_path(key, index) for index in range(len(store))]
-    shapes = [store.hr(index).shape for index, path in enumerate(paths) if not path.is_file()]
-    need, free = sum(map(np.prod, shapes)), shutil.disk_usage(store.folder).free
-    if need > free:
-        raise UserError(f"the teacher's outputs need {need / 1e9:.1f} GB in {store.folder}, "
-                        f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a "
-                        "larger disk.")
-    for index, path in enumerate(paths):
+    for index in range(len(store)):
+        path = store.output_path(key, index)
         if read_pixels(path) is None:
             write_pixels(path, np.round(upscale(store.lr(index))).astype(np.uint8))
-            if progress:
-                progress(index + 1, len(store))
     return store.teacher_outputs(key)
 
 
