@@ -34,6 +34,7 @@ FOREIGN = {name: re.compile(beginning, re.DOTALL) for name, beginning in {
     "Photoshop": rb"8BPS", "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg", "PDF": rb"%PDF"}.items()}
 """Kinds that are refused by their names, and how their files begin."""
 DECODED = 18  # bytes of memory a pixel while it is read: Pillow's 4, those converted, the array
+SCORED = 100  # the same with its LR version, its enlargement and metrics
 SAVE_OPTIONS = {
     ".png": {"format": "PNG", "compress_level": 1},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -176,7 +177,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
     Transparent pixels, whose colour is undefined, are refused too.
     """
-    picture = read_picture(path)
+    picture = read_picture(path, SCORED)
     if picture.is_transparent:
         raise UserError(f"{path} has transparent pixels. Flatten it, or leave it out.")
     return picture.rgb

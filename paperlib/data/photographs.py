@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.data.images import find_images, image_size, read_rgb
+from paperlib.data.images import find_images, read_rgb
 from paperlib.data.resize import bicubic_downscale
 from paperlib.errors import UserError
 from paperlib.settings import SCALE
@@ -79,11 +79,6 @@ class Pairs(Sequence[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         return read_source(self.sources[index], self.crop)
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the HR photograph that would be decoded, after the crop."""
-        height, width = image_size(self.sources[index].hr)
-        return (min(height, self.crop), min(width, self.crop)) if self.crop else (height, width)
 
 
 def read_pairs(

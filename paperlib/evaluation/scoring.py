@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paperlib.data.photographs import Pair, Pairs
+from paperlib.data.photographs import Pair
 from paperlib.data.tiles import run_tiled
 from paperlib.environment import provenance
 from paperlib.errors import UserError
@@ -26,8 +26,6 @@ PROTOCOL = {
     "mean": "of per-image values; images without a finite value are left out and named in notes",
 }
 
-MOST_PIXELS = 12_500_000
-"""Largest HR picture that is scored: its pixels and metrics take up to 50 bytes a pixel."""
 MOST_AT_ONCE = 600_000
 """Most LR pixels that a network gets at once (DIV2K's have at most 462,400); larger ones are cut
 into tiles, which for INT8 files changes nothing and for float networks the rounding of sums."""
@@ -69,8 +67,6 @@ def evaluate(
     digest = hashlib.sha256()
     for index in range(len(pairs)):
         try:
-            if isinstance(pairs, Pairs):
-                _check_size(pairs.sources[index].name, *pairs.size(index))  # before it is decoded
             pair = pairs[index]
             rows.append({"name": pair.name, **scores(_enlarged(upscaler, pair.lr), pair.hr)})
             pair.add_to(digest)
@@ -97,13 +93,6 @@ def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
     if radius is None or own or strided or 2 * radius >= min(height, width, TILE):
         return upscaler(lr)
     return run_tiled(upscaler, lr, min(height, TILE), min(width, TILE), 2 * radius)
-
-
-def _check_size(name: str, height: int, width: int) -> None:
-    if height * width > MOST_PIXELS:
-        raise UserError(f"{name} is {width}×{height} pixels, more than the "
-                        f"{MOST_PIXELS // 10**6} megapixels that are scored. Cut it into parts, or "
-                        "leave it out.")
 
 
 def score_lines(result: dict[str, Any]) -> str:
