@@ -10,7 +10,7 @@ from timm.models.byobnet import MobileOneBlock
 from torch import Tensor, nn
 
 from paperlib.student.blocks import kernel_and_bias
-from paperlib.student.network import Student, fuse, with_form
+from paperlib.student.network import Student, with_form
 
 DEAD = 1e-3
 """A channel is dead if its maximum is below this part of its block's median standard deviation."""
@@ -21,7 +21,7 @@ LAST_BLOCK = 0.05
 @torch.no_grad()
 def _block_maps(student: Student, lr_255: Tensor) -> list[Tensor]:
     """The body's maps on a batch, as deployed: the stem's output, each block's; (B, C, h, w)."""
-    fused = fuse(student).eval()
+    fused = student.fused().eval()
     maps = [fused.stem(lr_255)]
     for block in fused.body:
         maps.append(block(maps[-1]))

@@ -17,7 +17,7 @@ from paperlib.files import atomic_path, reading
 from paperlib.settings import StudentSettings
 from paperlib.student.baselines import ABPN, FSRCNN
 from paperlib.student.graph import Graph, Node
-from paperlib.student.network import Student, fuse
+from paperlib.student.network import Student
 
 
 def deployment_graph(model: nn.Module) -> Graph:
@@ -38,13 +38,11 @@ def build_model(settings: StudentSettings, form: str = "expanded",
 
 
 def fuse_model(model: nn.Module, clamp: bool | None = None) -> nn.Module:
-    """The deployable copy of any network; one without anything to fold is just copied.
+    """The deployable copy of any network.
 
     `clamp` ends it with a clip to 0..255; None keeps the network's own choice.
     """
-    if isinstance(model, Student):
-        return fuse(model, clamp)
-    twin = model.fused() if isinstance(model, FSRCNN) else copy.deepcopy(model)
+    twin = copy.deepcopy(model) if isinstance(model, ABPN) else model.fused()
     if clamp is not None:
         twin.clamp = clamp
     return twin

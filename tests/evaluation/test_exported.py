@@ -11,8 +11,8 @@ from paperlib.export.convert import export_ptq
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.run import open_run
-from paperlib.student.models import save_student
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model, save_student
+from paperlib.student.network import Student
 
 
 def test_exporting_before_training_names_the_notebooks_that_are_missing(tmp_path):
@@ -28,7 +28,7 @@ def test_every_row_is_measured_on_its_own_file(tmp_path):
         "student.blocks": 1, "student.channels": 4, "student.init": "bilinear",
         "export.height": 17, "export.width": 40, "export.overlap": 2})
     data, folder = open_data(run.settings.data), run.stage_folder("stage3")
-    fused, trained = (fuse(Student(run.settings.student)) for _ in range(2))
+    fused, trained = (fuse_model(Student(run.settings.student)) for _ in range(2))
     save_student(fused, folder / "fused.safetensors")
     qat = prepare_qat(trained, run.settings.quant, [data.valid[1].lr])
     save_qat(qat, folder / "qat.safetensors")

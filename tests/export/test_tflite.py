@@ -18,8 +18,8 @@ from paperlib.export.convert import export_tflite
 from paperlib.export.inspection import describe, inspect_model, inspect_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.settings import StudentSettings
-from paperlib.student.models import deployment_graph
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import deployment_graph, fuse_model
+from paperlib.student.network import Student
 from paperlib.upscale import upscale_pixels
 from paperlib.weights import pretrained
 
@@ -29,7 +29,7 @@ LR = coffee()[:24, :24]
 
 
 def student():
-    return fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    return fuse_model(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
 
 
 @pytest.fixture(scope="module")

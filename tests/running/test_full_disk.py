@@ -20,8 +20,8 @@ from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.run import open_run
 from paperlib.running.reproduce import write_results
 from paperlib.settings import DataSettings, QuantSettings, StudentSettings
-from paperlib.student.models import weights_hash
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model, weights_hash
+from paperlib.student.network import Student
 from paperlib.teacher.distillation import TeacherSource, outputs_key, teacher_outputs
 from paperlib.teacher.network import MambaIRv2Light, TeacherShape
 from paperlib.training.state import load_state, save_state
@@ -63,7 +63,7 @@ def test_an_enlarged_picture(small_disk, tmp_path, capfd, suffix):
 def test_scores_a_description_the_page_and_exported_files(small_disk, tmp_path, capfd):
     Image.fromarray(coffee()[:60, :60]).save(tmp_path / "a.png")
     torch.manual_seed(0)
-    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    student = fuse_model(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
     qat = prepare_qat(student, QuantSettings(quantiser="tflite"), [coffee()[:24, :24]])
     path = save_qat(qat, tmp_path / "qat.safetensors")
     (small_disk / "out").mkdir()
