@@ -1,18 +1,15 @@
 """Activation ranges from example images (paper section 5), by least squared rounding error.
 
-A range that covers the rarest peak wastes steps on it; one that clips too much burns highlights.
 For every tensor the range with the least mean squared error over the examples is searched between a
 third and all of what was seen.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paperlib.quantisation.int8 import EPS, IMAGE_GRID, QMAX, QMIN, QParams, qparam_owners
-from paperlib.student.graph import Graph, Node, image_batch, run_graph
+from paperlib.student.graph import Graph, Images, Node, image_batch, run_graph
 
 SAMPLES = 8192
 """Values kept of each tensor and image for the search; minimum and maximum are of all values."""
@@ -36,12 +33,8 @@ def best_grid(values: Tensor, low: float, high: float) -> QParams:
 
 
 @torch.no_grad()
-def calibrate(graph: Graph, images: Sequence[np.ndarray | Tensor]) -> dict[str, QParams]:
-    """A grid for every tensor that owns one; image and result always lie on 8-bit pixels.
-
-    Args:
-        images: uint8 (h, w, 3) photographs or (B, 3, h, w) batches in 0..255.
-    """
+def calibrate(graph: Graph, images: Images) -> dict[str, QParams]:
+    """A grid for every tensor that owns one; image and result always lie on 8-bit pixels."""
     owners = qparam_owners(graph)
     kept: dict[str, list[Tensor]] = {name: [] for name in owners.values()}
     extremes: dict[str, list[float]] = {name: [] for name in kept}

@@ -7,14 +7,12 @@ paper's: on the authors' stage-2 weights plain post-training INT8 rises from 31.
 on Set5.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from paperlib.quantisation.int8 import tied
-from paperlib.student.graph import SHARES_GRID, Graph, Node, image_batch, run_graph
+from paperlib.student.graph import SHARES_GRID, Graph, Images, Node, image_batch, run_graph
 
 LIMIT = 8.0
 """Largest factor and its inverse."""
@@ -35,9 +33,7 @@ def scale_groups(graph: Graph) -> dict[str, str]:
 
 
 @torch.no_grad()
-def channel_peaks(
-    graph: Graph, groups: dict[str, str], images: Sequence[np.ndarray | Tensor],
-) -> dict[str, Tensor]:
+def channel_peaks(graph: Graph, groups: dict[str, str], images: Images) -> dict[str, Tensor]:
     """Largest |value| of each channel, (C,), over all images and the tensors of a group (`groups`:
     tensor → group)."""
     peaks: dict[str, Tensor] = {}
@@ -53,17 +49,10 @@ def channel_peaks(
     return peaks
 
 
-def channel_factors(
-    graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5,
-) -> dict[str, Tensor]:
+def channel_factors(graph: Graph, images: Images) -> dict[str, Tensor]:
     """Per group (its first tensor's name) the factor of each channel, (C,), geometric mean 1 over
-    the channels that carry a signal.
-
-    Args:
-        images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
-        balance: 1 makes the activations of all channels equally large, 0 the weights that read
-            them; 0.5 shares the difference between both.
-    """
+    the channels that carry a signal; it shares the channels' differences between the activations
+    and the weights that read them."""
     groups = scale_groups(graph)
     factors = {}
     for name, peak in channel_peaks(graph, groups, images).items():
@@ -71,7 +60,7 @@ def channel_factors(
                    if node.op == "conv" and groups.get(node.inputs[0]) == name]
         weight = torch.stack([node.weight.abs().amax((0, 2, 3) if node.groups == 1 else (1, 2, 3))
                               for node in readers]).amax(0)
-        log = (1 - balance) * weight.clamp(min=1e-6).log() - balance * peak.clamp(min=1e-6).log()
+        log = 0.5 * weight.clamp(min=1e-6).log() - 0.5 * peak.clamp(min=1e-6).log()
         alive = peak > DEAD * peak.max()
         log = torch.where(alive, log - log[alive].mean(), 0.0)
         factors[name] = log.clamp(-np.log(LIMIT), np.log(LIMIT)).exp()
@@ -96,10 +85,8 @@ def rescale(graph: Graph, factors: dict[str, Tensor]) -> Graph:
     return graph.with_weights(changed)
 
 
-def equalise(
-    graph: Graph, images: Sequence[np.ndarray | Tensor], balance: float = 0.5,
-) -> Graph:
+def equalise(graph: Graph, images: Images) -> Graph:
     """An equal graph whose channels fit INT8 grids better; see `channel_factors`."""
     for _ in range(ROUNDS):
-        graph = rescale(graph, channel_factors(graph, images, balance))
+        graph = rescale(graph, channel_factors(graph, images))
     return graph

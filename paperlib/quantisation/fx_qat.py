@@ -11,11 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import (
-    FusedMovingAvgObsFakeQuantize,
-    disable_observer,
-    get_default_qat_qconfig_mapping,
-)
+from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, get_default_qat_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from torch.fx import Node as FxNode
 
@@ -54,14 +50,11 @@ class FakeQuantize(FusedMovingAvgObsFakeQuantize):
 
 
 class PaperQat(nn.Module):
-    """A fused model under FX fake-quantisation; (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in about
-    0..255.
+    """A copy of a fused model under FX fake-quantisation, in training mode, its output clamped from
+    here on (paper section 1); (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in about 0..255.
 
     QNNPACK's default QAT configuration with the fake-quantiser above, wherever FX puts one, for
-    every layer (PReLU included); in training mode.
-
-    Args:
-        fused: model in form "fused"; copied. Its output is clamped from here on (paper section 1).
+    every layer (PReLU included).
     """
 
     def __init__(self, fused: nn.Module) -> None:
@@ -80,10 +73,6 @@ class PaperQat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fx(x)
-
-    def freeze(self) -> None:
-        """Stop the observers: from here on every grid stays as it is (paper section 4)."""
-        self.apply(disable_observer)
 
 
 def _observed(model: PaperQat) -> list[tuple[FxNode, str]]:

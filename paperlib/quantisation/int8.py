@@ -95,11 +95,9 @@ def qparam_owners(graph: Graph) -> dict[str, str]:
 
 
 def with_representable_scales(qgraph: QuantisedGraph) -> QuantisedGraph:
-    """The same with no step so small that a file could not hold or run it.
-
-    XNNPACK wants input step × weight step / output step below 256 in a convolution, and an addend's
-    step between 2^-10 and 2^8 of the sum's; a bias must fit int32. Only a map that is zero nearly
-    everywhere, of a network whose block has died, comes near that.
+    """The same with no step so small that a file could not hold or run it: XNNPACK wants input step
+    × weight step / output step below 256 in a convolution, and an addend's step between 2^-10 and
+    2^8 of the sum's; a bias must fit int32. Only a map that is zero nearly everywhere comes near.
     """
     owners, grids = qgraph.owners, dict(qgraph.grids)
     fixed = {owners[qgraph.graph.nodes[0].name], owners[qgraph.graph.nodes[-1].name]}
@@ -146,9 +144,8 @@ def fake_quant_bias(bias: Tensor, step: Tensor) -> Tensor:
     return bias + (rounded - bias.detach())
 
 
-def quantised_weights(
-    qgraph: QuantisedGraph, node: Node, int32_bias: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
+def quantised_weights(qgraph: QuantisedGraph, node: Node, int32_bias: bool = True,
+                      ) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias of a node as the INT8 file holds them, in float."""
     if node.weight is None:
         return None, None
@@ -159,11 +156,10 @@ def quantised_weights(
 
 
 def dequantised_graph(qgraph: QuantisedGraph) -> Graph:
-    """The float graph with weights and biases as the INT8 file holds them: what a quantised student
-    is in float.
+    """The float graph with weights and biases as the INT8 file holds them.
 
-    The latent weights of training are no network of their own: each lies within half a step of its
-    grid value, but their errors no longer cancel, which costs up to 5 dB after `round_to_data`.
+    The latent weights of training are no network of their own: their rounding errors no longer
+    cancel, which costs up to 5 dB after `round_to_data`.
     """
     return qgraph.graph.with_weights({node.name: quantised_weights(qgraph, node)
                                       for node in qgraph.graph.nodes if node.weight is not None})
@@ -179,16 +175,13 @@ def run_quantised(
     qgraph: QuantisedGraph, x_255: Tensor, *, weights: bool = True, activations: bool = True,
     int32_bias: bool = True, after: Callable[[Node, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The fake-quant forward: (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in 0..255.
-
-    Training runs through it too: gradients pass straight through every rounding inside its range.
+    """The fake-quant forward: (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in 0..255; gradients pass
+    straight through every rounding inside its range.
 
     Args:
         weights, activations: switch one half off to see what the other costs.
-        int32_bias: False leaves biases in float, as PyTorch's FX fake-quant does. The difference is
-            at most half a step of the accumulator, yet in a deep network a tipped rounding here and
-            there spreads: on the published weights about a third of the output values differ by one
-            step, with equal PSNR.
+        int32_bias: False leaves biases in float, as PyTorch's FX fake-quant does: on the published
+            weights a third of the output values differ by one step, with equal PSNR.
         after: as for `run_graph`; sees every output on its grid.
     """
     def rounded(node: Node, out: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.ao.quantization import disable_observer
 
 from paperlib.errors import UserError
 from paperlib.files import atomic_path, reading
@@ -26,7 +26,7 @@ from paperlib.quantisation.int8 import (
 from paperlib.quantisation.rounding import round_to_data
 from paperlib.quantisation.skip import exact_skip, skip_input
 from paperlib.settings import SCALE, QuantSettings
-from paperlib.student.graph import Graph, Node, image_batch
+from paperlib.student.graph import Graph, Images, Node, image_batch
 from paperlib.student.models import deployment_graph, fuse_model, read_weights
 
 
@@ -35,13 +35,11 @@ class TfliteQat(nn.Module):
 
     Weights: symmetric, −127..127, one scale per output channel from its largest weight.
     Activations: int8 per tensor, the range calibrated by least squares and then kept (learned step
-    sizes gave nothing: `tried.md`). Biases: int32. Image and result: 8-bit pixels. ADD has its own
-    grid; what only moves values (PixelShuffle, concatenation) has none.
+    sizes gave nothing: `tried.md`). Biases: int32. Image and result: 8-bit pixels.
 
     Args:
-        fused: the model in form "fused" that the graph computes.
         grids: the activations' grids, per owner (`calibrate`).
-        graph: as `deployment_graph(fused)` computes, without ADD for instance.
+        graph: what the model `fused` computes, without ADD for instance.
     """
 
     def __init__(self, fused: nn.Module, grids: Mapping[str, QParams], graph: Graph) -> None:
@@ -77,16 +75,13 @@ class TfliteQat(nn.Module):
         return run_quantised(self.quantised(), x)
 
 
-def prepare_qat(
-    fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor],
-) -> nn.Module:
+def prepare_qat(fused: nn.Module, settings: QuantSettings, images: Images) -> nn.Module:
     """A fused model under fake-quantisation, calibrated, ready for `fit`; the input is not changed.
 
     Args:
         fused: student or baseline; folded first where it still has branches.
         settings: which quantiser; `tflite` only: equalised channels, rounding to data, the form of
             the skip.
-        images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
 
     Returns:
         (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W), in training mode.
@@ -103,9 +98,7 @@ def prepare_qat(
     return TfliteQat(fused, calibrate(graph, images), graph).train()
 
 
-def float_graph(
-    fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor],
-) -> Graph:
+def float_graph(fused: nn.Module, settings: QuantSettings, images: Images) -> Graph:
     """What `prepare_qat` (same arguments) rounds, in float: the same function as `fused`, channels
     equalised, the skip in its form (the exact one without the last block's channels that show
     nothing on any of the images)."""
@@ -120,25 +113,24 @@ def float_graph(
 
 
 def freeze_observers(model: nn.Module) -> None:
-    """Freeze every activation grid of a model from `prepare_qat`, in place; training then only
-    moves weights. The `tflite` quantiser's grids are those of calibration and never move."""
+    """Freeze every activation grid of a model from `prepare_qat`, in place (paper section 4).
+
+    The `tflite` quantiser's grids are those of calibration and never move.
+    """
     if isinstance(model, PaperQat):
-        model.freeze()
+        model.apply(disable_observer)
 
 
 def quantised_graph(model: nn.Module) -> QuantisedGraph:
-    """Graph, copies of the weights, and grids of a model from `prepare_qat`, for the export."""
+    """Graph, grids and copies of the weights of a model from `prepare_qat`, for the export."""
     if isinstance(model, PaperQat):
         return paper_graph(model)
     return with_representable_scales(copy.deepcopy(model).requires_grad_(False).quantised())
 
 
 def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
-    """Write the quantised graph of a model from `prepare_qat` as .safetensors.
-
-    Tensors: `<node>.weight`, `<node>.bias`, `<node>.scale`; in the metadata: nodes, grids,
-    quantiser.
-    """
+    """Write the quantised graph of a model from `prepare_qat` as .safetensors: tensors
+    `<node>.weight`, `<node>.bias`, `<node>.scale`; in the metadata nodes, grids, quantiser."""
     qgraph = quantised_graph(model)
     nodes = [{"name": node.name, "op": node.op, "inputs": node.inputs, "groups": node.groups,
               "relu": node.relu} for node in qgraph.graph.nodes]
@@ -156,11 +148,7 @@ def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
 
 def read_quantised(path: str | Path) -> QuantisedGraph:
     """The quantised graph in a `qat.safetensors` of this kit, or in the authors'
-    `ckpt_best_s3_qat.pt`.
-
-    Raises:
-        UserError: missing or damaged file, or one that is not quantised.
-    """
+    `ckpt_best_s3_qat.pt`; any other file is a `UserError`."""
     if Path(path).suffix == ".pt":
         return read_published_qat(path)
     tensors, about = read_weights(path)

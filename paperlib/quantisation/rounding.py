@@ -1,22 +1,17 @@
 """GPTQ before QAT: kernels rounded by what they do to data (Frantar et al., ICLR 2023; not the
 paper's).
 
-Rounded one by one, the 288 values of a kernel err by chance, and errors add up over smooth areas.
-Here columns are rounded in turn; the error of each is passed on to those not yet rounded, so that
-the output on photographs changes least. Scales stay TFLite's: the largest value of a channel stays
-at ±127.
+Columns of a kernel are rounded in turn; the error of each is passed on to those not yet rounded, so
+that the output on photographs changes least. Scales stay TFLite's: the largest value of a channel
+stays at ±127.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from paperlib.quantisation.int8 import QW, channel_scales
-from paperlib.student.graph import Graph, Node, image_batch, run_graph
+from paperlib.student.graph import Graph, Images, Node, image_batch, run_graph
 
 DAMPING = 1e-5
 """Added to the diagonal of the input's second moments, as a part of its mean."""
@@ -25,11 +20,9 @@ COLUMNS = 20_000
 
 
 @torch.no_grad()
-def input_moments(
-    graph: Graph, node: Node, images: Sequence[np.ndarray | Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Second moments (K, K) and mean (K,) of the patches that a convolution reads, K = I·k·k,
-    float64."""
+def input_moments(graph: Graph, node: Node, images: Images) -> tuple[Tensor, Tensor]:
+    """Second moments (K, K) and mean (K,), float64, of the patches (K = I·k·k) a convolution
+    reads."""
     total, mean, count = 0.0, 0.0, 0
     size = node.weight.shape[-1]
     for image in images:
@@ -93,13 +86,10 @@ def round_kernel(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
     return rounded[:, torch.argsort(order)].to(weight.dtype)
 
 
-def round_to_data(graph: Graph, images: Sequence[np.ndarray | Tensor]) -> Graph:
+def round_to_data(graph: Graph, images: Images) -> Graph:
     """A graph whose ordinary convolutions are rounded, each fitted to what it will read by then.
 
     The mean error that is left goes into the bias. Grouped convolutions and PReLU stay as they are.
-
-    Args:
-        images: LR photographs, uint8 (h, w, 3), or batches (1, 3, h, w) in 0..255.
     """
     for name in [node.name for node in graph.nodes if node.op == "conv" and node.groups == 1]:
         node = graph[name]
@@ -107,6 +97,5 @@ def round_to_data(graph: Graph, images: Sequence[np.ndarray | Tensor]) -> Graph:
         flat = node.weight.flatten(1)
         rounded = round_kernel(flat, channel_scales(node.weight), moments)
         bias = node.bias + ((flat - rounded).double() @ mean).to(node.bias.dtype)
-        fitted = replace(node, weight=rounded.reshape(node.weight.shape), bias=bias)
-        graph = Graph(tuple(fitted if old.name == name else old for old in graph.nodes))
+        graph = graph.with_weights({name: (rounded.reshape(node.weight.shape), bias)})
     return graph

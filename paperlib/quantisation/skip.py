@@ -1,7 +1,6 @@
 """The global skip as a concatenation, so that INT8 does not round it (ours; after ETDS, CVPR 2023).
 
-An addition keeps a feature map alive and makes a device requantise two inputs. A convolution over
-the concatenation of both computes the same sum.
+A convolution over the concatenation of both maps computes the sum of their convolutions.
 """
 
 from dataclasses import replace
@@ -26,7 +25,7 @@ def skip_input(graph: Graph) -> str:
     return last
 
 
-def exact_skip(graph: Graph, peak: float, peaks: Tensor | None = None) -> Graph:
+def exact_skip(graph: Graph, peak: float, peaks: Tensor) -> Graph:
     """The student's graph with a global skip that INT8 does not round: the same function.
 
     stem(x) is linear in the 27 pixels of a 3×3 patch and a constant. The new stem passes just these
@@ -41,15 +40,14 @@ def exact_skip(graph: Graph, peak: float, peaks: Tensor | None = None) -> Graph:
     more.
 
     On the authors' stage-2 weights 400 steps of QAT give 31.469 dB on Set5 (31.446 with ADD, 31.511
-    in float), for 6.7 % more MACs. Before QAT it is worse (31.23): the patch kernels' rounding adds
-    up over areas and must be learned.
+    in float), for 6.7 % more MACs; before QAT it is worse (31.23).
 
     Args:
         graph: student with FusedConv blocks.
         peak: value of f that becomes 255; larger ones saturate.
-        peaks: (C,), largest value of each channel of f on calibration images; None: `peak` for all.
-            A channel's factor is the geometric mean of 255 / peak and 255 / its own peak; its
-            kernel stays below `LARGEST`.
+        peaks: (C,), largest value of each channel of f on calibration images. A channel's factor
+            is the geometric mean of 255 / peak and 255 / its own peak; its kernel stays below
+            `LARGEST`.
     """
     last = skip_input(graph)
     stem, head, writer = graph["stem"], graph["head"], graph[last]
@@ -59,7 +57,6 @@ def exact_skip(graph: Graph, peak: float, peaks: Tensor | None = None) -> Graph:
     taps[:27] = torch.eye(27, dtype=stem.weight.dtype).reshape(27, *stem.weight.shape[1:])
     bias = torch.zeros(28, dtype=stem.bias.dtype)
     bias[27] = 255.0
-    peaks = torch.full_like(writer.bias, peak) if peaks is None else peaks
     heard = peaks > 0 if (peaks > 0).any() else torch.ones_like(peaks, dtype=torch.bool)
     copies = 1 + int((~heard).sum()) // 3
     factor = 255.0 / torch.sqrt(peak * peaks.clamp(min=peak / QUIET))
