@@ -9,8 +9,7 @@ from torch import Tensor
 
 from paperlib.benchmarks.timing import interleaved
 from paperlib.environment import keep_freed_memory
-from paperlib.teacher.layers import SelectiveScan
-from paperlib.teacher.network import MambaIRv2Light
+from paperlib.teacher.network import MambaIRv2Light, SelectiveScan
 from paperlib.teacher.scan import scan_backend, selective_scan
 
 LANES, STATES = 48, 8

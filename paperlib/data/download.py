@@ -52,7 +52,7 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
 
     Args:
         size: its bytes; None where only the host knows them.
-        place: what names another place for the file, for messages.
+        place: the option or variable that chooses another folder, for messages.
         retries: attempts, instead of `RETRIES`.
         digest: what is held against `sha256`: that of the bytes, or of what they stand for.
 
@@ -189,10 +189,7 @@ def fetch_photographs(
     folder: Path, photographs: Sequence[Photograph], tell: Callable[[str], None] = print,
 ) -> list[str]:
     """Bring photographs into a folder, where what is there is kept; gives a line for each that
-    could not be had.
-
-    Originals that are reduced lie there one at a time and are deleted afterwards.
-    """
+    could not be had. Originals that are reduced are deleted afterwards."""
     check_folder(folder)
     counts = Counter(photograph.licence for photograph in photographs)
     licences = ", ".join(f"{count} × {name}" for name, count in counts.items())

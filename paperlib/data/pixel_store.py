@@ -53,9 +53,8 @@ class PixelStore:
     """Decoded training photographs, mapped read only.
 
     Args:
-        folder: where the photographs' files lie.
         key: hash of what all pixels are made from.
-        photographs: name, beginning of the files' names, and (LR, HR) pixels of each.
+        photographs: name, beginning of the files' names in `folder`, and (LR, HR) pixels of each.
         left_out: photographs that could not be read, and why.
     """
 
@@ -96,10 +95,6 @@ class PixelStore:
         return self._outputs[teacher]
 
 
-def _source_hash(source: Source) -> str:
-    return sha256_file(source.hr) + (sha256_file(source.lr) if source.lr else "")
-
-
 def _key(*parts: object) -> str:
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -113,7 +108,8 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
     sources, crop = split_sources(settings, "train"), settings.train_crop
     folder = cache_dir() / "photographs"
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_source_hash, sources))
+        hashes = list(pool.map(lambda source: sha256_file(source.hr) + (
+            sha256_file(source.lr) if source.lr else ""), sources))
     files = [_key(LAYOUT, crop, found) for found in hashes]
     key = _key(LAYOUT, crop, [source.name for source in sources], hashes)
     new = [source for source, file in zip(sources, files, strict=True)

@@ -46,21 +46,14 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{text}: {', '.join(names)}" for names, text in notes if names]
 
 
-def evaluate(
-    upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score an upscaler on pairs of LR and HR images.
-
-    Args:
-        upscaler: see `Upscaler`.
-        pairs: read one by one; one that cannot be read, or that the upscaler refuses, is listed
-            under `failed` and the others are scored.
-        progress: called with (done, total) after each image.
+def evaluate(upscaler: Upscaler, pairs: Sequence[Pair],
+             progress: Progress | None = None) -> dict[str, Any]:
+    """Score an upscaler on pairs of LR and HR images; one that cannot be read, or that the upscaler
+    refuses, is listed under `failed` and the others are scored.
 
     Returns:
         Values for JSON: `model`, `images` (name and four metrics each), `mean`, `failed`
-        (messages), `notes`, `protocol`, `provenance` (the model's, the hash of all pixels that went
-        in, versions, device, threads).
+        (messages), `notes`, `protocol`, `provenance` (with the hash of all pixels that went in).
     """
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -88,9 +81,8 @@ def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
     and it cuts none itself."""
     height, width = lr.shape[:2]
     radius = upscaler.radius if height * width > MOST_AT_ONCE else None
-    own = getattr(upscaler, "fixed", None) or getattr(upscaler, "tile", None)
-    strided = getattr(upscaler, "stride", 1) > 1
-    if radius is None or own or strided or 2 * radius >= min(height, width, TILE):
+    own = getattr(upscaler, "fixed", None) or getattr(upscaler, "stride", 1) > 1
+    if radius is None or own or 2 * radius >= min(height, width, TILE):
         return upscaler(lr)
     return run_tiled(upscaler, lr, min(height, TILE), min(width, TILE), 2 * radius)
 
@@ -113,17 +105,14 @@ def mean_psnr(pairs: Sequence[Pair], upscale: Callable[[np.ndarray], np.ndarray]
     return float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))
 
 
-def measure(
-    data: "Data", upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
-) -> list[dict[str, Any]]:
-    """Four rows for `Run.record` on the validation photographs and on every test set.
+def measure(data: "Data", upscaler: Upscaler, table: str, row: str, precision: str,
+            **more: Any) -> list[dict[str, Any]]:
+    """Four rows for `Run.record` on the validation photographs and on every test set; an image that
+    cannot be read is an error.
 
     Each keeps the values of its images (`images`, in the set's order, to five decimals), so that
-    differences can be paired. The paper's PSNR and SSIM (`psnr`, `ssim`) are those in RGB.
-    An image that cannot be read is an error: the mean over the others would be another number.
-
-    Args:
-        more: what belongs beside each number, such as the `steps` of the training behind it.
+    differences can be paired. The paper's PSNR and SSIM (`psnr`, `ssim`) are those in RGB. `more`
+    stands beside each number, such as the `steps` of the training behind it.
     """
     from paperlib.run import measured_row  # loads pandas and matplotlib
 

@@ -72,12 +72,8 @@ def layer_sqnr(qgraph: QuantisedGraph, images: Images) -> list[dict[str, Any]]:
 def drop_decomposition(
         graph: Graph, qgraph: QuantisedGraph,
         score: Callable[[Callable[[np.ndarray], np.ndarray]], float]) -> list[dict[str, Any]]:
-    """What weights and activations each cost.
-
-    Args:
-        graph: weights before any rounding (`float_graph`); those of `qgraph` may have been rounded
-            to data already.
-        score: PSNR (dB) of an upscaler, uint8 (h, w, 3) → float32 (3h, 3w, 3).
+    """What weights and activations each cost: `graph` is before any rounding (`float_graph`),
+    `score` the PSNR (dB) of an upscaler, uint8 (h, w, 3) → float32 (3h, 3w, 3).
 
     Returns:
         One dict for float, weights only, activations only and both: `what`, `psnr`, `drop` (dB

@@ -36,8 +36,7 @@ class Node:
     weight: Tensor | None = None
     bias: Tensor | None = None
     groups: int = 1
-    relu: bool = False
-    """The operator ends with a ReLU of its own (conv and add)."""
+    relu: bool = False  # the operator ends with a ReLU of its own (conv and add)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +120,8 @@ def parameters(graph: Graph) -> int:
 
 
 def receptive_radius(graph: Graph) -> int:
-    """How many LR pixels away a pixel can change the result: the sum of k//2 of all convolutions.
-
-    Exact for a chain, and never too small.
-    """
+    """How many LR pixels away a pixel can change the result: the sum of k//2 of all convolutions
+    (exact for a chain, and never too small)."""
     return sum(node.weight.shape[-1] // 2 for node in graph.nodes if node.op == "conv")
 
 

@@ -27,10 +27,8 @@ def _block(settings: StudentSettings, form: str) -> nn.Module:
 
 
 def bilinear_kernel() -> Tensor:
-    """Head weights (27, 3, 3, 3) that upscale RGB bilinearly before PixelShuffle(3).
-
-    Sub-pixel i of a row lies (i − 1)/3 LR pixels from its LR pixel's centre.
-    """
+    """Head weights (27, 3, 3, 3) that upscale RGB bilinearly before PixelShuffle(3); sub-pixel i of
+    a row lies (i − 1)/3 LR pixels from its LR pixel's centre."""
     offsets = (torch.arange(SCALE) - (SCALE - 1) / 2) / SCALE
     # (3 sub-pixels, 3 LR pixels)
     taps = torch.stack([(-offsets).clamp(min=0), 1 - offsets.abs(), offsets.clamp(min=0)], dim=1)

@@ -1,7 +1,7 @@
 """Which teacher a run learns from, and its outputs as training targets (paper sections 2 and 3).
 
 A teacher is always named: published weights (found or downloaded, hash checked) or a small network
-trained here. Nothing takes another teacher's place without saying so.
+trained here.
 """
 
 import os
@@ -34,8 +34,7 @@ from paperlib.teacher.scan import scan_backend
 FILE = "mambairv2_lightSR_x3.pth"
 URLS = (f"https://github.com/NguyenPhamPhuongNam/AIO_MAI/raw/main/{FILE}",
         f"https://github.com/csguoh/MambaIR/releases/download/v1.0/{FILE}")
-BYTES = 4_061_111
-"""Of the published file."""
+BYTES = 4_061_111  # of the published file
 
 
 @dataclass
@@ -76,10 +75,7 @@ def published_weights() -> tuple[Path | None, str]:
 
 
 def decide_teacher(settings: TeacherSettings, pin: Path) -> TeacherSettings:
-    """The settings with `kind` published or small: decided once a run, kept in the file `pin`.
-
-    Published weights that turn up later, or are gone, give no later notebook another teacher.
-    """
+    """The settings with `kind` published or small: decided once a run, kept in the file `pin`."""
     kind, kept = settings.kind, read_json(pin) if pin.is_file() else {}
     if kept and kind not in ("auto", kept["kind"]):
         raise UserError(f"this run learns from the {kept['kind']} teacher ({pin}), but "
@@ -150,8 +146,8 @@ def outputs_key(source: TeacherSource) -> str:
 def teacher_outputs(store: PixelStore, source: TeacherSource) -> list[np.ndarray]:
     """The teacher's outputs for all training photographs, uint8 (3h, 3w, 3), computed once.
 
-    Each photograph is upscaled as a whole, so that a patch's target knows more than the patch, and
-    has a file of its own: what is stopped goes on. The process then keeps freed memory.
+    Each is of the whole photograph, so that a patch's target knows more than the patch, and has a
+    file of its own: what is stopped goes on. The process then keeps freed memory.
     """
     keep_freed_memory()
     key, upscale = outputs_key(source), TeacherUpscaler(source.model, source.name)
@@ -163,10 +159,8 @@ def teacher_outputs(store: PixelStore, source: TeacherSource) -> list[np.ndarray
 
 
 def on_the_fly(model: nn.Module, white: int) -> Callable[[Tensor], Tensor]:
-    """Targets computed for each patch, as published, by a network on images in 0..white.
-
-    LR (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..1, clamped.
-    """
+    """Targets computed for each patch, as published, by a network on images in 0..white: LR
+    (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..1, clamped."""
     model = model.eval()
 
     @torch.no_grad()
@@ -181,10 +175,8 @@ def on_the_fly(model: nn.Module, white: int) -> Callable[[Tensor], Tensor]:
 class Targets:
     """Distillation targets of a run: cached outputs, or a network asked for each patch."""
 
-    name: str
-    """Which teacher, for tables and for the identity of a training."""
-    key: str | None = None
-    """Key of the cached outputs beside the training pixels."""
+    name: str  # which teacher, for tables and for the identity of a training
+    key: str | None = None  # key of the cached outputs beside the training pixels
     compute: Callable[[Tensor], Tensor] | None = None
     about: str = ""
     """The teacher network in one sentence, for records; empty for the student itself."""

@@ -7,7 +7,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.exported import export_run
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
-from paperlib.export.convert import export_ptq
+from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.run import open_run
@@ -35,7 +35,7 @@ def test_every_row_is_measured_on_its_own_file(tmp_path):
     files = export_run(run, data)
     path = tmp_path / "again.tflite"
     for kind, size in (("ptq", ()), ("ptq_fixed", (17, 40))):
-        export_ptq(files.qgraph.graph, calibration(data, run.settings), path, *size)
+        export_tflite(files.qgraph.graph, path, *size, images=calibration(data, run.settings))
         assert files.paths[kind].read_bytes() == path.read_bytes()
     rows = [row for row in files.measure(data)
             if (row["metric"], row["dataset"]) == ("psnr", "validation")]

@@ -14,17 +14,18 @@ from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.export.convert import export_tflite, parity
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.quantisation.calibration import best_grid, calibrate, grid_of_range
-from paperlib.quantisation.cross_layer_equalisation import equalise
 from paperlib.quantisation.diagnostics import drop_decomposition, layer_ranges, layer_sqnr
 from paperlib.quantisation.fx_qat import FakeQuantize, read_published_qat
 from paperlib.quantisation.int8 import (
     IMAGE_GRID,
     QParams,
+    best_grid,
+    calibrate,
     channel_scales,
     dequantised_graph,
     fake_quant_bias,
     fake_quant_weight,
+    grid_of_range,
     post_training_graph,
     qparam_owners,
     run_quantised,
@@ -37,6 +38,7 @@ from paperlib.quantisation.qat import (
     read_quantised,
     save_qat,
 )
+from paperlib.quantisation.rewriting import equalise
 from paperlib.settings import QuantSettings
 from paperlib.student.graph import image_batch, run_graph
 from paperlib.student.models import deployment_graph, save_student

@@ -4,8 +4,7 @@ import pytest
 import torch
 from networks import ARCHS, deployed
 
-from paperlib.quantisation.cross_layer_equalisation import channel_factors, equalise, rescale, scale_groups
-from paperlib.quantisation.skip import exact_skip
+from paperlib.quantisation.rewriting import channel_factors, equalise, exact_skip, rescale, scale_groups
 from paperlib.settings import StudentSettings
 from paperlib.student.graph import macs_per_lr_pixel, parameters, run_graph
 from paperlib.student.models import build_model, deployment_graph, fuse_model
