@@ -20,8 +20,8 @@ from paperlib.errors import UserError
 from paperlib.profiles import PROFILES
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.settings import QuantSettings, StudentSettings, parse_assignments
-from paperlib.student.models import save_student
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model, save_student
+from paperlib.student.network import Student
 
 COMMANDS = ("reproduce", "train", "evaluate", "upscale", "inspect", "export", "page", "verify", "bench", "data",
             "table")
@@ -122,7 +122,7 @@ def test_wrong_checkpoints_are_one_line(photographs, tmp_path, capsys):
                         ("text.tflite", "not a TFLite file")):
         assert main(["evaluate", str(tmp_path / name), "--hr", str(photographs)]) == 2
         assert words in one_line(capsys)
-    student = save_student(fuse(Student(StudentSettings(channels=8, blocks=1))), tmp_path / "student.safetensors")
+    student = save_student(fuse_model(Student(StudentSettings(channels=8, blocks=1))), tmp_path / "student.safetensors")
     assert main(["export", str(student), "--out", str(tmp_path)]) == 2
     assert "not quantised" in one_line(capsys)
 
@@ -168,7 +168,7 @@ def test_upscale_takes_what_people_have(tmp_path, capsys):
 
 
 def test_export_writes_the_three_files(tmp_path, capsys):
-    fused = fuse(Student(StudentSettings(channels=8, blocks=1, init="bilinear")))
+    fused = fuse_model(Student(StudentSettings(channels=8, blocks=1, init="bilinear")))
     qat = prepare_qat(fused, QuantSettings(quantiser="tflite"), [coffee()[:30, :30]])
     path = save_qat(qat, tmp_path / "qat.safetensors")
     assert main(["export", str(path), "--out", str(tmp_path / "out"), "--height", "24", "--width", "32"]) == 0

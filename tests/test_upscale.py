@@ -25,7 +25,8 @@ from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings, StudentSettings
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model
+from paperlib.student.network import Student
 from paperlib.upscale import (
     byte_runner,
     find_inputs,
@@ -42,7 +43,7 @@ def some_student(arch: str = "mobileone", blocks: int = 2) -> Student:
     student = Student(StudentSettings(arch=arch, channels=8, blocks=blocks, init="bilinear"))
     with torch.no_grad():
         student.head.weight.add_(torch.randn_like(student.head.weight) * 0.2)
-    return fuse(student)
+    return fuse_model(student)
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,7 @@ from paperlib.settings import SCALE, DataSettings, LossSettings, StudentSettings
 from paperlib.student.graph import macs_per_lr_pixel
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 from paperlib.student.network import with_form
-from paperlib.teacher.layers import SelectiveScan
-from paperlib.teacher.network import MambaIRv2Light
+from paperlib.teacher.network import MambaIRv2Light, SelectiveScan
 from paperlib.teacher.scan import scan_backend, selective_scan
 from paperlib.training.losses import stage_loss
 

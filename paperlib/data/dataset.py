@@ -1,7 +1,7 @@
 """Training patches: aligned random crops with flips and turns (paper section 4).
 
-Each is a pure function of (seed, name, index). Nothing is kept between steps, so a training resumes
-from its step number alone, and processes that share a batch draw what one process would.
+Each is a pure function of (seed, name, index): a training resumes from its step number alone, and
+processes that share a batch draw what one process would.
 """
 
 from collections.abc import Iterable, Sequence
@@ -61,15 +61,10 @@ def _stack(patches: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(planes))
 
 
-def assemble(
-    images: Iterable[Sequence[np.ndarray]], samples: Sequence[Sample], patch: int,
-) -> Batch:
-    """The batch of `samples`, cropped to `patch` LR pixels a side and turned.
-
-    Args:
-        images: for each sample LR (h, w, 3), HR (3h, 3w, 3) and, where there is a teacher, its
-            output (3h, 3w, 3).
-    """
+def assemble(images: Iterable[Sequence[np.ndarray]], samples: Sequence[Sample],
+             patch: int) -> Batch:
+    """The batch of `samples`, cropped to `patch` LR pixels a side and turned; `images` has for each
+    LR (h, w, 3), HR (3h, 3w, 3) and, where there is a teacher, its output (3h, 3w, 3)."""
     lr, hr, extra = [], [], []
     for (small, large, *outputs), sample in zip(images, samples, strict=True):
         top, left = sample.top, sample.left
@@ -86,10 +81,9 @@ def _random(name: str, stream: int = 0, index: int = 0) -> np.random.Generator:
 
 
 class TrainSet:
-    """Draws training patches from a `PixelStore`.
+    """Draws training patches from a `PixelStore`; photographs smaller than a patch are left out.
 
     Args:
-        store: decoded training photographs; those smaller than a patch are left out.
         settings: `sampling` "image" shows every photograph once per pass, "area" in proportion to
             its pixels.
         seed, name: what the draw depends on besides the index.
@@ -100,8 +94,8 @@ class TrainSet:
     """
 
     def __init__(self, store: PixelStore, settings: DataSettings, seed: int, name: str, patch: int,
-                 permute_colours: bool = False, text: float = 0.0, text_steps: int | None = None,
-                 ) -> None:
+                 permute_colours: bool = False, text: float = 0.0,
+                 text_steps: int | None = None) -> None:
         self.store, self.settings, self.patch = store, settings, patch
         self.permute_colours, self.text, self.text_steps = permute_colours, text, text_steps
         sides = np.array(store.lr_shapes).min(1)
@@ -135,13 +129,8 @@ class TrainSet:
 
     def batch(self, step: int, batch: int, rank: int = 0, world: int = 1,
               teacher: str | None = None) -> Batch:
-        """The patches of a step.
-
-        Args:
-            batch: samples in the step over all processes.
-            rank, world: which process this is, and how many share the batch.
-            teacher: key of cached teacher outputs to crop along.
-        """
+        """The patches of a step; `batch` counts those of all `world` processes, of which this is
+        number `rank`, and `teacher` is the key of cached outputs to crop along."""
         if batch % world:
             raise UserError(f"a batch of {batch} cannot be shared by {world} processes. Choose a "
                             f"multiple of {world}.")
@@ -221,11 +210,8 @@ def lr_batches(data: Data, settings: Settings, stream: str, stage: StageSettings
 
 
 def calibration(data: Data, settings: Settings, drawn: bool = False) -> list[np.ndarray]:
-    """LR training photographs, uint8 (h, w, 3), for first ranges and post-training quantisation.
-
-    Args:
-        drawn: by the seed, which moves single images by half a decibel; else evenly spaced.
-    """
+    """LR training photographs, uint8 (h, w, 3), for first ranges and post-training quantisation:
+    `drawn` by the seed, which moves single images by half a decibel; else evenly spaced."""
     number = len(data.store)
     count = min(settings.quant.calibration_images, number)
     if drawn:

@@ -13,17 +13,13 @@ from functools import cache
 from pathlib import Path
 
 from paperlib.data.download import download
-from paperlib.data.images import image_size
 from paperlib.data.photographs import Source, read_pairs
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
-from paperlib.files import Progress, building_folder, explain, reading, sha256_file, user_path
+from paperlib.files import Progress, building_folder, explained, reading, sha256_file, user_path
 from paperlib.settings import SCALE, DataSettings
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
-COUNTS = {"train": 800, "valid": 100}
-
-
 ARCHIVES = {
     "train": {
         "DIV2K_train_HR": (
@@ -93,11 +89,8 @@ def is_paper_data(train: Sequence[Source], valid: Sequence[Source]) -> bool:
 
 def validation_at_hand(folder: Path, tell: Callable[[str], None] = print) -> list[Source]:
     """What a folder holds of DIV2K's validation split, in the official layout or as HR/ and
-    LR_bicubic/X3/, by number; `hr` or `lr` is None where that file is not at hand.
-
-    Args:
-        tell: gets a line for each file that is left out, as it has not DIV2K's bytes.
-    """
+    LR_bicubic/X3/, by number; `hr` or `lr` is None where that file is not at hand. `tell` gets a
+    line for each file that is left out, as it has not DIV2K's bytes."""
     found: dict[str, Path] = {}
     lr = f"LR_bicubic/X{SCALE}"
     for part in ("DIV2K_valid_HR", f"DIV2K_valid_{lr}", "HR", lr):
@@ -117,34 +110,17 @@ def unpack(path: Path, target: Path) -> None:
     """Unpack a zip file's PNG images into a new folder, whole or not at all."""
     if target.exists():  # `building_folder` would put the new one in its place
         raise UserError(f"{target} is there and holds no PNG image. Move it away and try again.")
-    with reading(path, "a zip file of DIV2K"):
-        try:
-            with zipfile.ZipFile(path) as file, building_folder(target) as building:
-                for name in file.namelist():
-                    if name.endswith(".png"):
-                        (building / Path(name).name).write_bytes(file.read(name))
-        except OSError as error:
-            raise explain(error, target, place="PAPERLIB_CACHE or data.div2k") from error
+    place = explained(target, place="PAPERLIB_CACHE or data.div2k")
+    with (reading(path, "a zip file of DIV2K"), place, zipfile.ZipFile(path) as file,
+          building_folder(target) as building):
+        for name in file.namelist():
+            if name.endswith(".png"):
+                (building / Path(name).name).write_bytes(file.read(name))
 
 
-def check_split(settings: DataSettings, split: str) -> None:
-    """Check number and sizes (HR = 3 × LR after cropping) of a split, reading headers only."""
-    sources = div2k_sources(settings, split)
-    if len(sources) != COUNTS[split]:
-        raise UserError(f"DIV2K {split} has {len(sources)} images in {sources[0].hr.parent}, not "
-                        f"{COUNTS[split]}. Unpack it again.")
-    for source in sources:
-        height, width = (side // SCALE for side in image_size(source.hr))
-        if image_size(source.lr) != (height, width):
-            raise UserError(f"{source.lr} is not {width}×{height}, a third of {source.hr}. "
-                            "Unpack both again.")
-
-
-def prepare(
-    settings: DataSettings, splits: Sequence[str] = ("train", "valid"),
-    progress: Progress | None = None,
-) -> list[str]:
-    """Bring DIV2K to where it is expected (unpacked, checked); returns what was done, a line each.
+def prepare(settings: DataSettings, splits: Sequence[str] = ("train", "valid"),
+            progress: Progress | None = None) -> list[str]:
+    """Bring DIV2K to where it is expected, unpacked; returns what was done, a line each.
 
     What is there is kept: unpacked folders, then zip files beside them, then downloads (of the
     host, or a mirror named by PAPERLIB_DIV2K_URL).
@@ -165,5 +141,4 @@ def prepare(
                                 "try again.")
             unpack(path, root / folder)
             done.append(f"{folder}: unpacked from {path}")
-        check_split(settings, split)
     return done

@@ -1,15 +1,12 @@
 """Files from public hosts, and the lists of photographs that anyone may fetch (DIV2K: `div2k`).
 
-A file is continued where it broke off, checked against a pinned hash, and under its name when
-whole. Hosts are slow and often down, answer with pages of HTML, or send less or more than they
-announced; whatever comes is believed only when its SHA-256 is the expected one.
+A file is continued where it broke off, believed only by its SHA-256, and under its name when whole.
 
 `open.csv` (51 wallpapers in 4K) and `open_wallpapers.csv` (385 photographs of public repositories,
 each pinned at a commit, with licence and author), for training, are reduced, so that neither noise
 nor JPEG blocks are learned: turned by EXIF, RGB, Lanczos by min(1/1.5 or 1/2, 2040 / longer side),
-JPEG of quality 95 with full colour. An original is believed by its SHA-256. The reduced file has
-the listed one where Pillow and its JPEG library give the same bytes as where the list was made;
-elsewhere it is kept and said to differ.
+JPEG of quality 95 with full colour. Where Pillow's JPEG library is another one than where the list
+was made, the reduced files are kept and said to differ.
 
 `cid22.csv`, for training, and `clic_val.csv`, for validation: lossless files, kept as they come and
 believed by the SHA-256 of their pixels, so that another compression of the same pixels passes.
@@ -18,7 +15,6 @@ believed by the SHA-256 of their pixels, so that another compression of the same
 import csv
 import errno
 import http.client
-import shutil
 import time
 import urllib.error
 import urllib.parse
@@ -33,15 +29,7 @@ from PIL import Image
 
 from paperlib.data.images import read_picture
 from paperlib.errors import UserError
-from paperlib.files import (
-    Progress,
-    atomic_path,
-    check_folder,
-    explain,
-    read_json,
-    sha256_file,
-    write_json,
-)
+from paperlib.files import Progress, atomic_path, check_folder, explain, sha256_file
 
 RETRIES, TIMEOUT = 4, 30.0  # attempts at a file; seconds without data after which one ends
 LARGEST = 64_000_000  # bytes after which a file of unknown size is cut off
@@ -64,7 +52,7 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
 
     Args:
         size: its bytes; None where only the host knows them.
-        place: what names another place for the file, for messages.
+        place: the option or variable that chooses another folder, for messages.
         retries: attempts, instead of `RETRIES`.
         digest: what is held against `sha256`: that of the bytes, or of what they stand for.
 
@@ -73,12 +61,7 @@ def fetch(url: str, path: Path, size: int | None, sha256: str, progress: Progres
         is wrong. No address, and a disk that cannot take it, are a `UserError`.
     """
     check_folder(path.parent, place)
-    part = path.with_name(path.name + ".part")
-    need = (size or 0) - _there(part)
-    if shutil.disk_usage(path.parent).free < need:
-        raise UserError(f"{url} needs {need} bytes in {path.parent}, and fewer are free. Free "
-                        f"some, or set {place} to a larger disk.")
-    problem = ""
+    part, problem = path.with_name(path.name + ".part"), ""
     for attempt in range(retries or RETRIES):
         time.sleep(min(2 ** (attempt - 1), 5) if attempt else 0)
         try:
@@ -151,7 +134,6 @@ def _continue(url: str, part: Path, size: int | None, progress: Progress | None)
 RAW = "https://raw.githubusercontent.com"
 SETS = ("open", "open_wallpapers", "cid22", "clic_val")  # names of lists, and of their folders
 SAME = 3  # equal failures at the start after which the host counts as out of reach
-MADE = "made_here.json"  # reduced files in other bytes than the listed ones → their SHA-256
 
 
 @dataclass(frozen=True)
@@ -174,6 +156,12 @@ class Photograph:
     def url(self) -> str:
         """Where the original is."""
         return f"{RAW}/{self.repository}/{self.commit}/{urllib.parse.quote(self.path)}"
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file holds the listed pixels, or of a reduced one the listed bytes."""
+        if self.pixels_sha256:
+            return pixels_sha256(path) == self.pixels_sha256
+        return sha256_file(path) == self.reduced_sha256
 
 
 def listed(name: str = "open") -> list[Photograph]:
@@ -201,23 +189,16 @@ def fetch_photographs(
     folder: Path, photographs: Sequence[Photograph], tell: Callable[[str], None] = print,
 ) -> list[str]:
     """Bring photographs into a folder, where what is there is kept; gives a line for each that
-    could not be had.
-
-    Originals that are reduced lie there one at a time and are deleted afterwards.
-    """
+    could not be had. Originals that are reduced are deleted afterwards."""
     check_folder(folder)
     counts = Counter(photograph.licence for photograph in photographs)
     licences = ", ".join(f"{count} × {name}" for name, count in counts.items())
     tell(f"{len(photographs)} photographs into {folder}: {licences}")
-    made = read_json(folder / MADE) if (folder / MADE).is_file() else {}
     failed, problems, there = [], [], 0
     for number, photograph in enumerate(photographs, 1):
         target = folder / photograph.file
         if target.is_file():
             there += 1
-            if not _is_right(target, photograph, made):
-                failed.append(f"{target} is another file than the listed one. Delete it and fetch "
-                              "again.")
             continue
         lossless = photograph.pixels_sha256
         path = target if lossless else folder / f".{photograph.file}.original"
@@ -240,18 +221,10 @@ def fetch_photographs(
                 continue
             finally:
                 path.unlink(missing_ok=True)
-            if not _is_right(target, photograph, made):
-                made[photograph.file] = sha256_file(target)
-                write_json(folder / MADE, made)
         tell(f"{number}/{len(photographs)} {photograph.file}, {photograph.size}")
-    present = sum((folder / photograph.file).is_file() for photograph in photographs)
-    other = f"; {len(made)} of the same originals in other bytes than the list's (another Pillow)"
-    tell(f"{present} of {len(photographs)} are in {folder}, {there} were there before"
-         + (other if made else ""))
+    same = [photograph.matches(folder / photograph.file) for photograph in photographs
+                   if (folder / photograph.file).is_file()]
+    tell(f"{len(same)} of {len(photographs)} are in {folder}, {there} were there before")
+    if other := same.count(False):
+        tell(f"{other} of them are in other bytes than the list's (another Pillow, or your own)")
     return failed
-
-
-def _is_right(target: Path, photograph: Photograph, made: dict[str, str]) -> bool:
-    if photograph.pixels_sha256:
-        return pixels_sha256(target) == photograph.pixels_sha256
-    return sha256_file(target) in (photograph.reduced_sha256, made.get(photograph.file))

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 from paperlib.data.metadata import Metadata, read_metadata, save_options
 from paperlib.environment import silence_native_stderr
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, explain, reading
+from paperlib.files import atomic_path, explained, reading
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic",
               ".heif", ".jxl")
@@ -34,6 +34,7 @@ FOREIGN = {name: re.compile(beginning, re.DOTALL) for name, beginning in {
     "Photoshop": rb"8BPS", "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg", "PDF": rb"%PDF"}.items()}
 """Kinds that are refused by their names, and how their files begin."""
 DECODED = 18  # bytes of memory a pixel while it is read: Pillow's 4, those converted, the array
+SCORED = 100  # the same of a picture that is scored, with its enlargement and metrics
 SAVE_OPTIONS = {
     ".png": {"format": "PNG", "compress_level": 1},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -55,13 +56,11 @@ _stderr = threading.Lock()
 def find_images(folder: str | Path) -> list[Path]:
     """The images directly inside a folder, sorted by name; files that begin with a dot are none."""
     folder = Path(folder)
-    try:
+    with explained(folder, "read"):
         if not folder.is_dir():
             raise UserError(f"no folder at {folder}. Name an existing folder of images.")
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS
                        and not path.name.startswith(".") and path.is_file())
-    except OSError as error:
-        raise explain(error, folder, "read") from error
     if not files:
         raise UserError(f"{folder} holds no image ({', '.join(EXTENSIONS)}). Name one with images.")
     return files
@@ -147,10 +146,8 @@ def _opened(path: str | Path, bytes_each: int = DECODED) -> Iterator[Image.Image
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width from an image's header, as stored.
-
-    A `UserError` says what is missing, of another kind, damaged or too large for the memory.
-    """
+    """Height and width from an image's header, as stored; a `UserError` says what is missing, of
+    another kind, damaged or too large for the memory."""
     with _opened(path) as image:
         return image.height, image.width
 
@@ -159,10 +156,7 @@ def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:
     """Read a picture of any of `FORMATS`, the right way up; errors as `image_size`.
 
     Grey becomes three equal channels, 16 bits become 8 (divided by 257, rounded), palettes and CMYK
-    become RGB.
-
-    Args:
-        bytes_each: memory for each of its pixels that must be free, with what comes after reading.
+    become RGB. `bytes_each` of memory must be free for a pixel, with what comes after reading.
     """
     with _opened(path, bytes_each) as image:
         picture = _decode(image, Path(path))
@@ -171,12 +165,10 @@ def read_picture(path: str | Path, bytes_each: int = DECODED) -> Picture:
     return picture
 
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """An image as `read_picture` gives it, for training and evaluation: uint8 (H, W, 3).
-
-    Transparent pixels, whose colour is undefined, are refused too.
-    """
-    picture = read_picture(path)
+def read_rgb(path: str | Path, bytes_each: int = DECODED) -> np.ndarray:
+    """An image for training and evaluation, uint8 (H, W, 3), as `read_picture`; transparent pixels,
+    whose colour is undefined, are refused too."""
+    picture = read_picture(path, bytes_each)
     if picture.is_transparent:
         raise UserError(f"{path} has transparent pixels. Flatten it, or leave it out.")
     return picture.rgb
@@ -252,8 +244,8 @@ def _decode(image: Image.Image, path: Path) -> Picture:
     return Picture(np.array(image.convert("RGB")), alpha, grey, icc, notes, metadata=metadata)
 
 
-def check_writable(path: str | Path, height: int, width: int, transparent: bool = False,
-                   ) -> dict[str, Any]:
+def check_writable(path: str | Path, height: int, width: int,
+                   transparent: bool = False) -> dict[str, Any]:
     """Pillow's options for a picture of that size under that name, asked before the work is done;
     a `UserError` says why it cannot be written."""
     suffix = Path(path).suffix.lower()
@@ -304,16 +296,11 @@ def write_picture(path: str | Path, picture: Picture) -> Path:
     return path
 
 
-def compress_figure(png: bytes, lossy: str, error: float = 1.5) -> tuple[str, bytes]:
-    """A figure in a smaller file for the eye: (suffix without the dot, content).
+def compress_figure(png: bytes, lossy: str) -> tuple[str, bytes]:
+    """A PNG figure in a smaller file for the eye: (suffix without the dot, content).
 
-    A drawing or a colour map stays PNG, of 256 colours where they are enough; a photograph becomes
-    what is smaller, PNG with all its colours or `lossy`.
-
-    Args:
-        png: a PNG file.
-        lossy: "WEBP", or "JPEG" where the reader may not know that, as viewers of notebooks.
-        error: root mean square change, in steps of 8 bits, up to which 256 colours are enough.
+    Where 256 colours are enough (root mean square change up to 1.5 steps of 8 bits), as for a
+    drawing, PNG with these; else what is smaller, PNG with all or `lossy`, "WEBP" or "JPEG".
     """
     def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
         buffer = io.BytesIO()
@@ -324,7 +311,7 @@ def compress_figure(png: bytes, lossy: str, error: float = 1.5) -> tuple[str, by
         picture = opened.convert("RGB")
     few = picture.quantize(256, dither=Image.Dither.NONE)
     change = np.asarray(few.convert("RGB"), np.float32) - np.asarray(picture, np.float32)
-    if np.sqrt(np.mean(change**2)) <= error:
+    if np.sqrt(np.mean(change**2)) <= 1.5:
         return "png", encoded(few, "PNG", optimize=True)
     whole = encoded(picture, "PNG", optimize=True)
     packed = encoded(picture, lossy, quality=90, subsampling=0, method=6)  # each takes one of these

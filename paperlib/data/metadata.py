@@ -1,7 +1,7 @@
 """What a picture's file says beside its pixels, carried over to the enlarged one.
 
-EXIF (the turn is applied and reset, place and rights stay), XMP, resolution, comments and texts, and
-of PNG the chunks that say what its colours mean. A thumbnail, IPTC data and what the new format
+EXIF (the turn is applied and reset, place and rights stay), XMP, resolution, comments and texts,
+and of PNG the chunks that say what its colours mean. A thumbnail, IPTC data and what the new format
 cannot hold are left out.
 """
 
@@ -17,8 +17,7 @@ DESCRIPTIVE = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Art
 """Tags of an image's first EXIF folder that say nothing of how its pixels are stored."""
 COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"cICP")
 """Of PNG: brightness, primaries, and the code of a colour space, as of HDR."""
-LONGEST = 65_000
-"""Bytes that one piece may have: JPEG holds no more."""
+LONGEST = 65_000  # bytes that one piece may have: JPEG holds no more
 
 
 @dataclass

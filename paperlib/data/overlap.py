@@ -76,9 +76,8 @@ def _windows(detail: np.ndarray, side: int) -> np.ndarray:
     return _normal(windows.reshape(*windows.shape[:2], -1))
 
 
-def _close_look(
-    picture: Image.Image, centre: np.ndarray, short: float, row: int, column: int,
-) -> float:
+def _close_look(picture: Image.Image, centre: np.ndarray, short: float, row: int,
+                column: int) -> float:
     """Largest correlation of a centre of `FINE` pixels near a place found at `SIDE` pixels."""
     best = 0.0
     for zoom in np.linspace(1 / STEP, STEP, 9):
@@ -91,9 +90,8 @@ def _close_look(
     return best
 
 
-def overlaps(
-    photographs: Iterable[tuple[str, np.ndarray]], images: Mapping[str, np.ndarray],
-) -> list[Overlap]:
+def overlaps(photographs: Iterable[tuple[str, np.ndarray]],
+             images: Mapping[str, np.ndarray]) -> list[Overlap]:
     """Which training photographs and test images, LR uint8 (h, w, 3) by name, share a picture."""
     if not images:
         return []
@@ -127,9 +125,8 @@ def _key(sets: Mapping[str, Pairs]) -> str:
     return sha256(json.dumps(how).encode()).hexdigest()[:16]
 
 
-def check_overlaps(
-    store: PixelStore, sets: Mapping[str, Pairs], tests: Sequence[str],
-) -> list[Overlap]:
+def check_overlaps(store: PixelStore, sets: Mapping[str, Pairs],
+                   tests: Sequence[str]) -> list[Overlap]:
     """Training photographs that share a picture with an image of any set; remembered in the cache.
 
     One or two minutes on one core for 750 photographs and 130 images, once. A photograph that is an

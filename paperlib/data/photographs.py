@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from paperlib.data.images import find_images, image_size, read_rgb
+from paperlib.data.images import DECODED, SCORED, find_images, read_rgb
 from paperlib.data.resize import bicubic_downscale
 from paperlib.errors import UserError
 from paperlib.settings import SCALE
@@ -41,11 +41,8 @@ class Source:
 
 
 def make_pair(name: str, hr: np.ndarray, lr: np.ndarray | None = None, crop: int = 0) -> Pair:
-    """A pair from HR pixels, cropped at the bottom and right to multiples of 3; LR by MATLAB's
-    bicubic unless given.
-
-    Args:
-        crop: take the central part of that many HR pixels a side, where it is not 0.
+    """A pair from HR pixels, cropped at the bottom and right to multiples of 3, and where `crop` is
+    not 0, to the central part of that many HR pixels a side; LR by MATLAB's bicubic unless given.
     """
     height, width = (side // SCALE for side in hr.shape[:2])
     if not height or not width:
@@ -62,10 +59,10 @@ def make_pair(name: str, hr: np.ndarray, lr: np.ndarray | None = None, crop: int
     return Pair(name, lr[top : top + rows, left : left + columns], hr)
 
 
-def read_source(source: Source, crop: int = 0) -> Pair:
+def read_source(source: Source, crop: int = 0, bytes_each: int = DECODED) -> Pair:
     """Decode a photograph and its LR version; `crop` as in `make_pair`."""
     lr = read_rgb(source.lr) if source.lr else None
-    return make_pair(source.name, read_rgb(source.hr), lr, crop)
+    return make_pair(source.name, read_rgb(source.hr, bytes_each), lr, crop)
 
 
 class Pairs(Sequence[Pair]):
@@ -78,17 +75,11 @@ class Pairs(Sequence[Pair]):
         return len(self.sources)
 
     def __getitem__(self, index: int) -> Pair:
-        return read_source(self.sources[index], self.crop)
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the HR photograph that would be decoded, after the crop."""
-        height, width = image_size(self.sources[index].hr)
-        return (min(height, self.crop), min(width, self.crop)) if self.crop else (height, width)
+        return read_source(self.sources[index], self.crop, SCORED)
 
 
-def read_pairs(
-    hr_folder: str | Path, lr_folder: str | Path | None = None, complete: bool = True,
-) -> Pairs:
+def read_pairs(hr_folder: str | Path, lr_folder: str | Path | None = None,
+               complete: bool = True) -> Pairs:
     """Pairs of a folder of HR images and a folder of LR images, or LR by MATLAB's bicubic.
 
     Names match as the field writes them: `0801.png` with `0801.png`, `0801x3.png`, `0801_LR.png` or
@@ -119,5 +110,5 @@ def read_pairs(
         sources.append(Source(name, path, partners[0]))
     if len(lost) > (0 if complete else len(files) - 1):
         raise UserError(f"{lost[0]} of {hr_folder} has no LR image in {lr_folder}, as "
-                        f"{lost[0]}x{SCALE}. Add it, or leave out --lr: LR is then made by bicubic.")
+                        f"{lost[0]}x{SCALE}. Add it, or leave out --lr, to make LR by bicubic.")
     return Pairs(sources)

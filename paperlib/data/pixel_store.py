@@ -7,8 +7,8 @@ missing, or damaged when it is opened, is made again from its source.
 
 import io
 import json
+import math
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +23,7 @@ from paperlib.data.sources import split_sources
 from paperlib.environment import cache_dir
 from paperlib.errors import UserError
 from paperlib.files import Progress, atomic_path, sha256_file
-from paperlib.settings import SCALE, DataSettings
+from paperlib.settings import DataSettings
 
 LAYOUT = 1  # changes when what is stored for the same photographs changes
 DECODING = 40  # bytes of memory for each HR pixel of a photograph that is decoded and made smaller
@@ -53,9 +53,8 @@ class PixelStore:
     """Decoded training photographs, mapped read only.
 
     Args:
-        folder: where the photographs' files lie.
         key: hash of what all pixels are made from.
-        photographs: name, beginning of the files' names, and (LR, HR) pixels of each.
+        photographs: name, beginning of the files' names in `folder`, and (LR, HR) pixels of each.
         left_out: photographs that could not be read, and why.
     """
 
@@ -96,10 +95,6 @@ class PixelStore:
         return self._outputs[teacher]
 
 
-def _source_hash(source: Source) -> str:
-    return sha256_file(source.hr) + (sha256_file(source.lr) if source.lr else "")
-
-
 def _key(*parts: object) -> str:
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -113,13 +108,14 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
     sources, crop = split_sources(settings, "train"), settings.train_crop
     folder = cache_dir() / "photographs"
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_source_hash, sources))
+        hashes = list(pool.map(lambda source: sha256_file(source.hr) + (
+            sha256_file(source.lr) if source.lr else ""), sources))
     files = [_key(LAYOUT, crop, found) for found in hashes]
     key = _key(LAYOUT, crop, [source.name for source in sources], hashes)
     new = [source for source, file in zip(sources, files, strict=True)
            if not (folder / f"{file}.hr.npy").is_file()]
     kept, left_out = [], {}
-    with ThreadPoolExecutor(_at_once(new, crop, folder)) as pool:
+    with ThreadPoolExecutor(_at_once(new)) as pool:
         opened = pool.map(lambda source, file: _open(folder / file, source, crop), sources, files)
         for done, (source, file, found) in enumerate(zip(sources, files, opened, strict=True), 1):
             if isinstance(found, str):
@@ -149,19 +145,10 @@ def _open(place: Path, source: Source, crop: int) -> tuple[np.ndarray, np.ndarra
     return lr, hr
 
 
-def _at_once(sources: Sequence[Source], crop: int, folder: Path) -> int:
-    """How many photographs memory takes at a time; a disk too small for all is an error."""
-    largest, need = 1, 0
+def _at_once(sources: Sequence[Source]) -> int:
+    """How many photographs memory takes at a time."""
+    largest = 1
     for source in sources:
         with suppress(UserError):  # told when it is decoded
-            height, width = image_size(source.hr)
-            largest = max(largest, height * width)
-            need += 3 * min(height, crop or height) * min(width, crop or width)
-    need += need // SCALE**2
-    place = next(place for place in (folder, *folder.parents) if place.is_dir())
-    free = shutil.disk_usage(place).free
-    if need > free:
-        raise UserError(f"training pixels need {need / 1e9:.1f} GB more in {folder}, "
-                        f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a "
-                        "larger disk.")
+            largest = max(largest, math.prod(image_size(source.hr)))
     return min(max(1, free_memory() // (DECODING * largest)), os.cpu_count() or 1)

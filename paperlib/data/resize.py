@@ -23,9 +23,8 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _resized(
-    x: np.ndarray, axis: int, out: int, kernel: str, part: slice = slice(None),
-) -> np.ndarray:
+def _resized(x: np.ndarray, axis: int, out: int, kernel: str,
+             part: slice = slice(None)) -> np.ndarray:
     """`x` resized along one axis to `out` pixels, of which `part` is wanted, in float64."""
     size = x.shape[axis]
     narrow = min(out / size, 1.0)
@@ -63,9 +62,7 @@ def _to_8_bits(x: np.ndarray) -> np.ndarray:
 def bicubic_downscale(hr: np.ndarray, round_each_axis: bool = True) -> np.ndarray:
     """HR → LR by MATLAB's antialiased bicubic filter, uint8 (3h, 3w, 3) → uint8 (h, w, 3).
 
-    Args:
-        round_each_axis: MATLAB rounds to 8 bits after rows and again after columns; False rounds
-            once (for comparison).
+    MATLAB rounds to 8 bits after rows and again after columns; not `round_each_axis`: once.
     """
     height, width = hr.shape[:2]
     if height % SCALE or width % SCALE:
@@ -79,11 +76,8 @@ def bicubic_downscale(hr: np.ndarray, round_each_axis: bool = True) -> np.ndarra
 
 
 def bicubic_upscale(lr: np.ndarray, kernel: str = "torch") -> np.ndarray:
-    """The baseline of Table B: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, not rounded.
-
-    Args:
-        kernel: "torch" (what the authors' log scored) or "matlab".
-    """
+    """The baseline of Table B: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255, not rounded; by the
+    kernel "torch" (what the authors' log scored) or "matlab"."""
     height, width = (SCALE * side for side in lr.shape[:2])
     sr = np.empty((height, width, 3), np.float32)
     for part in _bands(height, width):

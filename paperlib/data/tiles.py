@@ -6,12 +6,11 @@ import numpy as np
 
 from paperlib.settings import SCALE
 
+Run = Callable[[np.ndarray], np.ndarray]
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """First pixels of the tiles that cover `length` pixels; neighbours share at least `overlap`.
-
-    A longer tile is laid twice: from the first pixel on, and up to the last (from a negative one).
-    """
+    """First pixels of the tiles that cover `length` pixels; neighbours share at least `overlap`. A
+    longer tile is laid twice: from the first pixel on, and up to the last (from a negative one)."""
     if length == tile:
         return [0]
     if overlap >= tile:
@@ -35,33 +34,26 @@ def _kept(places: list[int], index: int, tile: int, length: int) -> tuple[int, i
     return first, last
 
 
-def run_padded(
-    run: Callable[[np.ndarray], np.ndarray], lr: np.ndarray, height: int, width: int,
-    overlap: int = 16,
-) -> np.ndarray:
+def run_padded(run: Run, lr: np.ndarray, height: int, width: int, overlap: int = 16) -> np.ndarray:
     """Upscale as the authors evaluated their fixed file: reflected at the bottom and the right, and
     cropped back; arguments and result as `run_tiled`, how their tiles met is not published.
 
-    The true border there sees mirrored pixels in place of the zeros that a convolution pads with.
-    The mirror leaves out the edge pixel, half a pixel off the symmetric border of MATLAB's bicubic:
-    that costs up to 0.08 dB with our bundled student on four images of DIV2K, nearly all in the
-    outermost LR row and column; symmetric padding costs at most 0.003.
+    That costs up to 0.08 dB with our bundled student on four images of DIV2K, nearly all in the
+    outermost LR row and column; symmetric padding, as MATLAB's bicubic has, at most 0.003.
     """
     h, w = lr.shape[:2]
     padded = np.pad(lr, ((0, max(0, height - h)), (0, max(0, width - w)), (0, 0)), mode="reflect")
     return run_tiled(run, padded, height, width, overlap)[: h * SCALE, : w * SCALE]
 
 
-def run_tiled(
-    run: Callable[[np.ndarray], np.ndarray], lr: np.ndarray, height: int, width: int, overlap: int,
-) -> np.ndarray:
+def run_tiled(run: Run, lr: np.ndarray, height: int, width: int, overlap: int) -> np.ndarray:
     """Upscale an image (h, w, 3) with a network `run` of fixed input (height, width, 3); the result
     (3h, 3w, 3) has the type of its output.
 
     At its border a convolution reads zeros; padding would put pixels there. An image smaller than
     the tile is therefore run twice an axis, padded (by reflection) behind and in front, and each
-    run gives the half that touches a true border. So a fixed file gives what a dynamic one gives,
-    from twice its reach on.
+    run gives the half that touches a true border: what a dynamic file gives, from twice the reach
+    on.
     """
     h, w = lr.shape[:2]
     rows, columns = starts(h, height, overlap), starts(w, width, overlap)

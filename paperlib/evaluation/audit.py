@@ -1,8 +1,7 @@
 """The authors' published files, and what their own log and report say beside the paper (section 7).
 
-Nothing of theirs is in this kit. Their files are found under PAPERLIB_ASSETS or in the cache, in a
-folder `aio_mai/`, or fetched from their repository at one commit, each checked against its pinned
-SHA-256. `paperlib.evaluation.verify` measures them.
+Their files are found under PAPERLIB_ASSETS or in the cache, in a folder `aio_mai/`, or fetched from
+their repository at one commit, each checked against its pinned SHA-256.
 """
 
 import json
@@ -55,12 +54,8 @@ def fetch_authors() -> Path:
 
 
 def report_of(name: str) -> pd.DataFrame:
-    """The authors' report of one file (a key of `REPORTED_AS`) on DIV2K.
-
-    Returns:
-        A line an image, by its number, and a column a metric (`REPORT_KEYS`); no lines where the
-        report is not at hand.
-    """
+    """The authors' report of one file (a key of `REPORTED_AS`) on DIV2K: a line an image, by its
+    number, and a column a metric (`REPORT_KEYS`); no lines where it is not at hand."""
     keys = {metric: key.format(REPORTED_AS[name]) for metric, key in REPORT_KEYS.items()}
     if (folder := authors_folder()) is None:
         return pd.DataFrame(columns=list(keys))
@@ -80,8 +75,7 @@ def _log() -> pd.DataFrame:
 def authors_report() -> list[dict[str, Any]]:
     """Audit rows from the authors' log and per-image report; empty where these are not at hand.
 
-    SSIM is their log's in rows of the log, and `tf.image.ssim` (`ssim_tensorflow`) in rows of the
-    report.
+    SSIM is the log's in rows of the log, and `tf.image.ssim` in rows of the report.
     """
     if (log := _log()).empty:
         return []
@@ -122,9 +116,6 @@ def authors_report() -> list[dict[str, Any]]:
 
 
 def stage3_epochs() -> pd.Series:
-    """Stage 3 of the released run: epoch → PSNR (dB, RGB) on the 100 images that are reported.
-
-    Once its qparams are frozen only noise and a slow drift move it, so the best epoch, which is the
-    one reported, is the mean plus luck. Empty where the log is not at hand.
-    """
+    """Stage 3 of the released run: epoch → PSNR (dB, RGB) on the 100 images that are reported;
+    empty where the log is not at hand."""
     return _log().query("stage == 's3_qat'").set_index("epoch")["psnr_sr_rgb_sh0"]

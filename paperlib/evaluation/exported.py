@@ -11,7 +11,7 @@ from paperlib.data.dataset import Data, calibration
 from paperlib.evaluation.audit import FILES, authors_folder
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
-from paperlib.export.convert import export_all, export_ptq, export_tflite, parity
+from paperlib.export.convert import export_all, export_tflite, parity
 from paperlib.export.inspection import inspect_tflite
 from paperlib.export.npu import estimate_npu
 from paperlib.export.tflite import TFLiteUpscaler
@@ -28,22 +28,12 @@ NAMES = {"dynamic": "student_dynamic_int8.tflite", "fixed": "student_fixed_int8.
 
 @dataclass
 class Exported:
-    """The exported files of a run, by kind: dynamic, fixed, float; ptq, ptq_fixed as the authors'.
-
-    Attributes:
-        report: what export.json says: qparams, operators, sizes, hashes, parity, NPU estimate.
-        qgraph: stage 3's quantised graph, which the INT8 files were made from.
-    """
+    """A run's exported files by kind: dynamic, fixed, float; ptq, ptq_fixed as the authors'."""
 
     run: Run
-    folder: Path
-    report: dict[str, Any]
-    qgraph: QuantisedGraph
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        """The files by kind."""
-        return {kind: self.folder / name for kind, name in NAMES.items()}
+    paths: dict[str, Path]
+    report: dict[str, Any]  # what export.json says
+    qgraph: QuantisedGraph  # stage 3's, of which the INT8 files were made
 
     def upscaler(self, kind: str) -> TFLiteUpscaler:
         """One of the files as an upscaler."""
@@ -74,16 +64,13 @@ class Exported:
     def npu(self) -> pd.DataFrame:
         """Vela's estimates for fixed files: ours by form of PixelShuffle, the authors' if at hand.
 
-        Cycles are per LR pixel, so that files of different input sizes compare; milliseconds are
-        for 1280×720 LR. They give no score: that is the time on the challenge's own device.
-
-        Returns:
-            One line a file and accelerator; no lines where the extra `npu` is not installed.
+        One line a file and accelerator, cycles per LR pixel, so that files of different input sizes
+        compare; no lines where the extra `npu` is not installed.
         """
         export, lines = self.run.settings.export, []
         files = {f"ours, {form}": export_tflite(
-            self.qgraph, self.folder / f"npu_{form}.tflite", export.height, export.width, form)
-            for form in ("depth_to_space", "rows")}
+            self.qgraph, self.paths["fixed"].with_name(f"npu_{form}.tflite"), export.height,
+            export.width, form) for form in ("depth_to_space", "rows")}
         if folder := authors_folder():
             files["authors' fixed file"] = folder / FILES["fixed_int8"]
         for name, path in files.items():
@@ -109,22 +96,20 @@ class Exported:
     def measure(self, data: Data) -> list[dict[str, Any]]:
         """Rows of Table B and the abstract, and of `export`: float and fake-quant, same weights.
 
-        The abstract's files are post-training ones, its fixed one with the authors' padding and
-        tiles. Those with the learned qparams stand beside them, as `…_learnt`.
+        The abstract's files are post-training ones; those with the learned qparams are `…_learnt`.
         """
         stages = self.run.settings
         steps = stages.stage1.steps + stages.stage2.steps + stages.stage3.steps
         fused = load_model(self.run.stage_folder("stage3") / "fused.safetensors")
         padded = TFLiteUpscaler(self.paths["ptq_fixed"], borders="reflected")
-        dynamic = measure(
-            data, self.upscaler("dynamic"), "B", "student_deploy", "int8", steps=steps)
+        learnt = self.upscaler("dynamic")
+        dynamic = measure(data, learnt, "B", "student_deploy", "int8", steps=steps)
         ptq = measure(data, self.upscaler("ptq"), "export", "tflite_post_training", "int8")
         rows = [*dynamic, *_named(dynamic, "abstract", "student_dynamic_tflite_learnt"),
                 *_named(ptq, "abstract", "student_dynamic_tflite", steps=steps),
                 *_named(dynamic, "export", "tflite_dynamic"), *ptq]
-        for upscaler, row in (
-                (self.upscaler("fixed"), "student_fixed_tflite_learnt"),
-                (padded, "student_fixed_tflite")):
+        for upscaler, row in ((self.upscaler("fixed"), "student_fixed_tflite_learnt"),
+                              (padded, "student_fixed_tflite")):
             rows += measure(data, upscaler, "abstract", row, "int8", steps=steps)
         for upscaler, row, precision in (
                 (TorchUpscaler(fused, "fused"), "float_before_qat", "fp32"),
@@ -144,10 +129,11 @@ def export_run(run: Run, data: Data) -> Exported:
     """Export stage 3's student of a run into `checkpoints/export/`, as `NAMES`."""
     run.require("stage3")
     folder, export = run.stage_folder("export"), run.settings.export
+    paths = {kind: folder / name for kind, name in NAMES.items()}
     qgraph = read_quantised(run.stage_folder("stage3") / "qat.safetensors")
     images = [pair.lr for pair in data.valid[:2]]
     report = export_all(qgraph, folder, export, images)
     graph, images = post_training_graph(qgraph), calibration(data, run.settings)
-    export_ptq(graph, images, folder / NAMES["ptq"])
-    export_ptq(graph, images, folder / NAMES["ptq_fixed"], export.height, export.width)
-    return Exported(run, folder, report, qgraph)
+    for kind, size in (("ptq", ()), ("ptq_fixed", (export.height, export.width))):
+        export_tflite(graph, paths[kind], *size, images=images)
+    return Exported(run, paths, report, qgraph)

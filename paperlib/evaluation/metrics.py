@@ -3,8 +3,7 @@
 `*_rgb` is the paper's protocol: three channels, no border crop, the clipped output, not rounded.
 `*_y` is the literature's on Set5, Set14 and B100: output rounded to 8 bits, BT.601 luma, a border
 of 3 pixels left out. `ssim_tensorflow` and `psnr_full_range_y` repeat columns of the authors'
-report and serve the audit alone. All functions are pure and take (H, W, 3) RGB arrays in 0..255;
-they raise ValueError where two shapes differ.
+report. All take (H, W, 3) RGB arrays in 0..255; a ValueError where two shapes differ.
 """
 
 import math
@@ -17,10 +16,8 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 METRICS = ("psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y")
-CROP = 3
-"""Pixels left out at each border by the `*_y` metrics."""
-WINDOW, SIGMA = 11, 1.5
-"""SSIM's Gaussian window: side and standard deviation in pixels."""
+CROP = 3  # pixels left out at each border by the `*_y` metrics
+WINDOW, SIGMA = 11, 1.5  # SSIM's Gaussian window: side and standard deviation in pixels
 
 
 def luma_255(rgb_255: np.ndarray) -> np.ndarray:
@@ -38,13 +35,10 @@ def _psnr(one: np.ndarray, other: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _in_strips(
-    of_strip: Callable[[int, slice], Any], shape: tuple[int, ...], rows: int,
-) -> list[Any]:
-    """`of_strip(channel, rows of the image)` for every channel, `rows` of the SSIM map at a time.
-
-    Strips that fit the cache are faster, and use all cores.
-    """
+def _in_strips(of_strip: Callable[[int, slice], Any], shape: tuple[int, ...],
+               rows: int) -> list[Any]:
+    """`of_strip(channel, rows of the image)` for every channel, `rows` of the SSIM map at a time,
+    on all cores."""
     height, _, channels = shape
     places = [(channel, slice(top, min(top + rows, height - WINDOW + 1) + WINDOW - 1))
               for channel in range(channels) for top in range(0, height - WINDOW + 1, rows)]
@@ -54,9 +48,7 @@ def _in_strips(
 
 def _ssim(one: np.ndarray, other: np.ndarray) -> float:
     """Mean SSIM of two (H, W, C) arrays where the window lies wholly inside; nan if nowhere.
-
-    scikit-image's result, which is the reference MATLAB code's, computed strip by strip.
-    """
+    scikit-image's result, which is the reference MATLAB code's."""
     if min(one.shape[:2]) < WINDOW:
         return math.nan
 
@@ -119,21 +111,16 @@ def mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def psnr_full_range_y(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """PSNR in dB of 0.299 R + 0.587 G + 0.114 B: no crop, not rounded (Y in the authors' report).
-
-    About 1.3 dB below `psnr_y`, whose range is 16..235.
-    """
+    """PSNR in dB of 0.299 R + 0.587 G + 0.114 B: no crop, not rounded (Y in the authors' report);
+    about 1.3 dB below `psnr_y`, whose range is 16..235."""
     weights = np.array([0.299, 0.587, 0.114])
     return _psnr(_clipped(sr_255, hr_255).astype(np.float64) @ weights, hr_255 @ weights)
 
 
 def tensorflow_mean(values: np.ndarray) -> np.float32:
-    """The mean as TensorFlow's CPU kernel takes it over a picture: float32, one number after
-    another.
-
-    Bit for bit `tf.reduce_mean(x, [1, 2])` for a channel of an (1, H, W, 3) tensor. Once a sum of
-    numbers near 1 passes 2²¹, float32 values are 0.25 apart, and every addition is rounded to that.
-    """
+    """The mean as TensorFlow's CPU kernel takes it, float32, one number after another: bit for bit
+    `tf.reduce_mean(x, [1, 2])` for a channel of an (1, H, W, 3) tensor. Once a sum of numbers near
+    1 passes 2²¹, float32 values are 0.25 apart, and every addition is rounded to that."""
     values = np.asarray(values, np.float32).ravel()
     return np.add.accumulate(values)[-1] / np.float32(values.size)
 
@@ -164,11 +151,10 @@ def _tensorflow_map(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def ssim_tensorflow(sr_255: np.ndarray, hr_255: np.ndarray) -> float:
-    """The paper's SSIM: `tf.image.ssim` of a whole picture on a CPU, whose mean drifts upwards.
+    """The paper's SSIM: `tf.image.ssim` of a whole picture on a CPU, whose mean (`tensorflow_mean`)
+    drifts upwards: up to 0.02 for pictures of DIV2K's size. nan as in `ssim_rgb`.
 
-    All of it is float32, and the mean is `tensorflow_mean`'s: up to 0.02 too high for pictures of
-    DIV2K's size, so it compares with nothing but the authors' report. Equal to TensorFlow 2.21 to
-    4e-6 without oneDNN, which itself moves the result by up to 1.4e-5. nan as in `ssim_rgb`.
+    Equal to TensorFlow 2.21 to 4e-6 without oneDNN, which itself moves the result by up to 1.4e-5.
     """
     one, other = (np.asarray(x, np.float32) for x in (_clipped(sr_255, hr_255), hr_255))
     if min(one.shape[:2]) < WINDOW:

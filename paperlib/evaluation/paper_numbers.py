@@ -4,8 +4,7 @@ import csv
 from functools import cache
 from pathlib import Path
 
-Key = tuple[str, str, str, str]
-"""(table, row, precision, metric)."""
+Key = tuple[str, str, str, str]  # (table, row, precision, metric)
 DATASET = "validation"
 """The image set of measured rows that the tables read; rows on other sets stay in the records."""
 
@@ -20,11 +19,8 @@ def reported() -> dict[Key, float]:
 
 @cache
 def fitted_constant() -> float:
-    """C of the challenge's score = 2^(2·PSNR_INT8) / (C·t), t in ms, by least squares.
-
-    Fitted on the leaderboard's scores, so that 1.7 and 1.8, whose rounding is coarsest, count
-    least.
-    """
+    """C of the challenge's score = 2^(2·PSNR_INT8) / (C·t), t in ms, by least squares on the
+    leaderboard's scores."""
     scores = [reported()["A", row, "int8", "score"] for row in entries()]
     raw = [2 ** (2 * psnr) / latency for psnr, latency in entries().values()]
     return sum(x * x for x in raw) / sum(y * x for y, x in zip(scores, raw, strict=True))
@@ -35,8 +31,7 @@ def score(psnr_int8: float, latency_ms: float) -> float:
     return 2 ** (2 * psnr_int8) / (fitted_constant() * latency_ms)
 
 
-OURS = "AIO_MAI"
-"""The paper's entry in Table A."""
+OURS = "AIO_MAI"  # the paper's entry in Table A
 
 
 def entries() -> dict[str, tuple[float, float]]:

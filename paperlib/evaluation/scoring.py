@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paperlib.data.photographs import Pair, Pairs
+from paperlib.data.photographs import Pair
 from paperlib.data.tiles import run_tiled
 from paperlib.environment import provenance
 from paperlib.errors import UserError
@@ -26,8 +26,6 @@ PROTOCOL = {
     "mean": "of per-image values; images without a finite value are left out and named in notes",
 }
 
-MOST_PIXELS = 12_500_000
-"""Largest HR picture that is scored: its pixels and metrics take up to 50 bytes a pixel."""
 MOST_AT_ONCE = 600_000
 """Most LR pixels that a network gets at once (DIV2K's have at most 462,400); larger ones are cut
 into tiles, which for INT8 files changes nothing and for float networks the rounding of sums."""
@@ -48,29 +46,20 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{text}: {', '.join(names)}" for names, text in notes if names]
 
 
-def evaluate(
-    upscaler: Upscaler, pairs: Sequence[Pair], progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score an upscaler on pairs of LR and HR images.
-
-    Args:
-        upscaler: see `Upscaler`.
-        pairs: read one by one; one that cannot be read, or that the upscaler refuses, is listed
-            under `failed` and the others are scored.
-        progress: called with (done, total) after each image.
+def evaluate(upscaler: Upscaler, pairs: Sequence[Pair],
+             progress: Progress | None = None) -> dict[str, Any]:
+    """Score an upscaler on pairs of LR and HR images; one that cannot be read, or that the upscaler
+    refuses, is listed under `failed` and the others are scored.
 
     Returns:
         Values for JSON: `model`, `images` (name and four metrics each), `mean`, `failed`
-        (messages), `notes`, `protocol`, `provenance` (the model's, the hash of all pixels that went
-        in, versions, device, threads).
+        (messages), `notes`, `protocol`, `provenance` (with the hash of all pixels that went in).
     """
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
     digest = hashlib.sha256()
     for index in range(len(pairs)):
         try:
-            if isinstance(pairs, Pairs):
-                _check_size(pairs.sources[index].name, *pairs.size(index))  # before it is decoded
             pair = pairs[index]
             rows.append({"name": pair.name, **scores(_enlarged(upscaler, pair.lr), pair.hr)})
             pair.add_to(digest)
@@ -92,18 +81,10 @@ def _enlarged(upscaler: Upscaler, lr: np.ndarray) -> np.ndarray:
     and it cuts none itself."""
     height, width = lr.shape[:2]
     radius = upscaler.radius if height * width > MOST_AT_ONCE else None
-    own = getattr(upscaler, "fixed", None) or getattr(upscaler, "tile", None)
-    strided = getattr(upscaler, "stride", 1) > 1
-    if radius is None or own or strided or 2 * radius >= min(height, width, TILE):
+    own = getattr(upscaler, "fixed", None) or getattr(upscaler, "stride", 1) > 1
+    if radius is None or own or 2 * radius >= min(height, width, TILE):
         return upscaler(lr)
     return run_tiled(upscaler, lr, min(height, TILE), min(width, TILE), 2 * radius)
-
-
-def _check_size(name: str, height: int, width: int) -> None:
-    if height * width > MOST_PIXELS:
-        raise UserError(f"{name} is {width}×{height} pixels, more than the "
-                        f"{MOST_PIXELS // 10**6} megapixels that are scored. Cut it into parts, or "
-                        "leave it out.")
 
 
 def score_lines(result: dict[str, Any]) -> str:
@@ -124,17 +105,14 @@ def mean_psnr(pairs: Sequence[Pair], upscale: Callable[[np.ndarray], np.ndarray]
     return float(np.mean([psnr_rgb(upscale(pair.lr), pair.hr) for pair in pairs]))
 
 
-def measure(
-    data: "Data", upscaler: Upscaler, table: str, row: str, precision: str, **more: Any,
-) -> list[dict[str, Any]]:
-    """Four rows for `Run.record` on the validation photographs and on every test set.
+def measure(data: "Data", upscaler: Upscaler, table: str, row: str, precision: str,
+            **more: Any) -> list[dict[str, Any]]:
+    """Four rows for `Run.record` on the validation photographs and on every test set; an image that
+    cannot be read is an error.
 
     Each keeps the values of its images (`images`, in the set's order, to five decimals), so that
-    differences can be paired. The paper's PSNR and SSIM (`psnr`, `ssim`) are those in RGB.
-    An image that cannot be read is an error: the mean over the others would be another number.
-
-    Args:
-        more: what belongs beside each number, such as the `steps` of the training behind it.
+    differences can be paired. The paper's PSNR and SSIM (`psnr`, `ssim`) are those in RGB. `more`
+    stands beside each number, such as the `steps` of the training behind it.
     """
     from paperlib.run import measured_row  # loads pandas and matplotlib
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from paperlib.errors import UserError
 from paperlib.files import sha256_file
 from paperlib.quantisation.int8 import QuantisedGraph, run_quantised
-from paperlib.quantisation.qat import read_quantised
+from paperlib.quantisation.qat import read_network
 from paperlib.student import models
 from paperlib.student.graph import image_batch, receptive_radius
 
@@ -75,22 +75,11 @@ class QuantisedUpscaler:
 
 
 def load_network(path: Path) -> TorchUpscaler | QuantisedUpscaler:
-    """The network of a .safetensors checkpoint of this kit, or of one of the authors' .pt files.
-
-    It is fused first. Their state under quantisation (`ckpt_best_s3_qat.pt`) gives its
-    fake-quantised graph, with their float biases.
-    """
+    """The network of a checkpoint, see `read_network`, as an upscaler."""
+    network = read_network(path)
     about: dict[str, Any] = {"file": str(path), "sha256": sha256_file(path)}
-    if path.suffix == ".pt":
-        published = models.load_pickle(path, "a checkpoint of the authors")
-        quantised = isinstance(published, dict) and "model_ema" in published
-        quantised = quantised and "cfg" not in published
-    else:
-        _, metadata = models.read_weights(path)
+    if path.suffix != ".pt":
+        metadata = models.read_weights(path)[1]
         about["checkpoint"] = {key: value for key, value in metadata.items() if key != "nodes"}
-        quantised = metadata["form"] == "qat"
-    if quantised:
-        return QuantisedUpscaler(read_quantised(path), path.name, about)
-    if path.suffix == ".pt":
-        return TorchUpscaler(models.read_published(path), path.name, about)
-    return TorchUpscaler(models.fuse_model(models.load_model(path)), path.name, about)
+    quantised = isinstance(network, QuantisedGraph)
+    return (QuantisedUpscaler if quantised else TorchUpscaler)(network, path.name, about)

@@ -16,18 +16,11 @@ from paperlib.weights import FILES, pretrained
 
 
 class Upscaler(Protocol):
-    """LR pixels, uint8 (h, w, 3) → SR pixels, float32 (3h, 3w, 3) clipped to 0..255.
-
-    Attributes:
-        name: for tables.
-        radius: how many LR pixels away a pixel can still change the result; None: not known, or
-            any number.
-        about: provenance: file, hash, precision.
-    """
+    """LR pixels, uint8 (h, w, 3) → SR pixels, float32 (3h, 3w, 3) clipped to 0..255."""
 
     name: str
-    radius: int | None
-    about: dict[str, Any]
+    radius: int | None  # how many LR pixels away a pixel can change the result; None: not known
+    about: dict[str, Any]  # provenance: file, hash, precision
 
     def __call__(self, lr: np.ndarray) -> np.ndarray: ...
 
@@ -46,13 +39,9 @@ class Bicubic:
 
 
 def load_upscaler(spec: str | Path) -> Upscaler:
-    """The upscaler that a user names.
-
-    Args:
-        spec: `pretrained` (the shipped INT8 student), `pretrained-float`, `bicubic` (PyTorch's
-            kernel, as the authors' log), `bicubic-matlab`, `teacher` (the published weights), a
-            .safetensors checkpoint of this kit, one of the authors' .pt files, or a .tflite file.
-    """
+    """The upscaler that a user names: `pretrained` (the shipped INT8 student), `pretrained-float`,
+    `bicubic` (PyTorch's kernel, as the authors' log), `bicubic-matlab`, `teacher` (the published
+    weights), a .safetensors checkpoint, one of the authors' .pt files, or a .tflite file."""
     name = str(spec)
     path = pretrained(name) if name in FILES else user_path(spec)
     if name in ("bicubic", "bicubic-matlab"):

@@ -1,7 +1,6 @@
 """The audit of the authors' files, on image sets at hand and on DIV2K image by image (section 7).
 
-On DIV2K their report has a value for every image, so agreement can be said to the last digit: PSNR
-within `PSNR_LIMIT`, their SSIM within `SSIM_LIMIT`. Where only a part of the 100 images is at hand,
+On DIV2K their report has a value for every image. Where only a part of the 100 images is at hand,
 means are compared with the report's over the same part, and are never called DIV2K's.
 """
 
@@ -65,13 +64,9 @@ def peers() -> list[Path]:
 
 @contextmanager
 def audited(folder: Path | None) -> Iterator[dict[str, Upscaler]]:
-    """What is measured: the authors' files, by the names of `FILES`, where they are in a folder.
-
-    They run as the authors scored them: the fixed file with their padding and tiles, the
-    fake-quantised network with its float biases, which a TFLite file cannot have.
-    `re_exported_int8` is their stage 3 as a TFLite file that keeps the learned qparams; `peer …`
-    are those of `peers`.
-    """
+    """What is measured: the authors' files in a folder, by the names of `FILES`, run as the authors
+    scored them (the fixed file with their padding and tiles); `re_exported_int8`, their stage 3 as
+    a TFLite file that keeps the learned qparams; and `peer …`, see `peers`."""
     paths = {name: folder / file for name, file in FILES.items()} if folder else {}
     upscalers: dict[str, Upscaler] = {
         name: load_network(path) if path.suffix == ".pt"
@@ -84,15 +79,13 @@ def audited(folder: Path | None) -> Iterator[dict[str, Upscaler]]:
         yield upscalers | {f"peer {path.stem}": TFLiteUpscaler(path) for path in peers()}
 
 
-def measured_sets(
-    upscalers: Mapping[str, Upscaler], sets: Mapping[str, Sequence[Pair]],
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
+def measured_sets(upscalers: Mapping[str, Upscaler],
+                  sets: Mapping[str, Sequence[Pair]]) -> list[dict[str, Any]]:
     """Upscalers on image sets: a line each with four mean scores and the PSNR of every image."""
     lines = []
     for name, upscaler in upscalers.items():
         for dataset, pairs in sets.items():
-            tell(f"{name} on {dataset}")
+            log_stderr(f"{name} on {dataset}")
             found = evaluate(upscaler, pairs)
             images = {image["name"]: image["psnr_rgb"] for image in found["images"]}
             lines.append({"file": upscaler.name, "as": name, "dataset": dataset, **found["mean"],
@@ -119,10 +112,8 @@ def sets_at_hand() -> dict[str, Sequence[Pair]]:
     return sets or {"embedded": validation_pairs(DataSettings(source="embedded"))}
 
 
-def measured_div2k(
-    sources: Iterable[Source], upscalers: Mapping[str, Upscaler],
-    tell: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+def measured_div2k(sources: Iterable[Source], upscalers: Mapping[str, Upscaler],
+                   ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Every upscaler on every image of DIV2K, and how far INT8 is from float on every LR image.
 
     Args:
@@ -146,7 +137,7 @@ def measured_div2k(
                 rows[name][source.name] = [metric(sr, pair.hr) for metric in COLUMNS.values()]
         if outputs.keys() >= set(compared):
             rounding[source.name] = metrics.psnr_rgb(*(outputs[name] for name in compared))
-        tell(f"DIV2K {source.name}{'' if pair else ', LR alone: INT8 against float'}")
+        log_stderr(f"DIV2K {source.name}{'' if pair else ', LR alone: INT8 against float'}")
     return {name: pd.DataFrame.from_dict(values, orient="index", columns=list(COLUMNS))
             for name, values in rows.items()}, rounding
 
@@ -165,12 +156,9 @@ def div2k_images(measured: pd.DataFrame, name: str = "dynamic_int8") -> list[dic
 
 
 def div2k_rows(measured: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Means of `measured_div2k` over the images at hand, the report's over the same, row by row.
-
-    Returns:
-        Per row `images`, the mean of each of `COLUMNS`; where the report has the row also
-        `…_reported`, the largest difference of an image in dB and SSIM, and a verdict.
-    """
+    """Per row of `measured_div2k` the number of `images` and the mean of each of `COLUMNS`; where
+    the report has the row also its mean over the same images (`…_reported`), the largest difference
+    of an image in dB and SSIM, and a verdict."""
     lines = []
     for name, values in measured.items():
         line = {"row": name, "images": len(values), **values.mean()}
@@ -200,16 +188,14 @@ def div2k_summary(result: Mapping[str, Any]) -> str:
         f"theirs {rounding['psnr_reported'].mean():.4f}, largest difference {far:.1e}")
 
 
-def _div2k(
-    sources: Sequence[Source], upscalers: Mapping[str, Upscaler], tell: Callable[[str], None],
-) -> dict[str, Any]:
+def _div2k(sources: Sequence[Source], upscalers: Mapping[str, Upscaler]) -> dict[str, Any]:
     """The parts of `verify` that need DIV2K, each named `div2k…`."""
     report = report_of("int8_against_float")
     if not sources:
         return {"div2k": [], "div2k_images": 0, "div2k_of": len(report)}
     measured, rounding = measured_div2k(sources, {
         **upscalers, "bundled_int8": TFLiteUpscaler(pretrained()),
-        "bicubic_torch": Bicubic("torch"), "bicubic_matlab": Bicubic("matlab")}, tell)
+        "bicubic_torch": Bicubic("torch"), "bicubic_matlab": Bicubic("matlab")})
     images = div2k_images(measured["dynamic_int8"])
     return {
         "div2k": images, "div2k_images": len(images), "div2k_of": len(report),
@@ -222,16 +208,12 @@ def _div2k(
                         for source in sources for path in (source.hr, source.lr) if path}}
 
 
-def verify(div2k: Path | None = None, tell: Callable[[str], None] = log_stderr) -> dict[str, Any]:
-    """The whole audit for `paperlib verify`.
+def verify(div2k: Path | None = None) -> dict[str, Any]:
+    """The whole audit for `paperlib verify`, as values for JSON: `recomputed` (rows of
+    `authors_report`), `measured` (`measured_sets`), what `_div2k` gives, and where it all comes
+    from.
 
-    Args:
-        div2k: a folder with DIV2K's validation images, or some; default: the one in the cache.
-        tell: gets a line for each step.
-
-    Returns:
-        Values for JSON: `recomputed` (rows of `authors_report`), `measured` (`measured_sets`),
-        what `_div2k` gives, and where it all comes from.
+    `div2k` is a folder with DIV2K's validation images, or some; default: the one in the cache.
     """
     if div2k and not div2k.is_dir():
         raise UserError(f"--div2k {div2k}: there is no such folder.")
@@ -243,11 +225,11 @@ def verify(div2k: Path | None = None, tell: Callable[[str], None] = log_stderr) 
             "the audit needs the authors' files, which are neither at hand nor can be downloaded: "
             f"set PAPERLIB_ASSETS to a folder with aio_mai/{{{','.join(files)}}}; {error}",
         ) from error
-    sources = validation_at_hand(div2k or div2k_folder(DataSettings(source="div2k")), tell)
+    sources = validation_at_hand(div2k or div2k_folder(DataSettings(source="div2k")), log_stderr)
     input_grid = read_published_qat(folder / FILES["stage3_fakequant"]).grid("input")
     with audited(folder) as upscalers:
-        measured = measured_sets(upscalers, sets_at_hand(), tell)
-        on_div2k = _div2k(sources, upscalers, tell)
+        measured = measured_sets(upscalers, sets_at_hand())
+        on_div2k = _div2k(sources, upscalers)
     return {
         "recomputed": audit.authors_report(), "measured": measured, **on_div2k,
         "released_run": released_run(folder), "input_grid": [input_grid.low, input_grid.high],

@@ -1,11 +1,10 @@
 """INT8 TFLite files that keep what was learned (paper section 5).
 
-The published export went through post-training quantisation and threw the learned ranges away; here
-they are handed to the converter (`paperlib.export.tf_graph`). Fixed and dynamic shape, a float
-file, and the authors' way as a second row.
+The published export, post-training quantisation, threw the learned ranges away; here they are
+handed to the converter (`paperlib.export.tf_graph`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from paperlib.export.inspection import inspect_tflite
 from paperlib.export.npu import estimate_npu
 from paperlib.export.tf_graph import Builder, tensorflow
 from paperlib.export.tflite import TFLiteUpscaler
-from paperlib.files import atomic_path, sha256_file, write_json
+from paperlib.files import atomic_path, write_json
 from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph, run_quantised
 from paperlib.quantisation.qat import read_quantised
 from paperlib.settings import ExportSettings
@@ -24,11 +23,9 @@ from paperlib.student.graph import Graph, image_batch, macs_per_lr_pixel, parame
 from paperlib.weights import pretrained
 
 
-def export_tflite(
-    graph: Graph | QuantisedGraph, path: str | Path, height: int | None = None,
-    width: int | None = None, upsample: str = "depth_to_space", pixels: str = "int8",
-    samples: Callable[[], Iterator[list[np.ndarray]]] | None = None,
-) -> Path:
+def export_tflite(graph: Graph | QuantisedGraph, path: str | Path, height: int | None = None,
+                  width: int | None = None, upsample: str = "depth_to_space",
+                  pixels: str = "int8", images: Sequence[np.ndarray] | None = None) -> Path:
     """Write a full-INT8 file with a quantised graph's own grids, or a graph's float32 file.
 
     Args:
@@ -36,10 +33,17 @@ def export_tflite(
         upsample: "depth_to_space", or "rows": the same values by slices and a concatenation that
             stay on an NPU (fixed size only).
         pixels: type of an INT8 file's input and output: "int8", or "uint8", the same network
-            between two QUANTIZE operators that shift by 128 (what cameras, browsers and most
-            programs have).
-        samples: inputs by which the converter itself quantises a float graph, see `export_ptq`.
+            between two QUANTIZE operators that shift by 128.
+        images: LR photographs, uint8 (h, w, 3), by which TensorFlow itself quantises a float graph
+            (the authors used 32); padded by reflection and cropped to a fixed size.
     """
+    def samples() -> Iterator[list[np.ndarray]]:
+        for image in images:
+            if height is not None:
+                below, beside = max(0, height - image.shape[0]), max(0, width - image.shape[1])
+                image = np.pad(image, ((0, below), (0, beside), (0, 0)), mode="reflect")
+            yield [image[:height, :width].astype(np.float32)[None]]
+
     tf = tensorflow()
     module = tf.Module()
     module.build = tf.function(Builder(graph, upsample), autograph=False)
@@ -47,11 +51,11 @@ def export_tflite(
         size = tf.TensorSpec([1, height, width, 3], tf.float32, name="lr")
         traced = module.build.get_concrete_function(size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
-    if samples or isinstance(graph, QuantisedGraph):
+    if images is not None or isinstance(graph, QuantisedGraph):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = tf.dtypes.as_dtype(pixels)
         converter.inference_output_type = tf.dtypes.as_dtype(pixels)
-    if samples:
+    if images is not None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.representative_dataset = samples
     with silence_native_stderr():
@@ -61,32 +65,10 @@ def export_tflite(
     return Path(path)
 
 
-def export_ptq(
-    graph: Graph, images: Sequence[np.ndarray], path: str | Path, height: int | None = None,
-    width: int | None = None,
-) -> Path:
-    """Write an INT8 file by TensorFlow's post-training quantisation, as the authors did.
-
-    Args:
-        images: LR photographs, uint8 (h, w, 3), from which the converter takes its ranges; the
-            authors used 32. Where the file's size is fixed, padded by reflection and cropped.
-    """
-    def samples() -> Iterator[list[np.ndarray]]:
-        for image in images:
-            if height is not None:
-                below, beside = max(0, height - image.shape[0]), max(0, width - image.shape[1])
-                image = np.pad(image, ((0, below), (0, beside), (0, 0)), mode="reflect")
-            yield [image[:height, :width].astype(np.float32)[None]]
-
-    return export_tflite(graph, path, height, width, samples=samples)
-
-
-def parity(
-    qgraph: QuantisedGraph, model: TFLiteUpscaler, images: Sequence[np.ndarray],
-) -> dict[str, float]:
+def parity(qgraph: QuantisedGraph, model: TFLiteUpscaler,
+           images: Sequence[np.ndarray]) -> dict[str, float]:
     """How far a file's output is from the fake-quant forward on LR images, uint8 (h, w, 3), in
-    steps of its output grid: shares `equal`, `within_1_lsb`, `within_2_lsb`; `max_lsb`; `values`.
-    """
+    steps of its grid: shares `equal`, `within_1_lsb`, `within_2_lsb`; `max_lsb`; `values`."""
     step = qgraph.grid(qgraph.graph.nodes[-1].name).scale
     steps = []
     for image in images:
@@ -97,13 +79,6 @@ def parity(
     shares = {name: float(np.mean(distance <= limit + 0.01))
               for limit, name in enumerate(("equal", "within_1_lsb", "within_2_lsb"))}
     return shares | {"max_lsb": float(distance.max()), "values": int(distance.size)}
-
-
-def equal_share(one: Path, other: Path, images: Sequence[np.ndarray]) -> float:
-    """Share of pixel values that two files give equal, whatever their types."""
-    first, second = TFLiteUpscaler(one), TFLiteUpscaler(other)
-    return float(np.mean(np.concatenate([(first(image) == second(image)).ravel()
-                                         for image in images])))
 
 
 def parity_images(count: int = 2, size: int = 64) -> list[np.ndarray]:
@@ -118,21 +93,15 @@ def parity_images(count: int = 2, size: int = 64) -> list[np.ndarray]:
     return images
 
 
-def export_all(
-    qgraph: QuantisedGraph, folder: str | Path, settings: ExportSettings,
-    images: Sequence[np.ndarray] | None = None, pixels: Sequence[str] = ("int8",),
-) -> dict[str, Any]:
+def export_all(qgraph: QuantisedGraph, folder: str | Path, settings: ExportSettings,
+               images: Sequence[np.ndarray] | None = None,
+               pixels: Sequence[str] = ("int8",)) -> dict[str, Any]:
     """Write `student_{dynamic,fixed}_int8.tflite`, their twins `…_uint8.tflite` where asked for,
-    the same weights as `student_float.tflite`, and `export.json` about them.
+    the same weights as `student_float.tflite`, and `export.json` about them, which is returned.
 
     Args:
         images: LR images (uint8) for the parity check; default: synthetic ones.
         pixels: types of input and output, "int8", "uint8" or both.
-
-    Returns:
-        The content of export.json: `files` (inputs, outputs, operators, hashes of each), `grids`,
-        `weight_scales`, `parity` with fake-quant, `twins` (share of values in which int8 and uint8
-        files agree), `npu`.
     """
     folder, images = Path(folder), parity_images() if images is None else images
     height, width = settings.height, settings.width
@@ -150,8 +119,6 @@ def export_all(
                   for path in (*made["dynamic"], *made["fixed"], float_file)},
         "parity": parity(qgraph, TFLiteUpscaler(made["dynamic"][0]), images),
         "npu": estimate_npu(made["fixed"][0])}
-    if len(pixels) > 1:
-        report["twins"] = {form: equal_share(*twins, images) for form, twins in made.items()}
     write_json(folder / "export.json", report)
     return report
 
@@ -161,25 +128,16 @@ def shipped_graph() -> QuantisedGraph:
     return read_quantised(pretrained("pretrained-qat"))
 
 
-def export_named(
-    name: str | Path, folder: Path, settings: ExportSettings, pixels: str | None = None,
-) -> dict[str, Any]:
-    """`export_all` for a quantised checkpoint, or for "pretrained": the bundled student; then
-    `export.json` also says, under `box`, in what share of values the bundled file agrees.
+def export_named(name: str | Path, folder: Path, settings: ExportSettings,
+                 pixels: str | None = None) -> dict[str, Any]:
+    """`export_all` for a quantised checkpoint, or for "pretrained": the bundled student.
 
-    Args:
-        pixels: "int8" or "uint8"; None: both for the bundled student, int8 for a checkpoint.
+    `pixels` is "int8" or "uint8"; None: both for the bundled student, int8 for a checkpoint.
     """
     bundled = str(name) == "pretrained"
     kinds = (pixels,) if pixels else ("int8", "uint8") if bundled else ("int8",)
     qgraph = shipped_graph() if bundled else read_quantised(name)
-    report = export_all(qgraph, folder, settings, pixels=kinds)
-    if bundled:
-        file, made = pretrained(), folder / f"student_dynamic_{kinds[0]}.tflite"
-        report["box"] = {"file": file.name, "sha256": sha256_file(file),
-                         "equal": equal_share(file, made, parity_images())}
-        write_json(folder / "export.json", report)
-    return report
+    return export_all(qgraph, folder, settings, pixels=kinds)
 
 
 def export_lines(report: dict[str, Any], folder: Path) -> str:
@@ -188,8 +146,4 @@ def export_lines(report: dict[str, Any], folder: Path) -> str:
              "tensors" for name, file in report["files"].items()]
     near, most = report["parity"]["within_1_lsb"], report["parity"]["max_lsb"]
     lines.append(f"against fake-quant: {near:.4%} of values within 1 step, at most {most:.0f}")
-    lines += [f"{form} uint8 against int8: {share:.4%} of values equal"
-              for form, share in report.get("twins", {}).items()]
-    if box := report.get("box"):
-        lines.append(f"against the bundled {box['file']}: {box['equal']:.4%} of values equal")
     return "\n".join(lines)

@@ -1,6 +1,4 @@
-"""A .tflite file as plain data: operators with their options, tensors with their grids and
-constants (section 5). Read with the schema that comes with the interpreter; nothing is run.
-"""
+"""A .tflite file as plain data, read by the schema of the interpreter; not run (section 5)."""
 
 import math
 from dataclasses import dataclass
@@ -30,17 +28,13 @@ class FileTensor:
     """One tensor of a file; `shape` has -1 where the size is dynamic."""
 
     name: str
-    type: str
-    """The schema's name of it in small letters; numpy's where numpy has one."""
+    type: str  # the schema's name of it in small letters; numpy's where numpy has one
     shape: tuple[int, ...]
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
-    axis: int
-    """The dimension along which several scales lie."""
     data: np.ndarray | None
     """The values of a constant, as stored; None for a feature map, which is computed."""
-    variable: bool
-    """Whether it keeps its values from one inference to the next."""
+    variable: bool  # whether it keeps its values from one inference to the next
 
     @property
     def itemsize(self) -> int:
@@ -68,12 +62,6 @@ class FileGraph:
     outputs: tuple[int, ...]
     subgraphs: int
 
-    @property
-    def used(self) -> list[int]:
-        """Indices of the tensors that operators read or write."""
-        return sorted({index for operator in self.operators
-                       for index in (*operator.inputs, *operator.outputs)} - {-1})
-
 
 def _ints(values: Any) -> tuple[int, ...]:
     return () if values is None else tuple(int(value) for value in values)
@@ -81,16 +69,16 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 def _tensor(tensor: Any, buffers: list[Any], types: dict[int, str]) -> FileTensor:
     kind, grid = types.get(tensor.type, "unknown").lower(), tensor.quantization
-    content, data, scales, zero_points, axis = buffers[tensor.buffer].data, None, (), (), 0
+    content, data, scales, zero_points = buffers[tensor.buffer].data, None, (), ()
     if content is not None and len(content) and kind in np.sctypeDict:
         data = np.frombuffer(np.asarray(content, np.uint8).tobytes(), kind)
         data = data.reshape(_ints(tensor.shape))
     if grid is not None:
         scales = () if grid.scale is None else tuple(float(scale) for scale in grid.scale)
-        zero_points, axis = _ints(grid.zeroPoint), int(grid.quantizedDimension)
-    return FileTensor((tensor.name or b"").decode("utf-8"), kind,
-                      _ints(tensor.shapeSignature) or _ints(tensor.shape), scales, zero_points,
-                      axis, data, bool(tensor.isVariable))
+        zero_points = _ints(grid.zeroPoint)
+    shape = _ints(tensor.shapeSignature) or _ints(tensor.shape)
+    return FileTensor((tensor.name or b"").decode("utf-8"), kind, shape, scales, zero_points, data,
+                      bool(tensor.isVariable))
 
 
 def read_graph(path: str | Path, check: bool = True) -> FileGraph:
@@ -156,11 +144,8 @@ def _check(graph: FileGraph) -> None:
 
 
 def file_reach(graph: FileGraph) -> tuple[int | None, int]:
-    """How many input pixels away a pixel can still change the result, and the largest stride.
-
-    Follows every path: k×k convolutions and poolings with their strides and dilations, counted in
-    input pixels. The reach is None where it is unbounded or not known.
-    """
+    """How many input pixels away a pixel can still change the result (None: unbounded or not
+    known), and the largest stride, in input pixels."""
     # per computed map: how far its pixels have looked, and how many input pixels one step in it is
     seen: dict[int, tuple[Fraction | None, Fraction]] = {
         index: (Fraction(0), Fraction(1)) for index in graph.inputs}

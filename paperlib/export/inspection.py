@@ -1,5 +1,4 @@
-"""`paperlib inspect`: what a model file is, ours or anybody's (paper section 5); a .tflite file
-needs no torch."""
+"""`paperlib inspect`: what a model file is (paper section 5); a .tflite file needs no torch."""
 
 import json
 import math
@@ -14,24 +13,19 @@ from paperlib.export.flatbuffer import FileGraph, FileTensor, file_reach, read_g
 from paperlib.export.tflite import allocate, grid_peaks, open_interpreter
 from paperlib.files import reading, sha256_file
 
-Shapes = Mapping[int, Sequence[int]]
-"""Of every tensor by its index, no side open."""
+Shapes = Mapping[int, Sequence[int]]  # of every tensor by its index, no side open
 
 
 def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> dict[str, Any]:
-    """What a .tflite file holds, as `export.json` lists it; nothing is run.
-
-    One that the interpreter cannot take, as with operators of an accelerator, is described by what
-    the file states.
+    """What a .tflite file holds, as `export.json` lists it; nothing is run. Of one that the
+    interpreter cannot take, as with operators of an accelerator, what it states.
 
     Args:
         height, width: input size to assume for a file with dynamic shape.
 
     Returns:
         What `inspect_model` says of it, but `operators` by name in the order of execution (their
-        `counts` beside), the names of `float_tensors` (none in a full-INT8 file), and all
-        `tensors`; `arena_bytes`: the least memory that holds all feature maps alive at one moment,
-        at `input_size` (None where sizes are not known).
+        `counts` beside), and the names of `float_tensors`.
     """
     graph, notes = read_graph(path, check=False), []
     if not graph.inputs or not graph.operators:
@@ -57,12 +51,14 @@ def inspect_tflite(path: str | Path, height: int = 720, width: int = 1280) -> di
 def _described(path: Path, graph: FileGraph, shapes: Shapes) -> dict[str, Any]:
     """`inspect_tflite`'s answer but for the notes, from the shapes of all tensors."""
     names = [operator.name for operator in graph.operators]
-    tensors = {index: graph.tensors[index] for index in graph.used}
-    size, known = shapes[graph.inputs[0]], all(-1 not in shapes[index] for index in tensors)
+    used = sorted({index for operator in graph.operators
+                   for index in (*operator.inputs, *operator.outputs)} - {-1})
+    tensors = [graph.tensors[index] for index in used]
+    size, known = shapes[graph.inputs[0]], all(-1 not in shapes[index] for index in used)
     macs = multiply_adds(graph, shapes) if known else None
     image = len(size) == 4 and known and math.prod(size) > 0
     return {
-        **_file(path), "kind": "TFLite model", "precision": precision(tensors.values()),
+        **_file(path), "kind": "TFLite model", "precision": precision(tensors),
         "interpreter": "ai_edge_litert", "parameters": _parameters(graph), "macs": macs,
         "macs_per_lr_pixel": round(macs / math.prod(size[1:3])) if image else None,
         "radius": file_reach(graph)[0],
@@ -71,13 +67,7 @@ def _described(path: Path, graph: FileGraph, shapes: Shapes) -> dict[str, Any]:
         "inputs": [_port(graph.tensors[index]) for index in graph.inputs],
         "outputs": [_port(graph.tensors[index]) for index in graph.outputs],
         "operators": names, "counts": dict(Counter(names)),
-        "tensors": [{"index": index, "name": tensor.name, "type": tensor.type,
-                     "shape": shapes[index], "scales": list(tensor.scales),
-                     "zero_points": sorted(set(tensor.zero_points)), "axis": tensor.axis}
-                    for index, tensor in tensors.items()],
-        "float_tensors": [tensor.name for tensor in tensors.values()
-                          if tensor.type.startswith("float")],
-        "arena_bytes": _arena(graph, shapes) if known else None}
+        "float_tensors": [tensor.name for tensor in tensors if tensor.type.startswith("float")]}
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -90,19 +80,6 @@ def _port(tensor: FileTensor) -> dict[str, Any]:
     return {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape),
             "scale": tensor.scales[0] if grid else None,
             "zero_point": tensor.zero_points[0] if grid else None}
-
-
-def _arena(graph: FileGraph, shapes: Shapes) -> int:
-    """Largest sum of the sizes of feature maps alive during one operator; constants are none."""
-    written = {index: step for step, operator in enumerate(graph.operators)
-               for index in operator.outputs} | dict.fromkeys(graph.inputs, 0)
-    last = dict(written)
-    for step, operator in enumerate(graph.operators):
-        last |= {index: step for index in operator.inputs if index in written}
-    last |= dict.fromkeys(graph.outputs, len(graph.operators) - 1)
-    return max(sum(math.prod(shapes[index]) * graph.tensors[index].itemsize
-                   for index, first in written.items() if first <= step <= last[index])
-               for step in range(len(graph.operators)))
 
 
 def multiply_adds(graph: FileGraph, shapes: Shapes) -> int:
@@ -153,12 +130,9 @@ def _parameters(graph: FileGraph) -> int:
                    tensor.data.size > 1 and tensor.type not in ("int32", "int64", "bool"))))
 
 
-def inspect_model(path: str | Path, height: int = 720, width: int = 1280) -> dict[str, Any]:
+def inspect_model(path: str | Path) -> dict[str, Any]:
     """Describe a model file: any .tflite, a .safetensors checkpoint of this kit, or one of the
     authors' .pt.
-
-    Args:
-        height, width: input size to assume where the file leaves it open.
 
     Returns:
         `file`, `bytes`, `sha256`, `kind`, `precision`, `parameters`, `macs_per_lr_pixel`, `radius`
@@ -172,10 +146,9 @@ def inspect_model(path: str | Path, height: int = 720, width: int = 1280) -> dic
         case ".safetensors":
             return _file(path) | _inspect_safetensors(path)
         case ".pt":
-            return _file(path) | _inspect_published(path)
+            return _file(path) | _inspect_deployed(path)
         case ".tflite":
-            about = inspect_tflite(path, height, width)
-            del about["tensors"]
+            about = inspect_tflite(path)
             return about | {"operators": about.pop("counts"),
                             "float_tensors": len(about["float_tensors"])}
     raise UserError(f"{path} is no model file that paperlib knows. Name a .tflite, .safetensors or "
@@ -204,36 +177,27 @@ def _inspect_safetensors(path: Path) -> dict[str, Any]:
     if find_spec("torch") is None:
         return found | {"notes": ["parameters are all stored values; the deployed network's MACs "
                                   "and reach need torch: install the kit"]}
-    from paperlib.quantisation.qat import read_quantised
-    from paperlib.student.models import deployment_graph, fuse_model, load_model
-
-    graph = read_quantised(path).graph if about["form"] == "qat" else (
-        deployment_graph(fuse_model(load_model(path))))
-    return found | _of_graph(graph) | {
-        "notes": [f"{values} stored values; the network is described as deployed"]}
+    found["notes"] = [f"{values} stored values; the network is described as deployed"]
+    return _inspect_deployed(path) | {
+        name: found[name] for name in ("kind", "precision", "checkpoint", "notes")}
 
 
-def _inspect_published(path: Path) -> dict[str, Any]:
-    from paperlib.quantisation.qat import read_quantised
-    from paperlib.student.models import deployment_graph, read_published
-
-    try:
-        graph, kind = deployment_graph(read_published(path)), "the authors' deploy checkpoint"
-        arithmetic = "float32"
-    except UserError:
-        qgraph = read_quantised(path)
-        graph, kind = qgraph.graph, "the authors' quantised checkpoint"
-        arithmetic = f"fake-quantised ({qgraph.quantiser})"
-    return {"kind": kind, "precision": arithmetic, **_of_graph(graph), "notes": []}
-
-
-def _of_graph(graph: Any) -> dict[str, Any]:
-    """The same lines for a deployment graph."""
+def _inspect_deployed(path: Path) -> dict[str, Any]:
+    """A checkpoint's deployed network, the checkpoint called the authors'."""
+    from paperlib.quantisation.int8 import QuantisedGraph
+    from paperlib.quantisation.qat import read_network
     from paperlib.student.graph import macs_per_lr_pixel, parameters, receptive_radius
+    from paperlib.student.models import deployment_graph
 
-    return {"parameters": parameters(graph), "macs_per_lr_pixel": macs_per_lr_pixel(graph),
+    network = read_network(path)
+    if isinstance(network, QuantisedGraph):
+        graph, form, precision = network.graph, "quantised", f"fake-quantised ({network.quantiser})"
+    else:
+        graph, form, precision = deployment_graph(network), "deploy", "float32"
+    return {"kind": f"the authors' {form} checkpoint", "precision": precision,
+            "parameters": parameters(graph), "macs_per_lr_pixel": macs_per_lr_pixel(graph),
             "radius": receptive_radius(graph),
-            "operators": dict(Counter(node.op for node in graph.nodes[1:]))}
+            "operators": dict(Counter(node.op for node in graph.nodes[1:])), "notes": []}
 
 
 def _range(scale: float | None) -> str:
@@ -261,8 +225,6 @@ def describe(about: dict[str, Any]) -> str:
                 line += f", pictures {_range(port['scale'])}"
             lines[f"{end[:-1]} {port['name']}"] = line
     radius, macs = about.get("radius"), about.get("macs_per_lr_pixel")
-    memory = f"{(about.get('arena_bytes') or 0) / 2**20:.1f} MiB at an input of "
-    size = " × ".join(map(str, about.get("input_size", ())))
     lines |= {
         "operators": ", ".join(f"{count} × {name}"
                                for name, count in about.get("operators", {}).items()),
@@ -270,8 +232,7 @@ def describe(about: dict[str, Any]) -> str:
         "MACs per LR pixel": "" if macs is None else f"{macs:,}",
         "MACs per inference": f"{about['macs']:,}" if macs is None and about.get("macs") else "",
         "reach": f"{radius} LR pixels" if radius is not None else (
-            "the whole input, or unknown" if "radius" in about else ""),
-        "memory of its maps": memory + size if size else ""}
+            "the whole input, or unknown" if "radius" in about else "")}
     lines |= {f"checkpoint {key}": json.dumps(value)
               for key, value in about.get("checkpoint", {}).items()}
     lines = {name: value for name, value in lines.items() if value}

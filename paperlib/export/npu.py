@@ -1,8 +1,7 @@
 """What an NPU would make of a fixed-shape INT8 file: Arm's Vela compiler (paper, Table A).
 
-Vela compiles for Ethos-U NPUs, says which operators it leaves to the CPU and estimates cycles and
-memory traffic. That is an estimate on another device than the challenge's phone; it ranks graph
-forms, it does not predict 41.1 ms.
+Vela compiles for Ethos-U NPUs, not for the challenge's phone: it ranks graph forms, it does not
+predict 41.1 ms.
 """
 
 import csv
@@ -22,23 +21,21 @@ ACCELERATORS = ("ethos-u55-256", "ethos-u65-512", "ethos-u85-2048")
 NOTE = "estimate by Arm's Vela for an Ethos-U NPU; not the challenge's device"
 
 
-def estimate_npu(
-    path: str | Path, accelerators: Sequence[str] = ACCELERATORS,
-) -> list[dict[str, Any]]:
+def estimate_npu(path: str | Path,
+                 accelerators: Sequence[str] = ACCELERATORS) -> list[dict[str, Any]]:
     """Vela's estimates for one fixed-shape INT8 file; none where the extra `npu` is not installed.
 
     Returns:
         One dict an accelerator: `operators_npu`, `operators_cpu` (counts), `cpu_operators` (names),
-        `cycles_npu` (NPU part alone), `cycles_total` (with memory stalls), `sram_bytes`,
-        `dram_bytes` (traffic of one inference), `sram_used_bytes`, `clock_hz`, `ms` (NPU part; CPU
-        operators come on top and have no estimate), `note`.
+        `cycles_npu`, `cycles_total` (with memory stalls), `sram_bytes`, `dram_bytes` (traffic of
+        one inference), `sram_used_bytes`, `clock_hz`, `ms` (without CPU operators), `note`.
     """
     if find_spec("ethosu") is None:
         return []
-    return [_estimate(Path(path), accelerator) for accelerator in accelerators]
+    return [_estimate(path, accelerator) for accelerator in accelerators]
 
 
-def _estimate(path: Path, accelerator: str) -> dict[str, Any]:
+def _estimate(path: str | Path, accelerator: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ethosu.vela", str(path), "--accelerator-config",
                    accelerator, "--output-dir", folder]

@@ -1,8 +1,7 @@
 """One self-contained HTML page that enlarges pictures in a browser, offline (paper section 7).
 
-LiteRT.js (Apache-2.0) is fetched by npm at a pinned version when the page is built, checked against
-a pinned hash, and put into the page with the fixed uint8 form of the student. The page contacts
-nothing: its security policy forbids it.
+LiteRT.js (Apache-2.0), fetched by npm when the page is built, lies in the page with the fixed uint8
+form of the student. The page contacts nothing: its security policy forbids it.
 """
 
 import base64
@@ -31,19 +30,14 @@ INTEGRITY = {
 """Packages of @litertjs at `VERSION` and their SHA-512, as npm states it."""
 BINARY = "litert_wasm_compat_internal"
 """Of the package's four builds the one without relaxed SIMD: the same pixels in every browser."""
-TILE = 256
-"""LR pixels a side of the network's fixed input."""
+TILE = 256  # LR pixels a side of the network's fixed input
 SIDE, MEGAPIXELS = 3000, 4
 """Largest picture that the page takes; a browser holds the result, nine times it, several times."""
 
 
-def fetch_litert(folder: Path | None = None) -> dict[str, Path]:
-    """The packages' archives by name, from the cache or by `npm pack`, their hashes checked.
-
-    Raises:
-        UserError: no npm and nothing cached, no network, or an archive that is not the pinned one.
-    """
-    folder = folder or cache_dir() / "litertjs"
+def fetch_litert() -> dict[str, Path]:
+    """The packages' archives by name, from the cache or by `npm pack`, their hashes checked."""
+    folder = cache_dir() / "litertjs"
     archives = {name: folder / f"litertjs-{name}-{VERSION}.tgz" for name in INTEGRITY}
     for name, archive in archives.items():
         if not archive.is_file():

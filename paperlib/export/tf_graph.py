@@ -1,8 +1,7 @@
 """The deployment graph rebuilt in TensorFlow, NHWC, for the TFLite converter (paper section 5).
 
-The learned grids enter as `fake_quant` operators, which the converter takes as given; nothing is
-calibrated. The last convolution's output channels are permuted once, from PixelShuffle's order
-(colour, sub-pixel) to DEPTH_TO_SPACE's (sub-pixel, colour).
+The last convolution's output channels are permuted once, from PixelShuffle's order (colour,
+sub-pixel) to DEPTH_TO_SPACE's (sub-pixel, colour).
 """
 
 import os
@@ -40,8 +39,7 @@ def tile_order(values: Tensor) -> Tensor:
 
 def before_shuffle(graph: Graph) -> set[str]:
     """Names of the nodes from the last convolution to PixelShuffle, whose channels TensorFlow gets
-    in another order: convolutions are permuted, and `repeat` repeats the whole image (r, g, b, r,
-    g, b, …) instead of each channel."""
+    in another order: `repeat` repeats the whole image (r, g, b, r, g, b, …), not each channel."""
     names: set[str] = set()
     waiting = [node.inputs[0] for node in graph.nodes if node.op == "depth_to_space"]
     while waiting:
@@ -57,10 +55,10 @@ def before_shuffle(graph: Graph) -> set[str]:
 class Builder:
     """Computes a graph with TensorFlow operators: (1, H, W, 3) → (1, 3H, 3W, 3) in 0..255, float32.
 
-    A quantised graph has its grids as `fake_quant` operators on the image, every activation and
-    every (already rounded) kernel, and no clamp: the output grid saturates. Depthwise kernels and
-    PReLU slopes carry no fake_quant (it has no axis for them): the converter then takes max |w| /
-    127, which is their scale.
+    A quantised graph has its grids as `fake_quant` operators, which the converter takes as given,
+    on the image, every activation and every (already rounded) kernel, and no clamp: the output grid
+    saturates. Depthwise kernels and PReLU slopes carry no fake_quant (it has no axis for them): the
+    converter then takes max |w| / 127, which is their scale.
 
     Args:
         upsample: "depth_to_space" is one operator, fast on CPUs, unknown to Arm's NPUs. "rows" is

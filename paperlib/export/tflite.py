@@ -1,5 +1,4 @@
-"""TFLite files as upscalers: ours and anybody's, dynamic or fixed shape, INT8 or float (paper
-sections 5 and 6)."""
+"""TFLite files as upscalers: dynamic or fixed shape, INT8 or float (paper sections 5 and 6)."""
 
 import math
 from functools import cached_property
@@ -20,14 +19,10 @@ MOST_BYTES = 2 << 30
 1280×720."""
 
 
-def open_interpreter(
-    path: str | Path, threads: int = 1, xnnpack: bool = True,
-) -> tuple[Any, FileGraph]:
-    """An interpreter for a .tflite file, tensors not yet allocated, and what the file holds.
-
-    Args:
-        xnnpack: the XNNPACK delegate takes what it can, as in every Android app.
-    """
+def open_interpreter(path: str | Path, threads: int = 1,
+                     xnnpack: bool = True) -> tuple[Any, FileGraph]:
+    """An interpreter for a .tflite file, tensors not yet allocated, and what the file holds; with
+    `xnnpack` that delegate takes what it can, as in every Android app."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     graph = read_graph(path)
@@ -83,8 +78,7 @@ def grid_peaks(path: str | Path, scales: tuple[float, float]) -> tuple[float, fl
 class TFLiteUpscaler:
     """A ×3 upscaler from a .tflite file: uint8 (h, w, 3) → float32 (3h, 3w, 3) in 0..255.
 
-    A dynamic file is resized to each image; a fixed one sees overlapping tiles. Its own values are
-    0..255 or 0..1: an integer file's grid says which, a float file is tried.
+    A dynamic file is resized to each image; a fixed one sees overlapping tiles.
 
     Args:
         path: file with one (1, H, W, 3) input and one (1, 3H, 3W, 3) output of equal type, RGB.
@@ -94,10 +88,8 @@ class TFLiteUpscaler:
             padding and tiles (`paperlib.data.tiles.run_padded`).
     """
 
-    def __init__(
-        self, path: str | Path, threads: int = 2, overlap: int | None = None, xnnpack: bool = True,
-        borders: Literal["true", "reflected"] = "true",
-    ) -> None:
+    def __init__(self, path: str | Path, threads: int = 2, overlap: int | None = None,
+                 xnnpack: bool = True, borders: Literal["true", "reflected"] = "true") -> None:
         self.path, self.borders, self.name = Path(path), borders, Path(path).name
         self._threads, self._xnnpack = threads, xnnpack
         self._interpreter, self._graph = open_interpreter(path, threads, xnnpack)

@@ -1,6 +1,6 @@
 """Where INT8 loses: ranges, noise of every layer, and the drop taken apart (notebook 05)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,36 +10,24 @@ import torch
 from torch import Tensor
 
 from paperlib.quantisation.int8 import QuantisedGraph, dequantised_graph, run_quantised
-from paperlib.student.graph import Graph, Node, image_batch, run_graph
+from paperlib.student.graph import Graph, Images, Node, image_batch, run_graph
 
 
 @torch.no_grad()
-def layer_ranges(
-    graph: Graph, images: Sequence[np.ndarray], quantised: QuantisedGraph,
-) -> list[dict[str, Any]]:
-    """Ranges of weights and activations of every node, in float, over LR images (uint8, (h, w, 3)).
-
-    Args:
-        graph: weights before any rounding.
-        quantised: the same network with grids.
+def layer_ranges(graph: Graph, images: Images, quantised: QuantisedGraph) -> list[dict[str, Any]]:
+    """Ranges of weights and activations of every node, in float (`graph`: before any rounding).
 
     Returns:
         One dict a node: `name`, `op`, `low`, `high` (activations), `channel_low`, `channel_high`
-        (lists, per channel), `weight_peak` (list, largest |w| per output channel; None without
-        weights), `grid_low`, `grid_high`, `step`, and `clipped` (share of float values outside the
-        grid).
+        (lists, per channel), `grid_low`, `grid_high`, `step`.
     """
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
-    outside: dict[str, list[float]] = {node.name: [] for node in graph.nodes}
 
     def after(node: Node, out: Tensor) -> Tensor:
         smallest, largest = out.amin((0, 2, 3)), out.amax((0, 2, 3))
         low[node.name] = torch.minimum(low.get(node.name, smallest), smallest)
         high[node.name] = torch.maximum(high.get(node.name, largest), largest)
-        grid = quantised.grid(node.name)
-        beyond = (out < grid.low - grid.scale / 2) | (out > grid.high + grid.scale / 2)
-        outside[node.name].append(float(beyond.float().mean()))
         return out
 
     for image in images:
@@ -47,21 +35,17 @@ def layer_ranges(
     rows = []
     for node in graph.nodes:
         grid, least, most = quantised.grid(node.name), low[node.name], high[node.name]
-        weight = node.weight
         rows.append({
             "name": node.name, "op": node.op, "low": float(least.min()), "high": float(most.max()),
             "channel_low": least.tolist(), "channel_high": most.tolist(),
-            "weight_peak": None if weight is None else (
-                weight.reshape(len(weight), -1).abs().amax(1).tolist()),
-            "grid_low": grid.low, "grid_high": grid.high, "step": grid.scale,
-            "clipped": float(np.mean(outside[node.name]))})
+            "grid_low": grid.low, "grid_high": grid.high, "step": grid.scale})
     return rows
 
 
 @torch.no_grad()
-def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Signal-to-quantisation-noise of every node's output over LR images (uint8, (h, w, 3)): what
-    rounding the activations adds up to. The signal is `dequantised_graph`.
+def layer_sqnr(qgraph: QuantisedGraph, images: Images) -> list[dict[str, Any]]:
+    """Signal-to-quantisation-noise of every node's output: what rounding the activations adds up
+    to. The signal is `dequantised_graph`.
 
     Returns:
         One dict a node: `name`, `op`, `sqnr_db` = 10·log10(var(signal) / mean squared error);
@@ -86,15 +70,10 @@ def layer_sqnr(qgraph: QuantisedGraph, images: Sequence[np.ndarray]) -> list[dic
 
 
 def drop_decomposition(
-    graph: Graph, qgraph: QuantisedGraph,
-    score: Callable[[Callable[[np.ndarray], np.ndarray]], float],
-) -> list[dict[str, Any]]:
-    """What weights and activations each cost.
-
-    Args:
-        graph: weights before any rounding (`float_graph`); those of `qgraph` may have been rounded
-            to data already.
-        score: PSNR (dB) of an upscaler, uint8 (h, w, 3) → float32 (3h, 3w, 3).
+        graph: Graph, qgraph: QuantisedGraph,
+        score: Callable[[Callable[[np.ndarray], np.ndarray]], float]) -> list[dict[str, Any]]:
+    """What weights and activations each cost: `graph` is before any rounding (`float_graph`),
+    `score` the PSNR (dB) of an upscaler, uint8 (h, w, 3) → float32 (3h, 3w, 3).
 
     Returns:
         One dict for float, weights only, activations only and both: `what`, `psnr`, `drop` (dB

@@ -1,8 +1,7 @@
 """Quantiser `paper`: PyTorch FX graph mode with QNNPACK defaults, as published (paper section 4).
 
-The only module that imports torch.ao. Activations: per-tensor affine uint8, moving-average min/max.
-Weights: per-tensor symmetric int8. Grids for everything FX puts one on, the image and PixelShuffle
-included.
+Activations: per-tensor affine uint8, moving-average min/max. Weights: per-tensor symmetric int8.
+Grids for everything FX puts one on, the image and PixelShuffle included.
 """
 
 import operator
@@ -11,11 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import (
-    FusedMovingAvgObsFakeQuantize,
-    disable_observer,
-    get_default_qat_qconfig_mapping,
-)
+from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, get_default_qat_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from torch.fx import Node as FxNode
 
@@ -28,15 +23,8 @@ from paperlib.quantisation.int8 import (
     with_representable_scales,
 )
 from paperlib.settings import StudentSettings
+from paperlib.student import models
 from paperlib.student.graph import Graph
-from paperlib.student.models import (
-    build_model,
-    deployment_graph,
-    fuse_model,
-    key_from_published,
-    load_pickle,
-    load_weights,
-)
 
 
 class FakeQuantize(FusedMovingAvgObsFakeQuantize):
@@ -54,14 +42,11 @@ class FakeQuantize(FusedMovingAvgObsFakeQuantize):
 
 
 class PaperQat(nn.Module):
-    """A fused model under FX fake-quantisation; (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in about
-    0..255.
+    """A copy of a fused model under FX fake-quantisation, in training mode, its output clamped from
+    here on (paper section 1); (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in about 0..255.
 
     QNNPACK's default QAT configuration with the fake-quantiser above, wherever FX puts one, for
-    every layer (PReLU included); in training mode.
-
-    Args:
-        fused: model in form "fused"; copied. Its output is clamped from here on (paper section 1).
+    every layer (PReLU included).
     """
 
     def __init__(self, fused: nn.Module) -> None:
@@ -76,14 +61,10 @@ class PaperQat(nn.Module):
         with warnings.catch_warnings():  # torch.ao announces its removal; torch is pinned below
             warnings.simplefilter("ignore", DeprecationWarning)
             self.fx = prepare_qat_fx(
-                fuse_model(fused, clamp=True).train(), mapping, (torch.zeros(1, 3, 8, 8),))
+                models.fuse_model(fused, clamp=True).train(), mapping, (torch.zeros(1, 3, 8, 8),))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fx(x)
-
-    def freeze(self) -> None:
-        """Stop the observers: from here on every grid stays as it is (paper section 4)."""
-        self.apply(disable_observer)
 
 
 def _observed(model: PaperQat) -> list[tuple[FxNode, str]]:
@@ -110,10 +91,10 @@ def _producer(model: PaperQat, observed: FxNode, graph: Graph) -> str:
 def paper_graph(model: PaperQat) -> QuantisedGraph:
     """Graph, grids and weight scales of a model under the `paper` quantiser; PReLU slopes, which FX
     leaves in float, get the per-tensor scale TFLite would give them."""
-    fused = build_model(model.settings, "fused", clamp=True)
+    fused = models.build_model(model.settings, "fused", clamp=True)
     fused.load_state_dict({name.removeprefix("fx."): value.detach()
                            for name, value in model.named_parameters()})
-    graph = deployment_graph(fused)
+    graph = models.deployment_graph(fused)
     owners, scales = qparam_owners(graph), {}
     grids: dict[str, QParams] = {}
     for observed, target in _observed(model):
@@ -143,7 +124,7 @@ def _by_observed_node(model: PaperQat, published: dict[str, Tensor]) -> dict[str
         own = [seen[name] for name in seen
                if observer == f"activation_post_process_{numbers[name]}"]
         # what no node of ours has keeps its name, for the strict loading to refuse
-        names = [f"{name}.{field}" for name in own] or [key_from_published(key)]
+        names = [f"{name}.{field}" for name in own] or [models.key_from_published(key)]
         tensors |= {f"fx.{name}": tensor for name in names}
     return tensors
 
@@ -151,12 +132,12 @@ def _by_observed_node(model: PaperQat, published: dict[str, Tensor]) -> dict[str
 def read_published_qat(path: str | Path) -> QuantisedGraph:
     """The authors' quantisation-aware state (`ckpt_best_s3_qat.pt`, EMA weights) with its grids."""
     what = "the authors' QAT checkpoint"
-    state = load_pickle(path, what)
+    state = models.load_pickle(path, what)
     with reading(path, what):
         published = state["model_ema"]
         blocks = sum(name.endswith(".reparam.weight") for name in published)
         settings = StudentSettings(channels=published["conv_in.weight"].shape[0], blocks=blocks)
-        model = PaperQat(build_model(settings, "fused"))
+        model = PaperQat(models.build_model(settings, "fused"))
         tensors = _by_observed_node(model, published)
-    load_weights(model, tensors, path)
+    models.load_weights(model, tensors, path)
     return paper_graph(model)

@@ -11,20 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paperlib.student.graph import SHARES_GRID, Graph, Node, run_graph
+from paperlib.student.graph import SHARES_GRID, Graph, Images, Node, image_batch, run_graph
 
 QMIN, QMAX = -128, 127
-QW = 127
-"""Largest |int8| of a weight in TFLite."""
-EPS = 2.0**-23
-"""Smallest activation scale; keeps a constant map computable."""
+QW = 127  # largest |int8| of a weight in TFLite
+EPS = 2.0**-23  # smallest activation scale; keeps a constant map computable
 WEIGHT_EPS = 1e-5
 """Smallest weight scale: in a (nearly) dead channel the bias, on steps of input scale × this, must
 still fit int32."""
+
+SAMPLES = 8192
+"""Values kept of each tensor and image for the search; minimum and maximum are of all values."""
+SHRINK = torch.linspace(0.3, 1.0, 29)  # fractions of the seen extremes that are tried
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,7 @@ class QParams:
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, QMIN, QMAX)
 
 
-IMAGE_GRID = QParams(1.0, QMIN)
-"""8-bit pixels 0..255, exactly."""
+IMAGE_GRID = QParams(1.0, QMIN)  # 8-bit pixels 0..255, exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +60,10 @@ class QuantisedGraph:
     """A graph of learned float weights, every activation's grid, every kernel's scales."""
 
     graph: Graph
-    grids: dict[str, QParams]
-    """Per node that owns a grid (see `qparam_owners`)."""
+    grids: dict[str, QParams]  # per node that owns a grid (see `qparam_owners`)
     weight_scales: dict[str, Tensor]
     """Per node with weights: (1,) per tensor or (O,) per output channel; float32."""
-    quantiser: str
-    """"paper" or "tflite"."""
+    quantiser: str  # "paper" or "tflite"
 
     @cached_property
     def owners(self) -> dict[str, str]:
@@ -95,11 +95,9 @@ def qparam_owners(graph: Graph) -> dict[str, str]:
 
 
 def with_representable_scales(qgraph: QuantisedGraph) -> QuantisedGraph:
-    """The same with no step so small that a file could not hold or run it.
-
-    XNNPACK wants input step × weight step / output step below 256 in a convolution, and an addend's
-    step between 2^-10 and 2^8 of the sum's; a bias must fit int32. Only a map that is zero nearly
-    everywhere, of a network whose block has died, comes near that.
+    """The same with no step so small that a file could not hold or run it: XNNPACK wants input step
+    × weight step / output step below 256 in a convolution, and an addend's step between 2^-10 and
+    2^8 of the sum's; a bias must fit int32. Only a map that is zero nearly everywhere comes near.
     """
     owners, grids = qgraph.owners, dict(qgraph.grids)
     fixed = {owners[qgraph.graph.nodes[0].name], owners[qgraph.graph.nodes[-1].name]}
@@ -127,13 +125,46 @@ def channel_scales(weight: Tensor) -> Tensor:
     return torch.clamp(peak / QW, min=WEIGHT_EPS)
 
 
-def fake_quant_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """A kernel rounded to its symmetric int8 grid; straight-through gradient inside the range.
+def grid_of_range(low: float, high: float) -> QParams:
+    """The int8 grid that covers low … high, with an exact 0 for zero padding and ReLU."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / (QMAX - QMIN), EPS)
+    return QParams(scale, int(np.clip(round(QMIN - low / scale), QMIN, QMAX)))
 
-    Args:
-        weight: (O, …).
-        scale: (1,) for the whole kernel or (O,) per output channel.
-    """
+
+def best_grid(values: Tensor, low: float, high: float) -> QParams:
+    """The grid with the least mean squared error on `values` (1-D), its range inside low … high."""
+    grids = {grid_of_range(a * low, b * high) for b in SHRINK.tolist()
+             for a in (SHRINK[::4].tolist() if low < 0 else [0.0])}
+    errors = {grid: float((grid.fake(values) - values).square().mean()) for grid in grids}
+    return min(errors, key=lambda grid: (errors[grid], grid.scale))
+
+
+@torch.no_grad()
+def calibrate(graph: Graph, images: Images) -> dict[str, QParams]:
+    """A grid for every tensor that owns one; image and result always lie on 8-bit pixels."""
+    owners = qparam_owners(graph)
+    kept: dict[str, list[Tensor]] = {name: [] for name in owners.values()}
+    extremes: dict[str, list[float]] = {name: [] for name in kept}
+    generator = torch.Generator().manual_seed(0)
+
+    def after(node: Node, out: Tensor) -> Tensor:
+        name, flat = owners[node.name], out.reshape(-1)
+        picks = torch.randint(flat.numel(), (min(SAMPLES, flat.numel()),), generator=generator)
+        kept[name].append(flat[picks])
+        extremes[name] += [float(flat.min()), float(flat.max())]
+        return out
+
+    for image in images:
+        run_graph(graph, image_batch(image), after=after)
+    grids = {name: best_grid(torch.cat(parts), min(extremes[name]), max(extremes[name]))
+             for name, parts in kept.items()}
+    return grids | {owners[node.name]: IMAGE_GRID for node in (graph.nodes[0], graph.nodes[-1])}
+
+
+def fake_quant_weight(weight: Tensor, scale: Tensor) -> Tensor:
+    """A kernel (O, …) rounded to its symmetric int8 grid, straight-through gradient inside the
+    range; scale (1,) for the whole kernel or (O,) per output channel."""
     if scale.numel() == 1:
         return torch.fake_quantize_per_tensor_affine(weight, float(scale), 0, QMIN, QW)
     zero = torch.zeros_like(scale, dtype=torch.int32)
@@ -146,9 +177,8 @@ def fake_quant_bias(bias: Tensor, step: Tensor) -> Tensor:
     return bias + (rounded - bias.detach())
 
 
-def quantised_weights(
-    qgraph: QuantisedGraph, node: Node, int32_bias: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
+def quantised_weights(qgraph: QuantisedGraph, node: Node, int32_bias: bool = True,
+                      ) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias of a node as the INT8 file holds them, in float."""
     if node.weight is None:
         return None, None
@@ -159,11 +189,10 @@ def quantised_weights(
 
 
 def dequantised_graph(qgraph: QuantisedGraph) -> Graph:
-    """The float graph with weights and biases as the INT8 file holds them: what a quantised student
-    is in float.
+    """The float graph with weights and biases as the INT8 file holds them.
 
-    The latent weights of training are no network of their own: each lies within half a step of its
-    grid value, but their errors no longer cancel, which costs up to 5 dB after `round_to_data`.
+    The latent weights of training are no network of their own: their rounding errors no longer
+    cancel, which costs up to 5 dB after `round_to_data`.
     """
     return qgraph.graph.with_weights({node.name: quantised_weights(qgraph, node)
                                       for node in qgraph.graph.nodes if node.weight is not None})
@@ -179,16 +208,13 @@ def run_quantised(
     qgraph: QuantisedGraph, x_255: Tensor, *, weights: bool = True, activations: bool = True,
     int32_bias: bool = True, after: Callable[[Node, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The fake-quant forward: (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in 0..255.
-
-    Training runs through it too: gradients pass straight through every rounding inside its range.
+    """The fake-quant forward: (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W) in 0..255; gradients pass
+    straight through every rounding inside its range.
 
     Args:
         weights, activations: switch one half off to see what the other costs.
-        int32_bias: False leaves biases in float, as PyTorch's FX fake-quant does. The difference is
-            at most half a step of the accumulator, yet in a deep network a tipped rounding here and
-            there spreads: on the published weights about a third of the output values differ by one
-            step, with equal PSNR.
+        int32_bias: False leaves biases in float, as PyTorch's FX fake-quant does: on the published
+            weights a third of the output values differ by one step, with equal PSNR.
         after: as for `run_graph`; sees every output on its grid.
     """
     def rounded(node: Node, out: Tensor) -> Tensor:
@@ -213,12 +239,8 @@ def run_quantised(
 
 
 def multiply(values: Tensor, factor: float) -> Tensor:
-    """Integers times a positive factor as TFLite does it: doubling high multiplication by a 31-bit
-    integer, then a rounding shift to the right.
-
-    Args:
-        values: int64, within int32.
-    """
+    """Integers (int64, within int32) times a positive factor as TFLite does it: doubling high
+    multiplication by a 31-bit integer, then a rounding shift to the right."""
     fraction, exponent = math.frexp(factor)
     m = round(fraction * 2**31)
     if m == 2**31:

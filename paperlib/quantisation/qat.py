@@ -1,33 +1,29 @@
 """Both quantisers behind one door: prepare, freeze, read out, save, load (paper section 4)."""
 
 import copy
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.ao.quantization import disable_observer
 
 from paperlib.errors import UserError
-from paperlib.files import atomic_path, reading
-from paperlib.quantisation.calibration import calibrate
-from paperlib.quantisation.cross_layer_equalisation import channel_peaks, equalise
+from paperlib.files import reading
+from paperlib.quantisation import rewriting
 from paperlib.quantisation.fx_qat import PaperQat, paper_graph, read_published_qat
 from paperlib.quantisation.int8 import (
     QParams,
     QuantisedGraph,
+    calibrate,
     channel_scales,
     run_quantised,
     with_representable_scales,
 )
-from paperlib.quantisation.rounding import round_to_data
-from paperlib.quantisation.skip import exact_skip, skip_input
 from paperlib.settings import SCALE, QuantSettings
-from paperlib.student.graph import Graph, Node, image_batch
-from paperlib.student.models import deployment_graph, fuse_model, read_weights
+from paperlib.student import models
+from paperlib.student.graph import Graph, Images, Node, image_batch
 
 
 class TfliteQat(nn.Module):
@@ -35,13 +31,11 @@ class TfliteQat(nn.Module):
 
     Weights: symmetric, −127..127, one scale per output channel from its largest weight.
     Activations: int8 per tensor, the range calibrated by least squares and then kept (learned step
-    sizes gave nothing: `tried.md`). Biases: int32. Image and result: 8-bit pixels. ADD has its own
-    grid; what only moves values (PixelShuffle, concatenation) has none.
+    sizes gave nothing: `tried.md`). Biases: int32. Image and result: 8-bit pixels.
 
     Args:
-        fused: the model in form "fused" that the graph computes.
         grids: the activations' grids, per owner (`calibrate`).
-        graph: as `deployment_graph(fused)` computes, without ADD for instance.
+        graph: what the model `fused` computes, without ADD for instance.
     """
 
     def __init__(self, fused: nn.Module, grids: Mapping[str, QParams], graph: Graph) -> None:
@@ -77,20 +71,9 @@ class TfliteQat(nn.Module):
         return run_quantised(self.quantised(), x)
 
 
-def prepare_qat(
-    fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor],
-) -> nn.Module:
-    """A fused model under fake-quantisation, calibrated, ready for `fit`; the input is not changed.
-
-    Args:
-        fused: student or baseline; folded first where it still has branches.
-        settings: which quantiser; `tflite` only: equalised channels, rounding to data, the form of
-            the skip.
-        images: calibration images, uint8 (h, w, 3), or batches (B, 3, h, w) in 0..255.
-
-    Returns:
-        (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W), in training mode.
-    """
+def prepare_qat(fused: nn.Module, settings: QuantSettings, images: Images) -> nn.Module:
+    """A copy of a student or baseline, fused, under fake-quantisation, calibrated, in training:
+    (B, 3, H, W) in 0..255 → (B, 3, 3H, 3W)."""
     if settings.quantiser == "paper":
         paper = PaperQat(fused).train()
         with torch.no_grad():
@@ -99,74 +82,64 @@ def prepare_qat(
         return paper
     graph = float_graph(fused, settings, images)
     if settings.rounding == "data":
-        graph = round_to_data(graph, images)
+        graph = rewriting.round_to_data(graph, images)
     return TfliteQat(fused, calibrate(graph, images), graph).train()
 
 
-def float_graph(
-    fused: nn.Module, settings: QuantSettings, images: Sequence[np.ndarray | Tensor],
-) -> Graph:
+def float_graph(fused: nn.Module, settings: QuantSettings, images: Images) -> Graph:
     """What `prepare_qat` (same arguments) rounds, in float: the same function as `fused`, channels
     equalised, the skip in its form (the exact one without the last block's channels that show
     nothing on any of the images)."""
-    graph = deployment_graph(fuse_model(fused, clamp=True))
+    graph = models.deployment_graph(models.fuse_model(fused, clamp=True))
     if settings.equalise:
-        graph = equalise(graph, images)
+        graph = rewriting.equalise(graph, images)
     if settings.skip == "exact":
-        last = skip_input(graph)
-        peaks = channel_peaks(graph, {last: last}, images)[last]
-        graph = exact_skip(graph, calibrate(graph, images)[last].high, peaks)
+        last = rewriting.skip_input(graph)
+        peaks = rewriting.channel_peaks(graph, {last: last}, images)[last]
+        graph = rewriting.exact_skip(graph, calibrate(graph, images)[last].high, peaks)
     return graph
 
 
 def freeze_observers(model: nn.Module) -> None:
-    """Freeze every activation grid of a model from `prepare_qat`, in place; training then only
-    moves weights. The `tflite` quantiser's grids are those of calibration and never move."""
+    """Freeze every activation grid of a model from `prepare_qat`, in place (paper section 4); those
+    of the `tflite` quantiser never move."""
     if isinstance(model, PaperQat):
-        model.freeze()
+        model.apply(disable_observer)
 
 
 def quantised_graph(model: nn.Module) -> QuantisedGraph:
-    """Graph, copies of the weights, and grids of a model from `prepare_qat`, for the export."""
+    """Graph, grids and copies of the weights of a model from `prepare_qat`, for the export."""
     if isinstance(model, PaperQat):
         return paper_graph(model)
     return with_representable_scales(copy.deepcopy(model).requires_grad_(False).quantised())
 
 
 def save_qat(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
-    """Write the quantised graph of a model from `prepare_qat` as .safetensors.
-
-    Tensors: `<node>.weight`, `<node>.bias`, `<node>.scale`; in the metadata: nodes, grids,
-    quantiser.
-    """
+    """Write the quantised graph of a model from `prepare_qat` as .safetensors: tensors
+    `<node>.weight`, `<node>.bias`, `<node>.scale`; in the metadata nodes, grids, quantiser."""
     qgraph = quantised_graph(model)
     nodes = [{"name": node.name, "op": node.op, "inputs": node.inputs, "groups": node.groups,
               "relu": node.relu} for node in qgraph.graph.nodes]
     grids = {name: [grid.scale, grid.zero_point] for name, grid in sorted(qgraph.grids.items())}
     about = {"form": "qat", "clamp": True, "quantiser": qgraph.quantiser, "nodes": nodes,
              "grids": grids, "architecture": model.settings.model_dump(), **metadata}
-    tensors = {f"{node.name}.{kind}": value.detach().cpu().contiguous()
-               for node in qgraph.graph.nodes for kind, value in (
-                   ("weight", node.weight), ("bias", node.bias),
-                   ("scale", qgraph.weight_scales.get(node.name))) if value is not None}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"paperlib": json.dumps(about)})
-    return Path(path)
+    tensors = {f"{node.name}.{kind}": value for node in qgraph.graph.nodes for kind, value in (
+        ("weight", node.weight), ("bias", node.bias),
+        ("scale", qgraph.weight_scales.get(node.name))) if value is not None}
+    return models.write_weights(path, tensors, about)
 
 
-def read_quantised(path: str | Path) -> QuantisedGraph:
-    """The quantised graph in a `qat.safetensors` of this kit, or in the authors'
-    `ckpt_best_s3_qat.pt`.
-
-    Raises:
-        UserError: missing or damaged file, or one that is not quantised.
-    """
-    if Path(path).suffix == ".pt":
-        return read_published_qat(path)
-    tensors, about = read_weights(path)
+def read_network(path: Path) -> nn.Module | QuantisedGraph:
+    """The network, fused, of a .safetensors checkpoint of this kit or an authors' .pt file; of a
+    quantised one its graph."""
+    if path.suffix == ".pt":
+        published = models.load_pickle(path, "one of the authors' checkpoints")
+        quantised = isinstance(published, dict) and "model_ema" in published
+        deployed = not quantised or "cfg" in published
+        return models.read_published(path) if deployed else read_published_qat(path)
+    tensors, about = models.read_weights(path)
     if about["form"] != "qat":
-        raise UserError(f"{path} is in form {about['form']!r}, not quantised. "
-                        "Name a qat.safetensors of a run.")
+        return models.fuse_model(models.load_model(path))
     with reading(path, "a quantised checkpoint of this version of the kit"):
         nodes = [Node(**node | {"inputs": tuple(node["inputs"])},
                       weight=tensors.get(f"{node['name']}.weight"),
@@ -180,3 +153,12 @@ def read_quantised(path: str | Path) -> QuantisedGraph:
         if shape != (1, 3, 4 * SCALE, 4 * SCALE):
             raise ValueError(f"it makes {tuple(shape)} of 4×4 pixels")
     return qgraph
+
+
+def read_quantised(path: str | Path) -> QuantisedGraph:
+    """The quantised graph in a `qat.safetensors` of this kit, or in the authors'
+    `ckpt_best_s3_qat.pt`; any other file is a `UserError`."""
+    network = read_network(Path(path))
+    if not isinstance(network, QuantisedGraph):
+        raise UserError(f"{path} is not quantised. Name a qat.safetensors of a run.")
+    return network

@@ -1,7 +1,7 @@
 """Table B's baselines FSRCNN and ABPN (paper section 7), with the student's interface.
 
-Both are built from their papers' descriptions (Dong et al., ECCV 2016; Du et al., CVPR workshops
-2021) for ×3 RGB in 0..255: (B, 3, H, W) → (B, 3, 3H, 3W).
+After Dong et al., ECCV 2016, and Du et al., CVPR workshops 2021, for ×3 RGB in 0..255:
+(B, 3, H, W) → (B, 3, 3H, 3W).
 """
 
 import copy
@@ -16,27 +16,17 @@ from paperlib.student.network import bilinear_kernel, pass_rgb_on, start_bilinea
 
 
 def subpixel_weight(weight: Tensor) -> Tensor:
-    """Kernel (9·O, I, k, k) of the convolution + PixelShuffle(3) that a transposed one equals.
-
-    Args:
-        weight: (I, O, 3k, 3k) of a transposed convolution with stride 3, k odd, and padding
-            3·(k//2), so that sub-pixels of LR pixel m are reached from m−k//2 … m+k//2.
-    """
+    """Kernel (9·O, I, k, k) of the convolution + PixelShuffle(3) that equals a transposed one of
+    weight (I, O, 3k, 3k), stride 3, k odd, and padding 3·(k//2)."""
     taps = rearrange(weight, "i o (k a) (l b) -> (o a b) i k l", a=SCALE, b=SCALE)
     return taps.flip(2, 3)  # taps run against the offset
-
-
-def transposed_weight(kernel: Tensor) -> Tensor:
-    """The inverse of `subpixel_weight`: (9·O, I, k, k) → (I, O, 3k, 3k)."""
-    return rearrange(kernel.flip(2, 3), "(o a b) i k l -> i o (k a) (l b)", a=SCALE, b=SCALE)
 
 
 class FSRCNN(nn.Module):
     """FSRCNN(56, 12, 4): 5×5, 1×1, four 3×3, 1×1, PReLU between, transposed 9×9 with stride 3.
 
     24,683 parameters. Padding 3 centres the 9×9 kernel on the middle one of the nine sub-pixels.
-    The fused form computes the transposed convolution as 3×3 convolution and PixelShuffle, the same
-    function at the same cost in the form that INT8 devices run best.
+    The fused form computes the transposed convolution as 3×3 convolution and PixelShuffle.
     """
 
     def __init__(self, settings: StudentSettings, form: str = "expanded",
@@ -60,8 +50,9 @@ class FSRCNN(nn.Module):
         nn.init.zeros_(self.head.bias)
         if settings.init == "bilinear" and form == "expanded":
             pass_rgb_on(self.body)
-            with torch.no_grad():
-                self.head.weight.zero_()[:3] = transposed_weight(bilinear_kernel())
+            with torch.no_grad():  # `subpixel_weight` undone
+                self.head.weight.zero_()[:3] = rearrange(
+                    bilinear_kernel().flip(2, 3), "(o a b) i k l -> i o (k a) (l b)", a=3, b=3)
 
     def forward(self, x: Tensor) -> Tensor:
         features = x

@@ -15,13 +15,8 @@ KernelBias = tuple[Tensor, Tensor]
 
 
 def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> KernelBias:
-    """Kernel and bias of one convolution that equals another with a BatchNorm behind it.
-
-    In evaluation mode, differentiably (paper section 1).
-
-    Args:
-        weight: (O, I/groups, k, k); bias: (O,) or None for zero.
-        bn: the layer after it; its running statistics are used.
+    """Kernel (O, I/groups, k, k) and bias (O,) of the convolution that equals one with that weight
+    and bias (None: zero) and a BatchNorm in evaluation mode behind it; differentiable (section 1).
     """
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     shift = -bn.running_mean if bias is None else bias - bn.running_mean
@@ -31,10 +26,6 @@ def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> KernelBi
 def dirac(like: Tensor, groups: int = 1) -> Tensor:
     """Kernel (O, I/groups, 3, 3) of the identity, in the type and on the device of `like`."""
     return nn.init.dirac_(like.new_zeros(len(like), len(like) // groups, 3, 3), groups)
-
-
-def _pad_1x1(weight: Tensor) -> Tensor:
-    return F.pad(weight, [1, 1, 1, 1])
 
 
 class FusedConv(nn.Module):
@@ -65,8 +56,7 @@ class FusedRepDW(nn.Module):
 class RepConv(nn.Module):
     """Ablation block RepConv: 1×1 → 3×3 → 1×1 in series, plus a parallel 1×1, then BN and ReLU.
 
-    All of width C. The first 1×1 carries no bias, so that zero padding of the 3×3 means the same
-    before and after fusing.
+    The first 1×1 has no bias, so that the 3×3's zero padding is the same before and after fusing.
     """
 
     def __init__(self, channels: int) -> None:
@@ -85,7 +75,7 @@ class RepConv(nn.Module):
         """Kernel (C, C, 3, 3) and bias (C,) of the equal convolution, differentiable."""
         squeeze, expand = self.squeeze.weight[:, :, 0, 0], self.expand.weight[:, :, 0, 0]
         series = torch.einsum("om,mnyx,ni->oiyx", expand, self.conv.weight, squeeze)
-        kernel = series + _pad_1x1(self.shortcut.weight)
+        kernel = series + F.pad(self.shortcut.weight, [1, 1, 1, 1])
         bias = expand @ self.conv.bias + self.expand.bias + self.shortcut.bias
         return fold_bn(kernel, bias, self.bn)
 
@@ -112,7 +102,7 @@ class RepDW(nn.Module):
         kernel3, bias3 = fold_bn(self.conv3.weight, None, self.bn3)
         kernel1, bias1 = fold_bn(self.conv1.weight, None, self.bn1)
         kernel0, bias0 = fold_bn(dirac(self.conv3.weight, self.conv3.groups), None, self.bn0)
-        return kernel3 + _pad_1x1(kernel1) + kernel0, bias3 + bias1 + bias0
+        return kernel3 + F.pad(kernel1, [1, 1, 1, 1]) + kernel0, bias3 + bias1 + bias0
 
 
 def mobileone(channels: int, branches: int) -> MobileOneBlock:
@@ -126,17 +116,15 @@ def kernel_and_bias(block: nn.Module) -> KernelBias:
         return block.kernel_and_bias()
     pairs = [fold_bn(branch.conv.weight, None, branch.bn) for branch in block.conv_kxk]
     kernel_scale, bias_scale = fold_bn(block.conv_scale.conv.weight, None, block.conv_scale.bn)
-    pairs.append((_pad_1x1(kernel_scale), bias_scale))
+    pairs.append((F.pad(kernel_scale, [1, 1, 1, 1]), bias_scale))
     pairs.append(fold_bn(dirac(block.conv_kxk[0].conv.weight), None, block.identity))
     kernels, biases = zip(*pairs, strict=True)
     return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
 
 
 def collapsed_forward(block: nn.Module, x: Tensor) -> Tensor:
-    """An expanded block computed as its fused form, gradients reaching every branch.
-
-    Equals the block in evaluation mode, for one convolution instead of one a branch.
-    """
+    """An expanded block, as in evaluation mode, computed as its fused form; gradients reach every
+    branch."""
     kernel, bias = kernel_and_bias(block)
     if isinstance(block, RepDW):
         mixed = F.conv2d(x, kernel, bias, padding=1, groups=kernel.shape[0])

@@ -1,8 +1,7 @@
 """Dead channels of the body, and their new start (ours, not the paper's).
 
 A ReLU whose input is never positive passes no gradient on: the channel is lost for the rest of the
-training. `find_dead_channels` names them; `reinitialise` gives them fresh kernels and leaves the
-function as it is, so that the next stage can use them.
+training. `reinitialise` gives such channels fresh kernels and leaves the function as it is.
 """
 
 import torch
@@ -10,7 +9,7 @@ from timm.models.byobnet import MobileOneBlock
 from torch import Tensor, nn
 
 from paperlib.student.blocks import kernel_and_bias
-from paperlib.student.network import Student, fuse, with_form
+from paperlib.student.network import Student, with_form
 
 DEAD = 1e-3
 """A channel is dead if its maximum is below this part of its block's median standard deviation."""
@@ -21,7 +20,7 @@ LAST_BLOCK = 0.05
 @torch.no_grad()
 def _block_maps(student: Student, lr_255: Tensor) -> list[Tensor]:
     """The body's maps on a batch, as deployed: the stem's output, each block's; (B, C, h, w)."""
-    fused = fuse(student).eval()
+    fused = student.fused().eval()
     maps = [fused.stem(lr_255)]
     for block in fused.body:
         maps.append(block(maps[-1]))
@@ -54,15 +53,11 @@ def can_reinitialise(model: nn.Module) -> bool:
 def reinitialise(student: Student, lr_255: Tensor, seed: int) -> tuple[Student, list[int]]:
     """A copy with dead channels re-initialised, and the number of such channels of each block.
 
-    The next block's weights for them are zero, so the function stays. The branches of such a
-    channel get PyTorch's start, as large as their block's others, and the BN statistics of the
-    images given. The last block's channels, which the skip adds to the stem's, begin at
-    `LAST_BLOCK` of that size.
+    The next block's weights for them are zero. The branches of such a channel get PyTorch's start,
+    as large as their block's others (the last block's: `LAST_BLOCK` of that), and the BN statistics
+    of the images given.
 
-    Args:
-        student: of those that `can_reinitialise`; left unchanged.
-        lr_255: (B, 3, h, w) in 0..255, images.
-        seed: of the fresh kernels.
+    `student` is one of those that `can_reinitialise`, `lr_255` images (B, 3, h, w) in 0..255.
     """
     twin, counts = with_form(student, "collapsed"), []
     generator = torch.Generator().manual_seed(seed)
@@ -92,10 +87,8 @@ def _set_statistics(bn: nn.BatchNorm2d, chosen: Tensor, out: Tensor) -> None:
 
 def _restart(block: MobileOneBlock, chosen: Tensor, before: Tensor, size: float,
              generator: torch.Generator) -> None:
-    """Fresh kernels for the chosen outputs of a block; mean 0, standard deviation 2·`size` in all.
-
-    A ReLU leaves a bit more than half of that.
-    """
+    """Fresh kernels for the chosen outputs of a block; mean 0, deviation 2·`size` in all, of
+    which a ReLU leaves a bit more than half."""
     convolutions = [*block.conv_kxk, block.conv_scale]
     for branch in convolutions:
         fresh = torch.empty_like(branch.conv.weight)

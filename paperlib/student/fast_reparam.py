@@ -1,10 +1,9 @@
 """A MobileOne block in training mode, all branches at once (ours; the numbers are the paper's).
 
-BatchNorm needs mean and variance of what a convolution gives, not its pixels. A branch k (C·9
-values an output channel) on the 3×3 patches p of the input gives k·p, so with the patches' mean m
-and second moments S = E[p pᵀ] its mean is k·m and its variance kᵀ (S − m mᵀ) k. With them branches
-are scaled kernels that add up to one convolution, forwards and backwards. S follows from the
-input's autocorrelation over shifts of up to two pixels; patches at the border see zeros.
+A branch k (C·9 values an output channel) on the 3×3 patches p of the input gives k·p, so with the
+patches' mean m and second moments S = E[p pᵀ] its mean is k·m and its variance kᵀ (S − m mᵀ) k.
+With them BatchNorms are scales, and branches add up to one convolution, forwards and backwards. S
+follows from the input's autocorrelation over shifts of up to two pixels; the border sees zeros.
 """
 
 import torch

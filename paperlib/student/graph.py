@@ -4,7 +4,7 @@ A `Graph` is a list of nodes in the order of execution, read off a fused model. 
 is one tensor of the shipped file, in PixelShuffle's channel order, which the export permutes once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from paperlib.settings import SCALE
 
+Images = Sequence[np.ndarray | Tensor]
+"""LR pictures, uint8 (h, w, 3), or batches of them, (B, 3, h, w) in 0..255."""
 Op = Literal["input", "conv", "prelu", "add", "concat", "repeat", "depth_to_space", "clamp"]
 SHARES_GRID = ("concat", "repeat", "depth_to_space", "clamp")
 """Operators that only move values: TFLite wants their output on the grid of their inputs."""
@@ -34,8 +36,7 @@ class Node:
     weight: Tensor | None = None
     bias: Tensor | None = None
     groups: int = 1
-    relu: bool = False
-    """The operator ends with a ReLU of its own (conv and add)."""
+    relu: bool = False  # the operator ends with a ReLU of its own (conv and add)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +120,8 @@ def parameters(graph: Graph) -> int:
 
 
 def receptive_radius(graph: Graph) -> int:
-    """How many LR pixels away a pixel can change the result: the sum of k//2 of all convolutions.
-
-    Exact for a chain, and never too small.
-    """
+    """How many LR pixels away a pixel can change the result: the sum of k//2 of all convolutions
+    (exact for a chain, and never too small)."""
     return sum(node.weight.shape[-1] // 2 for node in graph.nodes if node.op == "conv")
 
 
@@ -132,7 +131,7 @@ def macs_per_lr_pixel(graph: Graph) -> int:
 
 
 def image_batch(image: np.ndarray | Tensor) -> Tensor:
-    """uint8 (h, w, 3), or already (B, 3, h, w) in 0..255, as float (B, 3, h, w)."""
+    """One of `Images` as float (B, 3, h, w)."""
     if isinstance(image, Tensor):
         return image.float()
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()

@@ -17,7 +17,7 @@ from paperlib.files import atomic_path, reading
 from paperlib.settings import StudentSettings
 from paperlib.student.baselines import ABPN, FSRCNN
 from paperlib.student.graph import Graph, Node
-from paperlib.student.network import Student, fuse
+from paperlib.student.network import Student
 
 
 def deployment_graph(model: nn.Module) -> Graph:
@@ -38,13 +38,8 @@ def build_model(settings: StudentSettings, form: str = "expanded",
 
 
 def fuse_model(model: nn.Module, clamp: bool | None = None) -> nn.Module:
-    """The deployable copy of any network; one without anything to fold is just copied.
-
-    `clamp` ends it with a clip to 0..255; None keeps the network's own choice.
-    """
-    if isinstance(model, Student):
-        return fuse(model, clamp)
-    twin = model.fused() if isinstance(model, FSRCNN) else copy.deepcopy(model)
+    """The deployable copy of a network; `clamp` ends it with a clip to 0..255 (None: as it is)."""
+    twin = copy.deepcopy(model) if isinstance(model, ABPN) else model.fused()
     if clamp is not None:
         twin.clamp = clamp
     return twin
@@ -61,12 +56,16 @@ def weights_hash(model: nn.Module) -> str:
 
 def save_student(student: nn.Module, path: str | Path, **metadata: Any) -> Path:
     """Write weights as .safetensors; `metadata` stands beside architecture, form and clamp."""
-    about = {"architecture": student.settings.model_dump(), "form": student.form,
-             "clamp": student.clamp, **metadata}
-    tensors = {name: tensor.detach().cpu().contiguous()
-               for name, tensor in student.state_dict().items()}
+    return write_weights(path, student.state_dict(), {
+        "architecture": student.settings.model_dump(), "form": student.form,
+        "clamp": student.clamp, **metadata})
+
+
+def write_weights(path: str | Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> Path:
+    """Write tensors and what is to be said of them, atomically."""
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"paperlib": json.dumps(about)})
+        save_file(kept, temporary, metadata={"paperlib": json.dumps(about)})
     return Path(path)
 
 
@@ -101,10 +100,8 @@ def load_model(path: str | Path) -> nn.Module:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> nn.Module:
-    """Load a file's state dict into a network, in place: all names, equal shapes, finite values.
-
-    Returns the network, in evaluation mode.
-    """
+    """Load a file's state dict into a network, in place: all names, equal shapes, finite values;
+    returns the network, in evaluation mode."""
     with reading(path, "a checkpoint of this network"):
         if odd := sorted(model.state_dict().keys() ^ tensors.keys()):
             raise ValueError(f"it differs at {', '.join(odd[:3])}")
@@ -114,10 +111,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Pa
 
 
 def load_pickle(path: str | Path, what: str) -> Any:
-    """What a .pt or .pth file holds, tensors and plain values only; nothing in it is executed.
-
-    `what` is what the file should be, for the message.
-    """
+    """What a .pt or .pth file holds (`what`: it should be), tensors and plain values only; nothing
+    in it is executed."""
     with reading(path, what):
         return torch.load(path, map_location="cpu", weights_only=True)
 

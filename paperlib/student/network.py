@@ -1,7 +1,7 @@
 """The ×3 student: extract – refine – upsample, all in LR space (paper section 1).
 
 Input and output are RGB in 0..255. f0 = stem(x); f = body(f0) + f0; sr = PixelShuffle(head(f)).
-`fuse` turns the body's re-parameterisable blocks into the deployable form of 82,683 parameters.
+The deployable form, fused, has 82,683 parameters.
 """
 
 import copy
@@ -27,10 +27,8 @@ def _block(settings: StudentSettings, form: str) -> nn.Module:
 
 
 def bilinear_kernel() -> Tensor:
-    """Head weights (27, 3, 3, 3) that upscale RGB bilinearly before PixelShuffle(3).
-
-    Sub-pixel i of a row lies (i − 1)/3 LR pixels from its LR pixel's centre.
-    """
+    """Head weights (27, 3, 3, 3) that upscale RGB bilinearly before PixelShuffle(3); sub-pixel i of
+    a row lies (i − 1)/3 LR pixels from its LR pixel's centre."""
     offsets = (torch.arange(SCALE) - (SCALE - 1) / 2) / SCALE
     # (3 sub-pixels, 3 LR pixels)
     taps = torch.stack([(-offsets).clamp(min=0), 1 - offsets.abs(), offsets.clamp(min=0)], dim=1)
@@ -93,6 +91,14 @@ class Student(nn.Module):
             return blocks.collapsed_forward(block, x)
         return merged_forward(block, x) if can_merge(block, x) else block(x)
 
+    def fused(self) -> "Student":
+        """A copy in fused form: every block one convolution (RepDW: two)."""
+        twin = copy.deepcopy(self)
+        if self.form != "fused":
+            twin.body = nn.ModuleList(blocks.fuse_block(block) for block in self.body)
+            twin.form = "fused"
+        return twin
+
     def nodes(self) -> list[Node]:
         nodes = [conv_node("stem", self.stem, "input")]
         for index, block in enumerate(self.body):
@@ -114,16 +120,6 @@ def with_form(student: Student, form: str) -> Student:
     twin = copy.deepcopy(student)
     twin.form = form
     return twin
-
-
-def fuse(student: Student, clamp: bool | None = None) -> Student:
-    """The deployable copy: every block one convolution (RepDW: two); `clamp` as in `fuse_model`."""
-    fused = copy.deepcopy(student)
-    fused.clamp = student.clamp if clamp is None else clamp
-    if student.form != "fused":
-        fused.body = nn.ModuleList(blocks.fuse_block(block) for block in student.body)
-        fused.form = "fused"
-    return fused
 
 
 def count_parameters(module: nn.Module) -> int:

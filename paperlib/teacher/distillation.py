@@ -1,11 +1,10 @@
 """Which teacher a run learns from, and its outputs as training targets (paper sections 2 and 3).
 
 A teacher is always named: published weights (found or downloaded, hash checked) or a small network
-trained here. Nothing takes another teacher's place without saying so.
+trained here.
 """
 
 import os
-import shutil
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from paperlib.data.download import fetch
 from paperlib.data.pixel_store import PixelStore, read_pixels, write_pixels
 from paperlib.environment import assets_dir, cache_dir, keep_freed_memory
 from paperlib.errors import UserError
-from paperlib.files import Progress, read_json, write_json
+from paperlib.files import read_json, write_json
 from paperlib.settings import TeacherSettings
 from paperlib.student.models import weights_hash
 from paperlib.teacher.network import (
@@ -35,8 +34,7 @@ from paperlib.teacher.scan import scan_backend
 FILE = "mambairv2_lightSR_x3.pth"
 URLS = (f"https://github.com/NguyenPhamPhuongNam/AIO_MAI/raw/main/{FILE}",
         f"https://github.com/csguoh/MambaIR/releases/download/v1.0/{FILE}")
-BYTES = 4_061_111
-"""Of the published file."""
+BYTES = 4_061_111  # of the published file
 
 
 @dataclass
@@ -77,10 +75,7 @@ def published_weights() -> tuple[Path | None, str]:
 
 
 def decide_teacher(settings: TeacherSettings, pin: Path) -> TeacherSettings:
-    """The settings with `kind` published or small: decided once a run, kept in the file `pin`.
-
-    Published weights that turn up later, or are gone, give no later notebook another teacher.
-    """
+    """The settings with `kind` published or small: decided once a run, kept in the file `pin`."""
     kind, kept = settings.kind, read_json(pin) if pin.is_file() else {}
     if kept and kind not in ("auto", kept["kind"]):
         raise UserError(f"this run learns from the {kept['kind']} teacher ({pin}), but "
@@ -148,35 +143,24 @@ def outputs_key(source: TeacherSource) -> str:
     return f"{source.sha256[:16]}-argmax-tile{TILE}"
 
 
-def teacher_outputs(store: PixelStore, source: TeacherSource,
-                    progress: Progress | None = None) -> list[np.ndarray]:
+def teacher_outputs(store: PixelStore, source: TeacherSource) -> list[np.ndarray]:
     """The teacher's outputs for all training photographs, uint8 (3h, 3w, 3), computed once.
 
-    Each photograph is upscaled as a whole, so that a patch's target knows more than the patch, and
-    has a file of its own: what is stopped goes on. The process then keeps freed memory.
+    Each is of the whole photograph, so that a patch's target knows more than the patch, and has a
+    file of its own: what is stopped goes on. The process then keeps freed memory.
     """
     keep_freed_memory()
     key, upscale = outputs_key(source), TeacherUpscaler(source.model, source.name)
-    paths = [store.output_path(key, index) for index in range(len(store))]
-    shapes = [store.hr(index).shape for index, path in enumerate(paths) if not path.is_file()]
-    need, free = sum(map(np.prod, shapes)), shutil.disk_usage(store.folder).free
-    if need > free:
-        raise UserError(f"the teacher's outputs need {need / 1e9:.1f} GB in {store.folder}, "
-                        f"{free / 1e9:.1f} GB are free. Free some, or set PAPERLIB_CACHE to a "
-                        "larger disk.")
-    for index, path in enumerate(paths):
+    for index in range(len(store)):
+        path = store.output_path(key, index)
         if read_pixels(path) is None:
             write_pixels(path, np.round(upscale(store.lr(index))).astype(np.uint8))
-            if progress:
-                progress(index + 1, len(store))
     return store.teacher_outputs(key)
 
 
 def on_the_fly(model: nn.Module, white: int) -> Callable[[Tensor], Tensor]:
-    """Targets computed for each patch, as published, by a network on images in 0..white.
-
-    LR (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..1, clamped.
-    """
+    """Targets computed for each patch, as published, by a network on images in 0..white: LR
+    (B, 3, p, p) in 0..255 → (B, 3, 3p, 3p) in 0..1, clamped."""
     model = model.eval()
 
     @torch.no_grad()
@@ -191,10 +175,8 @@ def on_the_fly(model: nn.Module, white: int) -> Callable[[Tensor], Tensor]:
 class Targets:
     """Distillation targets of a run: cached outputs, or a network asked for each patch."""
 
-    name: str
-    """Which teacher, for tables and for the identity of a training."""
-    key: str | None = None
-    """Key of the cached outputs beside the training pixels."""
+    name: str  # which teacher, for tables and for the identity of a training
+    key: str | None = None  # key of the cached outputs beside the training pixels
     compute: Callable[[Tensor], Tensor] | None = None
     about: str = ""
     """The teacher network in one sentence, for records; empty for the student itself."""

@@ -21,7 +21,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.scoring import measure
 from paperlib.evaluation.torch_upscalers import TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
-from paperlib.export.convert import export_ptq, export_tflite
+from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
 from paperlib.profiles import EXCEPTIONS, METHODS, STAGE3_LOSS
@@ -163,8 +163,9 @@ def _files(run: Run, data: Data, model: Any, name: str, table: str, row: str, st
     """
     qgraph, folder, size = quantised_graph(model), run.stage_folder(name), settings.export
     graph, images = post_training_graph(qgraph), calibration(data, settings, drawn=True)
-    dynamic = export_ptq(graph, images, folder / "ptq_int8.tflite")
-    fixed = export_ptq(graph, images, folder / "ptq_fixed_int8.tflite", size.height, size.width)
+    dynamic = export_tflite(graph, folder / "ptq_int8.tflite", images=images)
+    fixed = export_tflite(graph, folder / "ptq_fixed_int8.tflite", size.height, size.width,
+                          images=images)
     learnt = export_tflite(qgraph, folder / "dynamic_int8.tflite")
     files = ((row, TFLiteUpscaler(dynamic)),
              (f"{row}_fixed", TFLiteUpscaler(fixed, borders="reflected")),
@@ -206,7 +207,8 @@ def _variant(run: Run, data: Data, name: str, settings: Settings) -> Rows:
     fused = fuse_model(stages.recalibrated(run, data), clamp=True)
     if name == "post_training":
         path = run.stage_folder(f"ablation/{name}-{settings.seed}") / "dynamic_int8.tflite"
-        export_ptq(deployment_graph(fused), calibration(data, settings, drawn=True), path)
+        images = calibration(data, settings, drawn=True)
+        export_tflite(deployment_graph(fused), path, images=images)
     else:
         model = _stage3(run, data, fused, folder, settings)
         steps += settings.stage3.steps

@@ -5,7 +5,6 @@ import zipfile
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,7 +67,6 @@ def small_div2k(contents, monkeypatch):
              for name, data in contents.items()}
     monkeypatch.setattr(div2k, "ARCHIVES", {
         split: {folder: file for folder, file in files.items() if split in folder} for split in ("train", "valid")})
-    monkeypatch.setattr(div2k, "COUNTS", {"train": 2, "valid": 1})
 
 
 @pytest.fixture
@@ -138,9 +136,6 @@ def test_a_users_folders_and_zips_are_as_good(contents, tmp_path):
     prepare(DataSettings(source="div2k", div2k=str(place)))
     settings = DataSettings(source="div2k", div2k=str(place.parent))
     assert len(div2k_sources(settings, "train")) == 2
-    (place / "DIV2K_train_HR" / "0002.png").unlink()
-    with pytest.raises(UserError, match="has 1 images"):
-        div2k.check_split(settings, "train")
 
 
 def test_missing_and_damaged_data_are_told(cache):
@@ -152,13 +147,6 @@ def test_missing_and_damaged_data_are_told(cache):
     (cache / "div2k" / FIRST).write_bytes(b"damaged")
     with pytest.raises(UserError, match="wrong SHA-256"):
         prepare(settings)
-
-
-def test_a_full_disk_is_told_before_downloading(server, get, contents, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match=f"needs {len(contents[FIRST])} bytes"):
-        get()
-    assert server.asked == []
 
 
 def test_a_host_that_sends_more_is_cut_off_at_the_known_size(server, contents, get, tmp_path):

@@ -7,12 +7,12 @@ from paperlib.errors import UserError
 from paperlib.evaluation.exported import export_run
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
-from paperlib.export.convert import export_ptq
+from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.run import open_run
-from paperlib.student.models import save_student
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model, save_student
+from paperlib.student.network import Student
 
 
 def test_exporting_before_training_names_the_notebooks_that_are_missing(tmp_path):
@@ -28,14 +28,14 @@ def test_every_row_is_measured_on_its_own_file(tmp_path):
         "student.blocks": 1, "student.channels": 4, "student.init": "bilinear",
         "export.height": 17, "export.width": 40, "export.overlap": 2})
     data, folder = open_data(run.settings.data), run.stage_folder("stage3")
-    fused, trained = (fuse(Student(run.settings.student)) for _ in range(2))
+    fused, trained = (fuse_model(Student(run.settings.student)) for _ in range(2))
     save_student(fused, folder / "fused.safetensors")
     qat = prepare_qat(trained, run.settings.quant, [data.valid[1].lr])
     save_qat(qat, folder / "qat.safetensors")
     files = export_run(run, data)
     path = tmp_path / "again.tflite"
     for kind, size in (("ptq", ()), ("ptq_fixed", (17, 40))):
-        export_ptq(files.qgraph.graph, calibration(data, run.settings), path, *size)
+        export_tflite(files.qgraph.graph, path, *size, images=calibration(data, run.settings))
         assert files.paths[kind].read_bytes() == path.read_bytes()
     rows = [row for row in files.measure(data)
             if (row["metric"], row["dataset"]) == ("psnr", "validation")]

@@ -20,8 +20,8 @@ from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.graph import image_batch
-from paperlib.student.models import save_student
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model, save_student
+from paperlib.student.network import Student
 
 SMALL = StudentSettings(channels=8, blocks=2, init="bilinear")
 
@@ -132,13 +132,13 @@ def test_a_network_is_scored_in_evaluation_mode_on_its_clipped_float_output():
 
 def test_checkpoints_of_every_form_load_as_what_they_are(tmp_path):
     student, lr = Student(SMALL).eval(), coffee()[:24, :30]
-    wanted = TorchUpscaler(fuse(student), "fused")(lr)
-    for model in (student, fuse(student)):
+    wanted = TorchUpscaler(fuse_model(student), "fused")(lr)
+    for model in (student, fuse_model(student)):
         path = save_student(model, tmp_path / f"{model.form}.safetensors", stage="stage1")
         upscaler = load_upscaler(path)
         np.testing.assert_allclose(upscaler(lr), wanted, atol=2e-3)
         assert upscaler.about["checkpoint"]["stage"] == "stage1"
-    qat = prepare_qat(fuse(student), QuantSettings(quantiser="tflite"), [lr])
+    qat = prepare_qat(fuse_model(student), QuantSettings(quantiser="tflite"), [lr])
     upscaler = load_upscaler(save_qat(qat, tmp_path / "qat.safetensors"))
     np.testing.assert_array_equal(upscaler(lr), TorchUpscaler(qat, "qat")(lr))
     assert 0 < np.abs(upscaler(lr) - wanted).max() < 30

@@ -16,7 +16,8 @@ from paperlib.export.convert import export_tflite
 from paperlib.export.tf_graph import tensorflow
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.settings import StudentSettings
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model
+from paperlib.student.network import Student
 from paperlib.upscale import upscale_pixels
 from tests.export.test_inspection import convert
 from tests.export.test_tflite import changed
@@ -74,7 +75,7 @@ def scaled(factor):
 
 @pytest.fixture(scope="module")
 def int8_file(tmp_path_factory):
-    student = fuse(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
+    student = fuse_model(Student(StudentSettings(channels=4, blocks=1, init="bilinear")))
     return export_tflite(quantised(student, [PICTURE]), tmp_path_factory.mktemp("int8") / "a.tflite")
 
 

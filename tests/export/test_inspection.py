@@ -35,7 +35,7 @@ def test_a_file_and_its_checkpoint_agree(tmp_path):
     qat = prepare_qat(deployed("mobileone"), settings, parity_images(1, 16))
     qgraph = quantised_graph(qat)
     graph = qgraph.graph
-    file = inspect_model(export_tflite(qgraph, tmp_path / "a.tflite"), 32, 48)
+    file = inspect_model(export_tflite(qgraph, tmp_path / "a.tflite"))
     assert size_of(file) == (parameters(graph), macs_per_lr_pixel(graph), receptive_radius(graph))
     assert file["operators"] == {"CONV_2D": 4, "ADD": 1, "DEPTH_TO_SPACE": 1}
     assert file["precision"] == "full INT8, weights per channel"
@@ -49,7 +49,7 @@ def test_a_file_and_its_checkpoint_agree(tmp_path):
     graph = deployment_graph(fused)
     float_one = inspect_model(save_student(fused, tmp_path / "fused.safetensors"))
     assert float_one["macs_per_lr_pixel"] == macs_per_lr_pixel(graph)
-    float_file = inspect_model(export_tflite(graph, tmp_path / "b.tflite"), 32, 48)
+    float_file = inspect_model(export_tflite(graph, tmp_path / "b.tflite"))
     assert float_file["precision"] == "float32"
     assert size_of(float_file)[1:] == size_of(float_one)[1:]
 

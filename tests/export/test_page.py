@@ -27,25 +27,28 @@ LR = coffee()
 DONE = "!busy && (!$('result').hidden || $('status').classList.contains('wrong'))"
 
 
-def test_an_archive_that_is_not_the_pinned_one_is_refused(tmp_path):
+def test_an_archive_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
+    (tmp_path / "litertjs").mkdir()
     for name in INTEGRITY:
-        (tmp_path / f"litertjs-{name}-{VERSION}.tgz").write_bytes(b"another")
+        (tmp_path / "litertjs" / f"litertjs-{name}-{VERSION}.tgz").write_bytes(b"another")
     with pytest.raises(UserError, match=r"is not @litertjs/core 2\.\S+: its SHA-512"):
-        fetch_litert(tmp_path)
-    assert not (tmp_path / f"litertjs-core-{VERSION}.tgz").exists()
+        fetch_litert()
+    assert not (tmp_path / "litertjs" / f"litertjs-core-{VERSION}.tgz").exists()
 
 
 def test_without_npm_or_network_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path))
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="no npm here"):
-        fetch_litert(tmp_path)
+        fetch_litert()
     broken = tmp_path / "npm"
     broken.write_text("#!/bin/sh\necho 'npm error network down' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setattr(module.shutil, "which", lambda name: str(broken))
     with pytest.raises(UserError, match=r"cannot fetch @litertjs/core@\S+ \(npm error network down\)"):
-        fetch_litert(tmp_path)
-    assert list(tmp_path.glob("*.tgz")) == []
+        fetch_litert()
+    assert list(tmp_path.rglob("*.tgz")) == []
 
 
 @pytest.fixture(scope="module")

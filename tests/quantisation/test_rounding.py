@@ -9,7 +9,7 @@ from skimage.data import chelsea
 
 from paperlib.data.resize import bicubic_downscale
 from paperlib.quantisation.int8 import channel_scales, fake_quant_weight
-from paperlib.quantisation.rounding import round_kernel, round_to_data, rounding_order
+from paperlib.quantisation.rewriting import round_kernel, round_to_data, rounding_order
 from paperlib.student.graph import image_batch, run_graph
 from paperlib.student.models import deployment_graph
 

@@ -15,8 +15,8 @@ from forked import child as forked
 from paperlib.data.dataset import open_data
 from paperlib.errors import UserError
 from paperlib.run import Run, open_run
-from paperlib.student.models import read_weights, save_student
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import fuse_model, read_weights, save_student
+from paperlib.student.network import Student
 from paperlib.teacher.distillation import Targets
 from paperlib.training.stages import distillation_targets, open_teacher, recalibrated, stage1, stage2, stage3
 
@@ -40,7 +40,7 @@ def second(run: Run) -> None:
 
 
 def third(run: Run) -> None:
-    save_student(fuse(student(run)), run.stage_folder("stage2") / "student.safetensors")
+    save_student(fuse_model(student(run)), run.stage_folder("stage2") / "student.safetensors")
     data = open_data(run.settings.data)
     stage3(run, data, recalibrated(run, data), distillation_targets(run, data, 3))
 

@@ -14,8 +14,8 @@ from paperlib.errors import UserError
 from paperlib.evaluation.upscalers import load_upscaler
 from paperlib.quantisation.qat import prepare_qat, read_quantised, save_qat
 from paperlib.settings import QuantSettings, StudentSettings
-from paperlib.student.models import build_model, load_model, read_published, read_weights, save_student
-from paperlib.student.network import Student, fuse
+from paperlib.student.models import build_model, fuse_model, load_model, read_published, read_weights, save_student
+from paperlib.student.network import Student
 
 SMALL = StudentSettings(channels=4, blocks=1)
 GOOD = {"architecture": SMALL.model_dump(), "form": "fused", "clamp": True}
@@ -24,7 +24,7 @@ WEIGHT = torch.zeros(4, 3, 3, 3)
 
 def write(path, metadata, tensors=None):
     text = metadata if isinstance(metadata, str) else json.dumps(metadata)
-    save_file(tensors or fuse(Student(SMALL)).state_dict(), path, metadata={"paperlib": text})
+    save_file(tensors or fuse_model(Student(SMALL)).state_dict(), path, metadata={"paperlib": text})
     return path
 
 
@@ -97,7 +97,7 @@ def test_published_weights_that_are_no_finite_numbers_are_told(tmp_path, assets,
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
-    tensors = fuse(Student(SMALL)).state_dict()
+    tensors = fuse_model(Student(SMALL)).state_dict()
     tensors["body.0.conv.weight"][0, 0, 0, 0] = value
     with pytest.raises(UserError, match=r"body\.0\.conv\.weight is not finite"):
         load_upscaler(write(tmp_path / "x.safetensors", GOOD, tensors))

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from paperlib.settings import StudentSettings
-from paperlib.student.models import read_published
-from paperlib.student.network import Student, fuse, with_form
+from paperlib.student.models import fuse_model, read_published
+from paperlib.student.network import Student, with_form
 
 
 def trained_a_little(settings: StudentSettings) -> Student:
@@ -20,7 +20,7 @@ def trained_a_little(settings: StudentSettings) -> Student:
 @pytest.mark.parametrize("arch", ["mobileone", "repconv", "repdw"])
 def test_fuse_returns_an_equal_copy(arch):
     student, x = trained_a_little(StudentSettings(arch=arch, channels=8, blocks=3)), torch.rand(1, 3, 9, 14) * 255
-    fused = fuse(student)
+    fused = fuse_model(student)
     assert student.form == "expanded"
     assert fused.form == "fused"
     with torch.no_grad():
@@ -29,11 +29,11 @@ def test_fuse_returns_an_equal_copy(arch):
 
 
 def test_clamp_is_min_of_relu_and_255():
-    student = fuse(trained_a_little(StudentSettings(channels=8, blocks=1)))
+    student = fuse_model(trained_a_little(StudentSettings(channels=8, blocks=1)))
     x = torch.rand(1, 3, 8, 8) * 255
     with torch.no_grad():
         student.head.bias.add_(torch.linspace(-400, 400, 27))
-        free, clamped = student(x), fuse(student, clamp=True)(x)
+        free, clamped = student(x), fuse_model(student, clamp=True)(x)
     assert free.min() < 0
     assert free.max() > 255
     torch.testing.assert_close(clamped, free.clamp(0, 255))

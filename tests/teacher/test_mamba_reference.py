@@ -13,8 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from paperlib.teacher.scan import selective_scan
-from paperlib.teacher.scan_kernels import CHUNK
+from paperlib.teacher.scan import CHUNK, selective_scan
 
 NAMES = ("u", "delta", "a", "b", "c", "skip", "bias")
 

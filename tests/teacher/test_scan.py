@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from paperlib.errors import UserError
-from paperlib.teacher import scan_kernels
-from paperlib.teacher.scan import scan_backend, selective_scan
-from paperlib.teacher.scan_kernels import CHUNK
+from paperlib.teacher import scan
+from paperlib.teacher.scan import CHUNK, scan_backend, selective_scan
 
 NAMES = ("u", "delta", "a", "b", "c", "skip", "bias")
 
@@ -128,8 +127,8 @@ def test_without_a_writable_cache_it_is_compiled_in_memory(monkeypatch, caplog):
             raise RuntimeError("cannot cache function: no locator available")
         return plain(**options)
 
-    monkeypatch.setattr(scan_kernels.numba, "njit", njit)
+    monkeypatch.setattr(scan.numba, "njit", njit)
     with caplog.at_level(logging.WARNING):
-        add = scan_kernels._compiled(lambda x, y: x + y)
+        add = scan._compiled(lambda x, y: x + y)
     assert add(1.0, 2.0) == 3
     assert "no locator" in caplog.text

@@ -18,7 +18,7 @@ from paperlib.errors import UserError
 from paperlib.evaluation.scoring import mean_psnr
 from paperlib.evaluation.torch_upscalers import QuantisedUpscaler, TorchUpscaler
 from paperlib.evaluation.upscalers import Bicubic
-from paperlib.export.convert import export_ptq
+from paperlib.export.convert import export_tflite
 from paperlib.export.inspection import inspect_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.profiles import METHODS, STAGE3_LOSS, load_settings
@@ -96,7 +96,7 @@ def test_every_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     assert not all(np.array_equal(one, other) for one, other in zip(*drawn[1:], strict=True))
     folder, path = run.stage_folder("ablation/kd_0-2/stage3"), tmp_path / "again.tflite"
     graph = post_training_graph(read_quantised(folder / "qat.safetensors"))
-    export_ptq(graph, drawn[2], path)
+    export_tflite(graph, path, images=drawn[2])
     assert path.read_bytes() == (folder / "ptq_int8.tflite").read_bytes()
 
 

@@ -13,7 +13,8 @@ from paperlib.errors import UserError
 from paperlib.files import file_lock
 from paperlib.reporting.figures import curves
 from paperlib.settings import LossSettings, StageSettings, StudentSettings
-from paperlib.student.network import Student, fuse, with_form
+from paperlib.student.models import fuse_model
+from paperlib.student.network import Student, with_form
 from paperlib.training.loop import fit, learning_rate
 from paperlib.training.losses import stage_loss
 from paperlib.training.state import make_optimiser
@@ -70,7 +71,7 @@ def test_training_improves_and_leaves_its_start_alone(tmp_path, form, optimizer)
 
 
 def test_distillation_uses_the_batchs_or_the_computed_target(tmp_path):
-    start, distil = fuse(Student(SMALL)), stage(loss=LossSettings(charbonnier=1.0, kd=0.5))
+    start, distil = fuse_model(Student(SMALL)), stage(loss=LossSettings(charbonnier=1.0, kd=0.5))
     cached = fit(start, distil, draw, tmp_path / "cached", name="t", score=score)
 
     def without_teacher(step, rank, world):
@@ -86,7 +87,7 @@ def test_distillation_uses_the_batchs_or_the_computed_target(tmp_path):
 
 def test_a_term_whose_weight_falls_to_0_is_logged_to_the_end(tmp_path):
     """λ = 0 in the last phase: every row has the term, as a mean over the steps summed, and the curves can be drawn."""
-    start = fuse(Student(SMALL))
+    start = fuse_model(Student(SMALL))
     loss = LossSettings(charbonnier=1.0, kd=0.5, kd_mid=0.2, kd_low=0.0, kd_p1=0.2, kd_p2=0.5)
     still = stage(steps=8, lr=1e-12, clip_body=0, clip_ends=0, validate_every=4, loss=loss)
     result = fit(start, still, draw, tmp_path, name="t", score=score)

@@ -12,7 +12,7 @@ from paperlib.quantisation.fx_qat import FakeQuantize
 from paperlib.run import open_run
 from paperlib.student.dead_channels import find_dead_channels
 from paperlib.student.models import fuse_model, load_model, save_student
-from paperlib.student.network import Student, fuse, with_form
+from paperlib.student.network import Student, with_form
 from paperlib.teacher.distillation import FILE, Targets
 from paperlib.training import stages
 from paperlib.training.stages import (
@@ -83,7 +83,7 @@ def test_no_teacher_is_opened_where_the_loss_has_none(tmp_path, monkeypatch):
 
 def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path, monkeypatch):
     run, data = run_of(tmp_path)
-    model = fuse(Student(run.settings.student))
+    model = fuse_model(Student(run.settings.student))
     path = save_student(model, tmp_path / "mine.safetensors")
     run, data = run_of(tmp_path, **{"quant.start": str(path)})
     lr = torch.rand(1, 3, 8, 8) * 255
@@ -145,7 +145,7 @@ def test_grids_are_learnt_until_the_observers_stop_and_then_stay(tmp_path, monke
         return score
 
     monkeypatch.setattr(stages, "psnr_scorer", scorer)
-    stages.stage3(run, data, fuse(Student(run.settings.student)), None)
+    stages.stage3(run, data, fuse_model(Student(run.settings.student)), None)
     moved = [one != other for one, other in pairwise(seen)]
     assert len(seen[0]) >= 4
     assert moved == [True] * 3 + [False] * 6  # steps 1 to 4 observe
@@ -174,8 +174,8 @@ def test_stage_3_starts_from_weights_fused_with_bn_statistics_estimated_anew(tmp
     torch.testing.assert_close(anew.body[0].identity.running_var, variance, rtol=1e-3, atol=1e-2)
     stages.train_stage(run, "stage3")
     start = load_model(run.stage_folder("stage3") / "fused.safetensors").body[0].conv.weight
-    torch.testing.assert_close(start, fuse(anew).body[0].conv.weight)
-    assert not torch.allclose(start, fuse(left).body[0].conv.weight, rtol=1e-3)
+    torch.testing.assert_close(start, fuse_model(anew).body[0].conv.weight)
+    assert not torch.allclose(start, fuse_model(left).body[0].conv.weight, rtol=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "soap"])
