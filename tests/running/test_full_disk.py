@@ -1,10 +1,7 @@
 """A disk that is full, the real thing: each write says so in one line, names what to set, and leaves the old files."""
 
 import os
-import subprocess
-import sys
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -12,19 +9,16 @@ from PIL import Image
 from skimage.data import coffee
 
 from paperlib.cli import main
-from paperlib.data.pixel_store import open_store
 from paperlib.errors import UserError
 from paperlib.files import file_lock
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.run import open_run
+from paperlib.running import reproduce
 from paperlib.running.reproduce import write_results
-from paperlib.settings import DataSettings, QuantSettings, StudentSettings
-from paperlib.student.models import weights_hash
+from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.network import Student, fuse
-from paperlib.teacher import distillation
-from paperlib.teacher.distillation import TeacherSource, outputs_key, teacher_outputs
-from paperlib.teacher.network import MambaIRv2Light, TeacherShape
 from paperlib.training.state import load_state, save_state
+from tests.running.test_reproduce import write_notebook
 
 FULL = r"No space left on device\. Free some space or choose another folder with "
 
@@ -110,60 +104,17 @@ def test_a_training_state(small_disk):
     assert load_state(small_disk / "stage1", {})["step"] == 3
 
 
-@pytest.fixture
-def teacher(small_disk, monkeypatch):
-    """A store of three small photographs on the small disk, and a teacher whose outputs are not computed yet."""
-    monkeypatch.setenv("PAPERLIB_CACHE", str(small_disk / "cache"))
-    store = open_store(DataSettings(train_crop=120, max_train=3))
-    torch.manual_seed(0)
-    model = MambaIRv2Light(TeacherShape(dim=8, groups=1, layers=1, states=3, tokens=6, rank=4)).eval()
-    return store, TeacherSource(model, "small", weights_hash(model), "for a test")
-
-
-def test_outputs_of_a_teacher(small_disk, teacher, monkeypatch):
-    store, source = teacher
-    usage = distillation.shutil.disk_usage(small_disk)._replace(free=10**12)
-    monkeypatch.setattr(distillation.shutil, "disk_usage", lambda _: usage)  # another program takes the space
-    fill(small_disk, 20_000)
-    with pytest.raises(UserError, match=FULL + "PAPERLIB_CACHE"):
-        teacher_outputs(store, source)
-    (small_disk / "filler").unlink()
-    done = []
-
-    def fill_after_the_first(index, _):
-        done.append(index)
-        if index == 1:
-            fill(small_disk)
-
-    with pytest.raises(UserError, match=FULL + "PAPERLIB_CACHE"):
-        teacher_outputs(store, source, fill_after_the_first)
-    assert done == [1]
-    (small_disk / "filler").unlink()
-    outputs = teacher_outputs(store, source)
-    assert [output.shape for output in outputs] == [store.hr(index).shape for index in range(3)]
-    assert all(store.output_path(outputs_key(source), index).is_file() for index in range(3))
-
-
-def test_the_whole_sequence(small_disk, tmp_path, capfd):
-    (tmp_path / "notebooks").mkdir()
-    parameters = nbformat.v4.new_code_cell('profile = ""\nout = ""\noverrides = ""', metadata={"tags": ["parameters"]})
-    work = nbformat.v4.new_code_cell("print('x' * 50_000)")
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work], metadata=kernel),
-                   tmp_path / "notebooks" / "01_one.ipynb")
-    script = ("import sys; from pathlib import Path; from paperlib import cli; from paperlib.running import reproduce\n"
-              "run = reproduce.reproduce\n"
-              "reproduce.reproduce = lambda profile, out, *_: run('smoke', out, '01', '01', "
-              "folder=Path(sys.argv[1]))\nsys.exit(cli.main(['reproduce', '--out', sys.argv[2]]))")
+def test_the_whole_sequence(small_disk, tmp_path, capfd, monkeypatch):
+    path = write_notebook(tmp_path / "notebooks", "01_one", "print('x' * 50_000)")
+    monkeypatch.setattr(reproduce, "find_notebooks", lambda _: [path])
     for left in (0, 8192, 40_000):
         out = small_disk / f"out{left}"
         open_run("smoke", out)
         fill(small_disk, left)
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "notebooks"), str(out)], check=False,
-                              capture_output=True, text=True, timeout=120, env=os.environ)
-        assert done.returncode in (1, 2), done.stderr
-        assert "No space left on device. Free some space" in done.stderr
-        assert len(done.stderr.splitlines()) <= 3
+        assert main(["reproduce", "--profile", "smoke", "--until", "01", "--out", str(out)]) in (1, 2)
+        said = capfd.readouterr().err
+        assert "No space left on device. Free some space" in said
+        assert len(said.splitlines()) <= 3
         (small_disk / "filler").unlink()
 
 

@@ -47,7 +47,7 @@ def test_settings_of_later_steps_do_not_undo_finished_trainings(tmp_path, monkey
         assert torch.equal(value, again.model.state_dict()[name])
 
 
-def test_another_stage_1_or_other_photographs_are_not_continued(tmp_path):
+def test_other_settings_stages_or_photographs_are_not_continued(tmp_path):
     run, data = run_of(tmp_path)
     stage1(run, data)
     stage2(run, data, Targets("none"))
@@ -55,6 +55,8 @@ def test_another_stage_1_or_other_photographs_are_not_continued(tmp_path):
     assert more.valid_key == data.valid_key
     with pytest.raises(UserError, match="with other settings: data: "):
         stage1(other, more)
+    with pytest.raises(UserError, match=r"stage\.lr: 0\.0001 → 0\.002"):
+        stage1(*run_of(tmp_path, **{"stage1.lr": 2e-3}))
     save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
     with pytest.raises(UserError, match="start: "):
         stage2(run, data, Targets("none"))

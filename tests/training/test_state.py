@@ -68,17 +68,3 @@ def test_a_state_of_another_network_is_told(tmp_path, change):
     change(content)
     with pytest.raises(UserError, match="is not a state of this training"):
         TrainingState.begin(nn.Linear(3, 2), stage).restore(content, tmp_path)
-
-
-def test_failed_write_leaves_earlier_state(tmp_path, monkeypatch):
-    save(tmp_path, 10)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(UserError, match=r"No space left on device.*Free some space"):
-        save(tmp_path, 20)
-    monkeypatch.undo()
-    assert load_state(tmp_path, IDENTITY)["step"] == 10
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
