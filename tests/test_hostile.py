@@ -8,7 +8,6 @@ import string
 import subprocess
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -103,9 +102,7 @@ def test_pictures_that_fail_cost_evaluate_and_prepare_nothing(tmp_path, capsys, 
     (hr / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     (hr / "c.png").write_bytes(save(tmp_path / "x.png").read_bytes()[:200])
     assert main(["evaluate", "bicubic", "--hr", str(hr)]) == 1
-    seen = capsys.readouterr()
-    assert "mean" in seen.out
-    assert sum("is not a picture" in line for line in seen.err.splitlines()) == 2
+    assert sum("is not a picture" in line for line in capsys.readouterr().err.splitlines()) == 2
     assert main(["data", "prepare", "--profile", "demo", "--set", "data.source=folders", f'data.train=["{hr}"]',
                  f'data.valid=["{hr}"]']) == 1
     seen = capsys.readouterr()
@@ -126,13 +123,6 @@ def test_relative_folders_become_absolute_and_a_kernel_in_notebooks_means_the_cl
             monkeypatch.setenv(name, name.lower())
         absolutise_env()
         assert [os.environ[name] for name in names] == [str(base / name.lower()) for name in names]
-
-
-def test_parameters_of_other_types_are_told(tmp_path):
-    for profile, overrides, words in ((5, None, "unknown profile '5'"), ("smoke", 7, "JSON object"),
-                                      ("smoke", "[" * 50_000, "is not JSON"), ("smoke", "[1]", "JSON object")):
-        with pytest.raises(UserError, match=words):
-            open_run(profile, tmp_path / "out", overrides)
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"01_data": 5}', '{"01_data": {"fingerprint": 3}}', "nonsense",
@@ -250,12 +240,3 @@ def test_settings_at_random(tmp_path, capsys, monkeypatch, field, value):
     assert main([*arguments[:-1], f"{field}={'[' * 20_000}"]) in (1, 2)
     assert main([*arguments[:-1], f"seed={'9' * 5000}"]) == 2
     capsys.readouterr()
-
-
-@BOUNDED
-@given(value=PLAIN, name=st.sampled_from(("01_data", "00", "")))
-def test_state_files_at_random(tmp_path, value, name):
-    path = tmp_path / ".state.json"
-    path.write_text(json.dumps({name: value} if name else value))
-    with suppress(UserError):
-        assert isinstance(_read_state(path), dict)

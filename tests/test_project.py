@@ -78,13 +78,6 @@ def test_a_run_leaves_the_clone_clean_and_references_are_committed():
     assert set(done.stdout.splitlines()) == ignored
 
 
-def test_links_of_the_readme_into_the_clone_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
-    inside = [link for link in links if "://" not in link]
-    assert any(link.startswith("results/reference/") for link in inside)
-    assert not [link for link in inside if not (ROOT / link).exists()]
-
-
 def test_committed_results_are_light_and_hold_no_path_of_any_machine():
     committed = [ROOT / name for name in tracked("results")]
     assert sum(path.stat().st_size for path in committed) <= 10_000_000

@@ -2,10 +2,7 @@ import io
 import json
 import math
 import os
-import re
 import shlex
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -57,16 +54,11 @@ def test_a_record_says_where_its_numbers_come_from(run):
     assert record["history"] == [{"step": 1}]
     assert record["settings"] == run.settings.model_dump(mode="json")
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["versions"]["tensorflow"]
     assert {"commit", "dirty", "profile", "seed", "device", "threads", "started"} <= record.keys()
     assert record["seconds"] >= 0
     assert record["peak_memory_bytes"] > 1e6
     assert run.read_record("01_data") == record == run.records()["01_data"]
-
-
-def test_versions_are_read_without_importing_tensorflow():
-    code = ("import sys; from paperlib.environment import provenance; found = provenance()['versions']['tensorflow']\n"
-            "sys.exit(0 if found and 'tensorflow' not in sys.modules else 1)")
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_processor_is_described_by_its_instructions(tmp_path):
@@ -175,14 +167,10 @@ def test_the_settings_stand_beside_the_papers_those_that_differ_first(run):
     assert equal[-1]
 
 
-def test_eight_settings_are_shown_the_others_folded_and_smoke_is_said_in_red(run, tmp_path):
+def test_eight_settings_are_shown_and_the_others_folded(run):
     shown, folded = run.describe("student", "stage1").data.split("<details>")
     assert shown.count("<tr>") == 8
     assert folded.count("<tr>") == len(run.settings_table("student", "stage1")) - 8
-    assert re.search(r"<td><b>6</b></td>\s*<td>30000</td>", shown)
-    assert re.search(r"<td>student.branches</td>\s*<td>5</td>\s*<td>5</td>", folded)
-    assert "color:#d93025" in shown
-    assert "color:#d93025" not in open_run("demo", tmp_path / "demo").describe().data
 
 
 def test_a_notebook_opened_too_early_names_those_before_it(run, tmp_path):

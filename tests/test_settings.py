@@ -26,7 +26,8 @@ from paperlib.settings import flatten, override, settings_hash
     ({"ablation.seeds": [True]}, "no numbers"), ({"ablation.seeds": [1, 1]}, "none twice"),
     ({"ablation.seeds": []}, "at least one seed"), ({"ablation.seeds": [-1]}, "none negative"),
     ({"stage1.lr": False}, "no numbers"), ({"data.valid_crop": 2}, "0, or at least 3"),
-    ({"quant.skip": "exact"}, "method=paper"), ({"method": "ours", "quant.quantiser": "paper"}, "method=paper")])
+    ({"quant.skip": "exact"}, "method=paper"), ({"method": "ours", "quant.quantiser": "paper"}, "method=paper"),
+    (7, "JSON object"), ("[1]", "JSON object"), ("[" * 50_000, "is not JSON")])
 def test_wrong_overrides_are_told(override, words):
     with pytest.raises(UserError, match=words):
         load_settings("demo", override)
@@ -41,8 +42,9 @@ def test_overrides_change_one_field_and_the_hash():
 
 
 def test_profile_comes_from_the_environment_when_not_named(monkeypatch):
-    with pytest.raises(UserError, match="demo"):
-        load_settings("dmeo")
+    for name in ("dmeo", 5):
+        with pytest.raises(UserError, match=f"unknown profile '{name}'.*demo"):
+            load_settings(name)
     monkeypatch.setenv("PAPERLIB_PROFILE", "paper")
     assert load_settings().profile == "paper"
     monkeypatch.delenv("PAPERLIB_PROFILE")

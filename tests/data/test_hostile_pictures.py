@@ -87,19 +87,14 @@ def test_a_large_picture_is_scored_in_tiles_with_the_same_values(tmp_path, monke
     assert set(seen) == {(50, 50, 3)}
 
 
-def evaluated(folder) -> tuple[subprocess.CompletedProcess[str], int]:
-    """`paperlib evaluate pretrained` in a process of its own, and the most memory that it had, in bytes."""
-    # not ru_maxrss, which a child has from pytest's own process
-    done = subprocess.run(
-        [sys.executable, "-c", "import re, sys; from paperlib.cli import main; code = main(sys.argv[1:]);"
-         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)",
-         "evaluate", "pretrained", "--hr", str(folder)], capture_output=True, text=True, timeout=300, check=False)
-    return done, 1024 * int(done.stdout.split()[-1])
-
-
 def test_the_largest_picture_that_is_scored_takes_less_than_a_gigabyte_and_a_half(tmp_path):
     side = int(scoring.MOST_PIXELS**0.5) // 3 * 3
     Image.new("RGB", (side, side), (90, 50, 10)).save(tmp_path / "a.jpg", quality=10)
-    done, most = evaluated(tmp_path)
+    # the most that it had, in kB; not ru_maxrss, which a child has from pytest's own process
+    code = ("import re, sys; from paperlib.cli import main\n"
+            "assert main(['evaluate', 'pretrained', '--hr', sys.argv[1]]) == 0\n"
+            "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True,
+                          timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert most < 1.5e9
+    assert 1024 * int(done.stdout.split()[-1]) < 1.5e9

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from paperlib.running.notebooks import execute, kernel_environment
+from paperlib.running.notebooks import kernel_environment
 
 
 def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed(monkeypatch):
@@ -30,19 +29,6 @@ def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_k
         assert specification["argv"][0] == sys.executable
     assert dict(os.environ) == before
     assert not mine.exists()
-
-
-def test_lines_of_a_kernel_and_of_its_workers_are_seen_once(tmp_path, capfd, monkeypatch):
-    """dask workers are processes of the kernel, and write to its terminal."""
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # with it ipykernel captures nothing of other processes
-    cells = ["print('own: step 1/1 loss 0.1, 0 s left')",
-             "import subprocess, time\nsubprocess.run(['echo', 'worker: step 1/1 loss 0.1, 0 s left'])\ntime.sleep(1)"]
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]),
-                   tmp_path / "a.ipynb")
-    with kernel_environment():
-        execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path / "log")
-    shown = capfd.readouterr().out
-    assert [shown.count(f"{who}: step 1/1") for who in ("own", "worker")] == [1, 1]
 
 
 def test_without_loopback_the_reason_is_told(tmp_path):

@@ -137,13 +137,3 @@ def test_every_network_is_read_as_it_was_saved_and_what_callers_added_is_kept(tm
         assert read_weights(path)[1]["quantiser"] == quantiser
         with pytest.raises(UserError, match="is quantised"):
             load_model(path)
-
-
-def test_the_authors_quantised_state_is_scored_as_a_fake_quantised_graph(assets):
-    upscaler = load_upscaler(assets / "aio_mai" / "ckpt_best_s3_qat.pt")
-    assert upscaler.about["quantiser"] == "paper"
-    assert upscaler.about["file"].endswith("ckpt_best_s3_qat.pt")
-    assert upscaler.radius == 10
-    lr = coffee()[:30, :40]
-    steps = upscaler(lr) / upscaler.qgraph.grids["output"].scale if "output" in upscaler.qgraph.grids else upscaler(lr)
-    assert len(set(steps.round(3).ravel().tolist())) <= 256

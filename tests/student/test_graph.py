@@ -9,6 +9,7 @@ from paperlib.quantisation.skip import exact_skip
 from paperlib.settings import StudentSettings
 from paperlib.student.graph import macs_per_lr_pixel, parameters, run_graph
 from paperlib.student.models import build_model, deployment_graph, fuse_model
+from paperlib.student.network import count_parameters
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -25,8 +26,10 @@ def test_published_size_and_cost():
     assert sum(value.numel() for value in student.state_dict().values()) == 392_755
     assert parameters(graph) == 82_683
     assert macs_per_lr_pixel(graph) == 3 * 32 * 9 + 8 * 32 * 32 * 9 + 32 * 27 * 9
-    assert macs_per_lr_pixel(deployment_graph(build_model(StudentSettings(arch="abpn")))) == 42_345
-    assert macs_per_lr_pixel(deployment_graph(fuse_model(build_model(StudentSettings(arch="fsrcnn"))))) == 24_336
+    for arch, size, macs in (("abpn", 42_539, 42_345), ("fsrcnn", 24_683, 24_336)):
+        model = build_model(StudentSettings(arch=arch))
+        assert count_parameters(model) == size
+        assert macs_per_lr_pixel(deployment_graph(fuse_model(model))) == macs
 
 
 def test_only_fused_models_have_a_graph_and_it_owns_its_weights():
@@ -119,12 +122,6 @@ def test_exact_skip_of_a_map_that_is_silent_everywhere_keeps_its_channels():
     graph = deployment_graph(deployed("mobileone"))
     other = exact_skip(graph, 1e-6, torch.zeros(graph["stem"].weight.shape[0]))
     assert other["body.1.conv"].weight.shape == graph["body.1.conv"].weight.shape
-
-
-def test_exact_skip_is_for_the_student():
-    for arch in ("abpn", "repdw"):
-        with pytest.raises(ValueError, match="global skip"):
-            exact_skip(deployment_graph(deployed(arch)), 100.0)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

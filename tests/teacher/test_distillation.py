@@ -99,18 +99,14 @@ def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty, monkeypatc
 
 
 def test_auto_is_decided_once(empty, monkeypatch):
-    """Weights that turn up, or go, between two notebooks change nothing; asking for another kind is refused."""
-    auto, pin, other = TeacherSettings(kind="auto"), empty / "small" / "teacher.json", empty / "published.json"
-    assert decide_teacher(auto, pin).kind == "small"
+    """Weights that go between two notebooks change nothing (`test_stages`: that turn up)."""
+    auto, pin = TeacherSettings(kind="auto"), empty / "teacher.json"
     (empty / FILE).write_bytes(b"weights")
     monkeypatch.setenv("PAPERLIB_ASSETS", str(empty))
-    assert decide_teacher(auto, pin).kind == "small"
-    assert decide_teacher(auto, other).kind == "published"
-    with pytest.raises(UserError, match=r"learns from the small teacher .* but teacher\.kind=published"):
-        decide_teacher(TeacherSettings(kind="published"), pin)
+    assert decide_teacher(auto, pin).kind == "published"
     (empty / FILE).unlink()
     with pytest.raises(UserError, match="the published teacher is needed"):
-        find_teacher(decide_teacher(auto, other), lambda model: model)
+        find_teacher(decide_teacher(auto, pin), lambda model: model)
     pin.write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         decide_teacher(auto, pin)
@@ -191,20 +187,3 @@ def test_a_full_disk_is_said_before_the_work(store, source, monkeypatch):
     monkeypatch.setattr(distillation.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="PAPERLIB_CACHE"):
         teacher_outputs(store, source)
-
-
-def test_a_damaged_output_is_named_and_computed_again(store, source, calls, capsys):
-    wanted = [output.copy() for output in teacher_outputs(store, source)]
-    path = store.output_path(outputs_key(source), 1)
-    content = path.read_bytes()
-    path.write_bytes(content[:5000] + bytes(5000) + content[10_000:])
-    fresh = open_store(store_settings())
-    with pytest.raises(UserError, match="Run 03_teacher"):
-        fresh.teacher_outputs(outputs_key(source))
-    capsys.readouterr()
-    assert len(calls) == 3
-    for index, output in enumerate(teacher_outputs(fresh, source)):
-        assert np.array_equal(output, wanted[index])
-    assert len(calls) == 4
-    assert capsys.readouterr().out.count("is damaged") == 1
-    assert path.read_bytes() == content
