@@ -10,6 +10,9 @@ from paperlib.student.models import build_model, fuse_model
 from paperlib.teacher.network import MambaIRv2Light, TeacherShape
 
 ARCHS = ("mobileone", "repconv", "repdw", "fsrcnn", "abpn")
+TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48,
+        "data.valid_crop": 24, "data.max_train": 1, "data.max_valid": 1}
+"""Settings of a run of one photograph and a network of one block."""
 
 
 def deployed(arch: str, blocks: int = 2, channels: int = 8) -> nn.Module:

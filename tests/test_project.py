@@ -18,7 +18,6 @@ TOP = {"notebooks", "paperlib", "results", "environment.yml", "README.md", "test
 
 
 def tracked(folder: str = ".") -> list[str]:
-    """Names of the files that belong to the project."""
     command = ["git", "ls-files", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout:

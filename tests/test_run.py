@@ -62,7 +62,6 @@ def test_a_record_says_where_its_numbers_come_from(run):
 
 
 def test_the_processor_is_described_by_its_instructions(tmp_path):
-    """Kernels, and so the last bits of results, differ with them."""
     intel, arm = tmp_path / "intel", tmp_path / "arm"
     intel.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx avx512f avx512_vnni\n\n"
                      "processor\t: 1\nmodel name\t: Another\nflags\t\t: fpu\n")
@@ -119,7 +118,6 @@ def test_folders_of_this_machine_are_named_by_their_variables(run, monkeypatch, 
 
 
 def test_all_rows_are_one_tidy_frame_in_the_records_order(run):
-    """Seeds become mean and sample standard deviation."""
     assert measured_row("C", "repdw", "int8", "psnr", [30.0], "validation")["sd"] is None
     run.record("07_ablations", [measured_row("C", "repdw", "int8", "psnr", [30.0, 31.0], "Set5", steps=200)])
     run.record("01_data", [measured_row("B", "bicubic", "fp32", "psnr", 28.2, "validation", note="kept in the record"),
@@ -141,6 +139,11 @@ def test_a_run_without_records_has_no_rows_but_the_columns(run):
     assert run.rows().empty
     with pytest.raises(UserError, match=r"reproduce --profile smoke --from 02 --until 02 --out .*out$"):
         run.read_record("02_stage1")
+
+
+def test_a_profile_of_another_type_is_told(tmp_path):
+    with pytest.raises(UserError, match="unknown profile '5'"):
+        open_run(5, tmp_path)
 
 
 def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -198,7 +198,6 @@ def test_transparency_of_16_bit_pictures_and_of_bmp_is_kept_or_its_loss_said(tmp
 
 
 def test_drawings_are_saved_with_few_colours_and_photographs_with_all():
-    """A colour map has 256 colours and loses nothing; a photograph has too many and keeps them."""
     def compressed(pixels: np.ndarray, lossy: str, most: float = 1.0) -> tuple[str, str, np.ndarray]:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, format="PNG")

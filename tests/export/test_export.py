@@ -152,8 +152,6 @@ def test_memory_of_the_published_files(assets):
 
 
 def test_the_authors_tiles_share_16_pixels():
-    """A network that gives every tile one value shows where tiles meet: in the middle of what they
-    share."""
     picture = np.tile(np.arange(120, dtype=np.uint8)[:, None], (20, 1, 3))
     flat = lambda x: np.full((3 * x.shape[0], 3 * x.shape[1], 3), float(x[0, 0, 0]))
     got = run_padded(flat, picture, 20, 40)  # tiles from 0, 24, 48, 72 and 80

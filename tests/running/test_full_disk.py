@@ -32,7 +32,6 @@ def fill(disk, left: int = 0) -> None:
 
 
 def told(capfd) -> str:
-    """The one line on stderr."""
     (line,) = capfd.readouterr().err.splitlines()
     return line
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from forked import child as forked
+from networks import TINY
 
 from paperlib.data.dataset import open_data
 from paperlib.run import Run
@@ -19,11 +20,10 @@ from paperlib.student.network import Student, fuse
 from paperlib.teacher.distillation import Targets
 from paperlib.training.stages import distillation_targets, open_teacher, recalibrated, stage1, stage2, stage3
 
-TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
-        "data.max_train": 1, "data.max_valid": 1, "quant.quantiser": "tflite", "teacher.stage3": "student"}
+SHORT = TINY | {"quant.quantiser": "tflite", "teacher.stage3": "student"}
 for stage in ("stage1", "stage2", "stage3"):
-    TINY |= {f"{stage}.patch": 8, f"{stage}.steps": 30, f"{stage}.validate_every": 7, f"{stage}.checkpoint_every": 1}
-TINY |= {"stage3.loss.kd": 0.1, "stage3.loss.kd_mid": None}
+    SHORT |= {f"{stage}.patch": 8, f"{stage}.steps": 30, f"{stage}.validate_every": 7, f"{stage}.checkpoint_every": 1}
+SHORT |= {"stage3.loss.kd": 0.1, "stage3.loss.kd_mid": None}
 KILLS = 5
 """In each of the four trainings, 20 in all, counted when the training is on its way; others come on top."""
 
@@ -58,7 +58,7 @@ CASES = {"stage1": ("first", {}),
 @pytest.fixture(scope="module")
 def child(tmp_path_factory):
     do = lambda work, folder, changes, *how, **more: forked(
-        Path(__file__), work, folder, TINY | changes, *how, **more)
+        Path(__file__), work, folder, SHORT | changes, *how, **more)
     do("first", tmp_path_factory.mktemp("warm") / "run", {})  # fills the caches of this machine
     return do
 
@@ -68,18 +68,6 @@ def trained(out: Path) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
     (log,) = out.glob("checkpoints/*/history.csv")
     (path,) = (path for path in log.parent.glob("*.safetensors") if path.stem != "fused")
     return read_weights(path)[0], pd.read_csv(log)
-
-
-def check_equal(folder: Path, *names: str) -> None:
-    """The weights of two runs are the same, bit for bit, and so are their logs but for the time."""
-    (expected, log), (found, other) = (trained(folder / name) for name in names)
-    assert expected.keys() == found.keys()
-    for key, value in expected.items():
-        assert torch.equal(value, found[key]), key
-    seconds = [history.pop("seconds") for history in (log, other)]
-    assert log.equals(other)  # a mean since the last validation counts the steps before a kill too
-    assert len(log) > 3
-    assert all(times.is_monotonic_increasing for times in seconds)  # it adds up over the parts
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -100,7 +88,14 @@ def test_twenty_kills_change_nothing(name, tmp_path, child):
                 path.unlink()
     assert kills == KILLS
     assert not child(work, tmp_path / "killed", changes)
-    check_equal(tmp_path, "whole", "killed")
+    (expected, log), (found, other) = (trained(tmp_path / name) for name in ("whole", "killed"))
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
+    seconds = [history.pop("seconds") for history in (log, other)]
+    assert log.equals(other)  # a mean since the last validation counts the steps before a kill too
+    assert len(log) > 3
+    assert all(times.is_monotonic_increasing for times in seconds)  # it adds up over the parts
     left = [path.name for path in (tmp_path / "killed").rglob(".*") if path.is_file() and "checkpoints" in path.parts]
     assert len(left) <= KILLS  # at most the temporary file of each kill
 
@@ -110,7 +105,6 @@ def small_teacher(run: Run) -> None:
 
 
 def test_a_killed_small_teacher_goes_on_to_the_same_weights(tmp_path, child):
-    """The real network with its routing noise, killed after its first state, between two states."""
     changes = {"teacher.kind": "small", "teacher.small_dim": 8, "teacher.small_layers": 1, "teacher.small_patch": 16,
                "teacher.small_batch": 1, "teacher.small_steps": 60}
     assert not child("small_teacher", tmp_path / "whole", changes)

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -119,7 +120,6 @@ def test_a_failure_stops_with_exit_code_1_and_is_taken_up_again_there(folder, ca
 
 
 def test_a_kernel_that_dies_for_memory_costs_its_own_notebook_only(folder, capsys):
-    """Killed as the system kills where memory ends, then refused memory by a real limit."""
     out = folder.parent / "out"
     for code, words in (("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "its kernel died: "),
                         ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
@@ -151,13 +151,13 @@ def test_an_exception_keeps_its_kind_and_a_notebook_that_writes_no_record_has_fa
 
 def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd, monkeypatch):
     """Those of workers too: processes of the kernel, which write to its terminal."""
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # with it ipykernel captures nothing of other processes
     own, worker = "stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left", "worker: step 1/1 loss 0.1, 0 s left"
     write_notebook(folder, "01_one", f"import os, subprocess, time\nprint('chatter')\nprint({own!r})\n"
                    f"os.write(2, b'a library speaks')\nsubprocess.run(['echo', {worker!r}])\ntime.sleep(1)\n")
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # with it ipykernel captures nothing of other processes
     assert go(folder, last="01") == 0
     shown = capfd.readouterr()
-    assert [shown.out.count(f"      {line}\n") for line in (own, worker)] == [1, 1]
+    assert [shown.out.count(line) for line in (f"      {own}\n", worker)] == [1, 1]
     assert "chatter" not in shown.out
     assert shown.err == ""
     assert "a library speaks" in (folder.parent / "out" / ".kernel.log").read_text()
@@ -280,3 +280,38 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(folder, tmp_path):
     assert process.returncode == 130
     assert "--from 01" in text
     assert not psutil.pid_exists(int(mark.read_text()))
+
+
+def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed(monkeypatch):
+    script = ("import os, signal\nfrom paperlib.running.notebooks import kernel_environment\n"
+              "with kernel_environment():\n    print(os.environ['JUPYTER_PATH'].split(os.pathsep)[0], flush=True)\n"
+              "    os.kill(os.getpid(), signal.SIGKILL)\n")
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    left = Path(killed.stdout.strip())
+    assert left.is_dir()
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    before = dict(os.environ)
+    with notebooks.kernel_environment():
+        assert not left.exists()
+        assert os.environ["TQDM_MININTERVAL"] == "30"
+        mine = Path(os.environ["JUPYTER_PATH"].split(os.pathsep)[0])
+        with notebooks.kernel_environment():
+            specification = json.loads((mine / "kernels" / "python3" / "kernel.json").read_text())
+        assert specification["argv"][0] == sys.executable
+    assert dict(os.environ) == before
+    assert not mine.exists()
+
+
+def test_without_loopback_the_reason_is_told(tmp_path):
+    probe = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("no network namespace can be made here")
+    script = ("import sys\nfrom pathlib import Path\nfrom paperlib.running.notebooks import *\n"
+              "out = Path(sys.argv[1])\nimport nbformat\n"
+              "nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1')]), out / 'a.ipynb')\n"
+              "with kernel_environment():\n"
+              "    try: execute(out / 'a.ipynb', out / 'b.ipynb', {}, out / 'log')\n"
+              "    except NotebookError as error: print('told:', error)\n")
+    done = subprocess.run(["unshare", "-n", sys.executable, "-c", script, str(tmp_path)], capture_output=True,
+                          text=True, timeout=200, check=False)
+    assert "told: its kernel" in done.stdout, done.stderr[-2000:]

@@ -84,7 +84,6 @@ def test_distillation_uses_the_batchs_or_the_computed_target(tmp_path):
 
 
 def test_a_term_whose_weight_falls_to_0_is_logged_to_the_end(tmp_path):
-    """λ = 0 in the last phase: every row has the term, as a mean over the steps summed, and the curves can be drawn."""
     start = fuse(Student(SMALL))
     loss = LossSettings(charbonnier=1.0, kd=0.5, kd_mid=0.2, kd_low=0.0, kd_p1=0.2, kd_p2=0.5)
     still = stage(steps=8, lr=1e-12, clip_body=0, clip_ends=0, validate_every=4, loss=loss)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from forked import child
-from networks import small_teacher
+from networks import TINY, small_teacher
 
 from paperlib.data.dataset import open_data
 from paperlib.run import Run
@@ -16,9 +16,8 @@ from paperlib.teacher.distillation import TeacherSource, teacher_outputs
 from paperlib.teacher.network import TeacherUpscaler
 from paperlib.training.stages import open_teacher, stage1
 
-TINY = {"student.blocks": 1, "student.channels": 4, "data.train_crop": 48, "data.valid_crop": 24,
-        "data.max_train": 1, "data.max_valid": 1, "stage1.steps": 1, "stage1.patch": 8,
-        "teacher.small_steps": 1, "teacher.small_patch": 16, "teacher.small_batch": 1}
+SHORT = {"stage1.steps": 1, "stage1.patch": 8, "teacher.small_steps": 1, "teacher.small_patch": 16,
+         "teacher.small_batch": 1}
 
 
 class Info(ctypes.Structure):
@@ -28,7 +27,6 @@ class Info(ctypes.Structure):
 
 
 def mapped_anew() -> bool:
-    """Whether a large tensor is mapped anew, not from kept memory."""
     mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
     mallinfo.restype = Info
     before = mallinfo().hblkhd
@@ -59,4 +57,4 @@ def outputs(run: Run) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 @pytest.mark.parametrize("job", ["nothing", "training", "teacher", "outputs"])
 def test_every_training_and_every_teacher_keeps_freed_memory(tmp_path, job):
-    child(Path(__file__), job, tmp_path / "run", TINY)
+    child(Path(__file__), job, tmp_path / "run", TINY | SHORT)
