@@ -306,12 +306,13 @@ def test_without_loopback_the_reason_is_told(tmp_path):
     probe = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
     if probe.returncode:
         pytest.skip("no network namespace can be made here")
-    script = ("import sys\nfrom pathlib import Path\nfrom paperlib.running.notebooks import *\n"
-              "out = Path(sys.argv[1])\nimport nbformat\n"
-              "nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1')]), out / 'a.ipynb')\n"
+    path = write_notebook(tmp_path, "01_one")
+    script = ("import functools, sys\nfrom pathlib import Path\nfrom paperlib.running.notebooks import *\n"
+              "run = functools.partial(papermill.execute_notebook, start_timeout=5)\n"
+              "papermill.execute_notebook, path = run, Path(sys.argv[1])\n"
               "with kernel_environment():\n"
-              "    try: execute(out / 'a.ipynb', out / 'b.ipynb', {}, out / 'log')\n"
+              "    try: execute(path, path.with_name('b.ipynb'), {}, path.with_name('log'))\n"
               "    except NotebookError as error: print('told:', error)\n")
-    done = subprocess.run(["unshare", "-n", sys.executable, "-c", script, str(tmp_path)], capture_output=True,
+    done = subprocess.run(["unshare", "-n", sys.executable, "-c", script, str(path)], capture_output=True,
                           text=True, timeout=200, check=False)
     assert "told: its kernel" in done.stdout, done.stderr[-2000:]
