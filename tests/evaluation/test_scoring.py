@@ -142,8 +142,7 @@ def test_what_is_no_upscaler_is_told(tmp_path):
             load_upscaler(spec)
 
 
-def test_bicubic_kernels_differ():
+def test_bicubic_kernels_go_by_name():
     lr = chelsea()[:30, :40]
-    for kernel in ("torch", "matlab"):
-        name = "bicubic" if kernel == "torch" else "bicubic-matlab"
+    for name, kernel in (("bicubic", "torch"), ("bicubic-matlab", "matlab")):
         np.testing.assert_array_equal(load_upscaler(name)(lr), bicubic_upscale(lr, kernel=kernel))

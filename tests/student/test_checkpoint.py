@@ -51,8 +51,6 @@ def test_metadata_that_name_no_network_of_the_weights_are_told(tmp_path, metadat
 def test_headers_of_any_kind_are_told_in_one_line(tmp_path, capsys, header):
     path = tmp_path / "m.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(UserError, match=r"m\.safetensors"):
-        load_model(path)
     assert main(["inspect", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "m.safetensors" in line
