@@ -7,8 +7,12 @@ from paperlib.quantisation.int8 import QuantisedGraph
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import build_model, fuse_model
+from paperlib.teacher.network import MambaIRv2Light, TeacherShape
 
 ARCHS = ("mobileone", "repconv", "repdw", "fsrcnn", "abpn")
+TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48,
+        "data.valid_crop": 24, "data.max_train": 1, "data.max_valid": 1}
+"""Settings of a run of one photograph and a network of one block."""
 
 
 def deployed(arch: str, blocks: int = 2, channels: int = 8) -> nn.Module:
@@ -29,3 +33,9 @@ def quantised(fused: nn.Module, images: list, quantiser: str = "tflite", **chang
     """A fused network's quantised graph, calibrated on images and not trained."""
     settings = QuantSettings(quantiser=quantiser, **changes)
     return quantised_graph(prepare_qat(fused, settings, images))
+
+
+def small_teacher(seed: int = 0) -> MambaIRv2Light:
+    """The smallest teacher, of random weights."""
+    torch.manual_seed(seed)
+    return MambaIRv2Light(TeacherShape(dim=8, groups=1, layers=1, states=3, tokens=6, rank=4)).eval()

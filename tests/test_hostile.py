@@ -102,9 +102,7 @@ def test_pictures_that_fail_cost_evaluate_and_prepare_nothing(tmp_path, capsys, 
     (hr / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     (hr / "c.png").write_bytes(save(tmp_path / "x.png").read_bytes()[:200])
     assert main(["evaluate", "bicubic", "--hr", str(hr)]) == 1
-    seen = capsys.readouterr()
-    assert "mean" in seen.out
-    assert sum("is not a picture" in line for line in seen.err.splitlines()) == 2
+    assert sum("is not a picture" in line for line in capsys.readouterr().err.splitlines()) == 2
     assert main(["data", "prepare", "--profile", "demo", "--set", "data.source=folders", f'data.train=["{hr}"]',
                  f'data.valid=["{hr}"]']) == 1
     seen = capsys.readouterr()
@@ -127,13 +125,6 @@ def test_relative_folders_become_absolute_and_a_kernel_in_notebooks_means_the_cl
         assert [os.environ[name] for name in names] == [str(base / name.lower()) for name in names]
 
 
-def test_parameters_of_other_types_are_told(tmp_path):
-    for profile, overrides, words in ((5, None, "unknown profile '5'"), ("smoke", 7, "JSON object"),
-                                      ("smoke", "[" * 50_000, "is not JSON"), ("smoke", "[1]", "JSON object")):
-        with pytest.raises(UserError, match=words):
-            open_run(profile, tmp_path / "out", overrides)
-
-
 @pytest.mark.parametrize("content", ["[1]", '{"01_data": 5}', '{"01_data": {"fingerprint": 3}}', "nonsense",
                                      "[" * 50_000, "null", '"text"'])
 def test_states_and_records_of_another_kind_name_the_file(tmp_path, content):
@@ -148,9 +139,10 @@ def test_states_and_records_of_another_kind_name_the_file(tmp_path, content):
 
 
 def test_no_line_is_endless_and_warnings_are_lines(capfd):
-    assert main(["data", "status", "--set", f"{'a' * 9000}.{'b' * 9000}={'c' * 9000}"]) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert len(line) < 1600
+    for setting in (f"{'a' * 9000}.{'b' * 9000}={'c' * 9000}", f"stage1.steps={'[' * 20_000}", f"seed={'9' * 5000}"):
+        assert main(["data", "status", "--set", setting]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert len(line) < 1600
     line = warnings.formatwarning(UserWarning("is damaged\nand removed"), UserWarning, __file__, 1, "source()")
     assert line == "paperlib: is damaged and removed\n"
 
@@ -241,11 +233,6 @@ def test_settings_at_random(tmp_path, capsys, monkeypatch, field, value):
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "in").mkdir(exist_ok=True)
     (tmp_path / "cache").mkdir(exist_ok=True)
-    arguments = ["data", "status", "--profile", "smoke", "--set", f"{field}={json.dumps(value)}"]
-    code = main(arguments)
-    seen = capsys.readouterr()
+    code = main(["data", "status", "--profile", "smoke", "--set", f"{field}={json.dumps(value)}"])
     assert code in (0, 1, 2)
-    assert len(seen.err.splitlines()) == (1 if code == 2 else 0)
-    assert main([*arguments[:-1], f"{field}={'[' * 20_000}"]) in (1, 2)
-    assert main([*arguments[:-1], f"seed={'9' * 5000}"]) == 2
-    capsys.readouterr()
+    assert len(capsys.readouterr().err.splitlines()) == (1 if code == 2 else 0)

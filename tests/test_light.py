@@ -59,11 +59,6 @@ class TestBaseInstallation:
 
     python = os.environ.get("PAPERLIB_BASE_PYTHON", "")
 
-    def test_has_no_training_framework(self, folder):
-        for module in HEAVY:
-            done = subprocess.run([self.python, "-c", f"import {module}"], capture_output=True, check=False)
-            assert done.returncode != 0, module
-
     @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "--help"])
     def test_does_what_it_is_for(self, name, folder):
         code, _ = json.loads(run(self.python, COMMANDS[name], folder).stderr.splitlines()[-1])

@@ -18,7 +18,6 @@ TOP = {"notebooks", "paperlib", "results", "environment.yml", "README.md", "test
 
 
 def tracked(folder: str = ".") -> list[str]:
-    """Names of the files that belong to the project."""
     command = ["git", "ls-files", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout:
@@ -76,13 +75,6 @@ def test_a_run_leaves_the_clone_clean_and_references_are_committed():
     if done.returncode > 1:
         pytest.skip("not a git checkout")
     assert set(done.stdout.splitlines()) == ignored
-
-
-def test_links_of_the_readme_into_the_clone_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
-    inside = [link for link in links if "://" not in link]
-    assert any(link.startswith("results/reference/") for link in inside)
-    assert not [link for link in inside if not (ROOT / link).exists()]
 
 
 def test_committed_results_are_light_and_hold_no_path_of_any_machine():

@@ -2,10 +2,7 @@ import io
 import json
 import math
 import os
-import re
 import shlex
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -58,20 +55,14 @@ def test_a_record_says_where_its_numbers_come_from(run):
     assert record["history"] == [{"step": 1}]
     assert record["settings"] == run.settings.model_dump(mode="json")
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["versions"]["tensorflow"]
     assert {"commit", "dirty", "profile", "seed", "device", "threads", "started"} <= record.keys()
     assert record["seconds"] >= 0
     assert record["peak_memory_bytes"] > 1e6
     assert run.read_record("01_data") == record == run.records()["01_data"]
 
 
-def test_versions_are_read_without_importing_tensorflow():
-    code = ("import sys; from paperlib.environment import provenance; found = provenance()['versions']['tensorflow']\n"
-            "sys.exit(0 if found and 'tensorflow' not in sys.modules else 1)")
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_the_processor_is_described_by_its_instructions(tmp_path):
-    """Kernels, and so the last bits of results, differ with them."""
     intel, arm = tmp_path / "intel", tmp_path / "arm"
     intel.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx avx512f avx512_vnni\n\n"
                      "processor\t: 1\nmodel name\t: Another\nflags\t\t: fpu\n")
@@ -128,7 +119,6 @@ def test_folders_of_this_machine_are_named_by_their_variables(run, monkeypatch, 
 
 
 def test_all_rows_are_one_tidy_frame_in_the_records_order(run):
-    """Seeds become mean and sample standard deviation."""
     assert measured_row("C", "repdw", "int8", "psnr", [30.0], "validation")["sd"] is None
     run.record("07_ablations", [measured_row("C", "repdw", "int8", "psnr", [30.0, 31.0], "Set5", steps=200)])
     run.record("01_data", [measured_row("B", "bicubic", "fp32", "psnr", 28.2, "validation", note="kept in the record"),
@@ -150,6 +140,11 @@ def test_a_run_without_records_has_no_rows_but_the_columns(run):
     assert Results(run).rows.empty
     with pytest.raises(UserError, match=r"reproduce --profile smoke --from 02 --until 02 --out .*out$"):
         run.read_record("02_stage1")
+
+
+def test_a_profile_of_another_type_is_told(tmp_path):
+    with pytest.raises(UserError, match="unknown profile '5'"):
+        open_run(5, tmp_path)
 
 
 def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path, monkeypatch):
@@ -176,14 +171,10 @@ def test_the_settings_stand_beside_the_papers_those_that_differ_first(run):
     assert equal[-1]
 
 
-def test_eight_settings_are_shown_the_others_folded_and_smoke_is_said_in_red(run, tmp_path):
+def test_eight_settings_are_shown_and_the_others_folded(run):
     shown, folded = run.describe("student", "stage1").data.split("<details>")
     assert shown.count("<tr>") == 8
     assert folded.count("<tr>") == len(run.settings_table("student", "stage1")) - 8
-    assert re.search(r"<td><b>6</b></td>\s*<td>30000</td>", shown)
-    assert re.search(r"<td>student.branches</td>\s*<td>5</td>\s*<td>5</td>", folded)
-    assert "color:#d93025" in shown
-    assert "color:#d93025" not in open_run("demo", tmp_path / "demo").describe().data
 
 
 def test_a_notebook_opened_too_early_names_those_before_it(run, tmp_path):

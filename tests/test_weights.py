@@ -112,7 +112,6 @@ def test_it_scores_what_its_card_says(dataset, data_root):
 
 
 def finished_run(folder):
-    """A run whose files are those in the package, with records that say so."""
     run = open_run("benchmark", folder)
     int8 = run.stage_folder("export") / "student_dynamic_int8.tflite"
     shutil.copyfile(pretrained(), int8)

@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 
@@ -14,13 +13,6 @@ from PIL import Image
 from paperlib.cli import main
 from paperlib.data import div2k
 from paperlib.data.dataset import open_data
-from paperlib.data.div2k import (
-    div2k_sources,
-    is_paper_data,
-    prepare,
-    validation_at_hand,
-    validation_ids,
-)
 from paperlib.data.download import download
 from paperlib.data.photographs import Pairs
 from paperlib.data.resize import bicubic_downscale
@@ -90,14 +82,14 @@ def get(server, contents, tmp_path):
 def test_downloaded_over_a_broken_connection_unpacked_checked_and_read(server, contents, tmp_path):
     settings, seen = DataSettings(source="div2k", div2k=str(tmp_path)), []
     server.behave[""] = break_off
-    prepare(settings, progress=lambda have, size: seen.append((have, size)))
+    div2k.prepare(settings, progress=lambda have, size: seen.append((have, size)))
     assert [size for have, size in seen if have == size] == [len(data) for data in contents.values()]
     assert server.asked == [(name, part) for name in contents for part in (None, "bytes=100-")]
     pair = Pairs(split_sources(settings, "train"))[1]
     assert pair.name == "0002"
     assert np.array_equal(bicubic_downscale(pair.hr), pair.lr)
     server.asked.clear()
-    assert all(line.endswith("there") for line in prepare(settings))
+    assert all(line.endswith("there") for line in div2k.prepare(settings))
     assert server.asked == []
     assert [line["state"] for line in status(settings)] == ["2 photographs", "1 photographs"]
 
@@ -133,9 +125,9 @@ def test_a_users_folders_and_zips_are_as_good(contents, tmp_path):
     place.mkdir(parents=True)
     for name, data in contents.items():
         (place / name).write_bytes(data)
-    prepare(DataSettings(source="div2k", div2k=str(place)))
+    div2k.prepare(DataSettings(source="div2k", div2k=str(place)))
     settings = DataSettings(source="div2k", div2k=str(place.parent))
-    assert len(div2k_sources(settings, "train")) == 2
+    assert len(div2k.div2k_sources(settings, "train")) == 2
 
 
 def test_missing_and_damaged_data_are_told(cache):
@@ -146,26 +138,14 @@ def test_missing_and_damaged_data_are_told(cache):
     (cache / "div2k").mkdir(parents=True)
     (cache / "div2k" / FIRST).write_bytes(b"damaged")
     with pytest.raises(UserError, match="wrong SHA-256"):
-        prepare(settings)
+        div2k.prepare(settings)
 
 
 def test_a_host_that_sends_more_is_cut_off_at_the_known_size(server, contents, get, tmp_path):
-    sent = []
-
-    def endless(handler, data):
-        handler.send_response(200)
-        handler.end_headers()
-        with suppress(OSError):
-            for _ in range(200):
-                handler.wfile.write(bytes(1 << 20))
-                sent.append(1)
-        return True
-
-    server.behave[""] = endless
+    server.behave[""] = answer(200, contents[FIRST] + bytes(1 << 20))
     with pytest.raises(UserError, match=f"gave more than the {len(contents[FIRST])} bytes"):
         get()
     assert list(tmp_path.iterdir()) == []
-    assert len(sent) < 100
 
 
 def test_a_nonsense_address_a_file_and_an_unknown_home_are_told(tmp_path):
@@ -173,7 +153,7 @@ def test_a_nonsense_address_a_file_and_an_unknown_home_are_told(tmp_path):
     for place, words in ((str(tmp_path / "file"), "is a file"), ("~nosuchuser/x", "no such user"),
                          ("x" * 300, "shorter name")):
         with pytest.raises(UserError, match=words):
-            div2k_sources(DataSettings(source="div2k", div2k=place), "train")
+            div2k.div2k_sources(DataSettings(source="div2k", div2k=place), "train")
     for address in ("nonsense", "http://[::1", "http://a b/"):
         with pytest.raises(UserError, match=r"is no address.*PAPERLIB_DIV2K_URL"):
             download(f"{address}/x.zip", tmp_path / "x.zip", 10, "0" * 64)
@@ -199,12 +179,12 @@ def test_unpacking_takes_nobodys_folder_away(contents, tmp_path):
 def test_div2k_is_800_names_and_the_bytes_of_its_validation_files(tmp_path, monkeypatch):
     settings = lay_out(tmp_path, range(1, 801), range(801, 901))
     train, valid = (split_sources(settings, split) for split in ("train", "valid"))
-    assert not is_paper_data(train, valid)  # names alone
-    monkeypatch.setattr(div2k, "blob_id", lambda path: validation_ids()[path.name])
-    assert is_paper_data(train, valid)
-    assert not is_paper_data(train[:-1], valid)
-    assert not is_paper_data(valid, valid)
-    assert not is_paper_data(train, [replace(valid[0], lr=None), *valid[1:]])
+    assert not div2k.is_paper_data(train, valid)  # names alone
+    monkeypatch.setattr(div2k, "blob_id", lambda path: div2k.validation_ids()[path.name])
+    assert div2k.is_paper_data(train, valid)
+    assert not div2k.is_paper_data(train[:-1], valid)
+    assert not div2k.is_paper_data(valid, valid)
+    assert not div2k.is_paper_data(train, [replace(valid[0], lr=None), *valid[1:]])
 
 
 def test_a_few_photographs_are_not_the_papers_data_and_it_is_said(tmp_path, cache, capsys):
@@ -224,7 +204,7 @@ def test_validation_photographs_at_hand_are_known_by_their_bytes(tmp_path, data_
     official = data_root / "div2k_valid"
     if not official.is_dir():
         pytest.skip(f"no photographs of DIV2K at {official}")
-    found = validation_at_hand(official)
+    found = div2k.validation_at_hand(official)
     assert [source.name for source in found] == ["0843", "0844", "0868", "0877"]
     assert all(source.hr and source.lr for source in found)
     for folder, name in (("DIV2K_valid_HR", "0844.png"), ("DIV2K_valid_LR_bicubic/X3", "0843x3.png")):
@@ -233,9 +213,9 @@ def test_validation_photographs_at_hand_are_known_by_their_bytes(tmp_path, data_
         (tmp_path / folder / name).write_bytes(copy.read_bytes())
     Image.new("RGB", (30, 30)).save(tmp_path / "DIV2K_valid_HR" / "0843.png")
     told = []
-    found = validation_at_hand(tmp_path, told.append)
+    found = div2k.validation_at_hand(tmp_path, told.append)
     assert [(source.name, bool(source.hr), bool(source.lr)) for source in found] == [
         ("0843", False, True), ("0844", True, False)]
     assert len(told) == 1
     assert "0843.png" in told[0]
-    assert validation_at_hand(tmp_path / "nothing") == []
+    assert div2k.validation_at_hand(tmp_path / "nothing") == []

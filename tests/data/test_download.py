@@ -12,7 +12,7 @@ from PIL import Image
 
 from paperlib.cli import main
 from paperlib.data import download
-from paperlib.data.download import SETS, Photograph, fetch, fetch_photographs, listed, reduce_photograph
+from paperlib.data.download import Photograph, fetch, fetch_photographs, listed, reduce_photograph
 from paperlib.errors import UserError
 
 
@@ -103,13 +103,6 @@ def test_the_lists_are_those_of_the_photographs_at_hand(name, count, data_root):
         assert photograph.matches(path)
         with Image.open(path) as image:
             assert "x".join(map(str, image.size)) == photograph.size
-
-
-def test_the_command_offers_every_list(capsys):
-    with pytest.raises(SystemExit):
-        main(["data", "--help"])
-    assert f"{{{','.join(SETS)},div2k-valid}}" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
-    assert all(listed(name) for name in SETS)
 
 
 def test_a_page_wrong_bytes_or_nothing_costs_only_itself(server, photographs, tmp_path):

@@ -48,22 +48,16 @@ def test_malformed_exif(tmp_path, suffix, exif):
     np.testing.assert_array_equal(read_picture(path).rgb, read_picture(tmp_path / f"b.{suffix}").rgb)
 
 
-def test_a_text_too_long_for_pillow(tmp_path):
-    text = PngImagePlugin.PngInfo()
-    text.add_text("log", "x" * 2 * PngImagePlugin.MAX_TEXT_CHUNK, zip=True)
-    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=text)
+@pytest.mark.parametrize(("name", "text", "what"), [
+    ("log", "x" * 2 * PngImagePlugin.MAX_TEXT_CHUNK, "metadata are"),
+    ("Raw profile type exif", "\nexif\n  12\nnot hexadecimal", "EXIF is")])
+def test_a_text_that_is_too_long_or_no_profile(tmp_path, name, text, what):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text(name, text, zip=True)
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=texts)
     picture = read_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(picture.rgb, RGB)
-    assert picture.notes == ["its damaged metadata are left out"]
-
-
-def test_an_unreadable_raw_profile(tmp_path):
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Raw profile type exif", "\nexif\n  12\nnot hexadecimal", zip=True)
-    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=text)
-    picture = read_picture(tmp_path / "a.png")
-    np.testing.assert_array_equal(picture.rgb, RGB)
-    assert picture.notes == ["its damaged EXIF is left out"]
+    assert picture.notes == [f"its damaged {what} left out"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])

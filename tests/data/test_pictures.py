@@ -166,27 +166,16 @@ def test_both_readers_catch_everything(tmp_path, capfd):
     content = bytearray((tmp_path / "broken.tif").read_bytes())
     content[100:400] = bytes(300)
     (tmp_path / "broken.tif").write_bytes(content)
-    for number in range(60):  # cut and scratched at other places each time
-        random = np.random.default_rng(number)
-        buffer = io.BytesIO()
-        Image.fromarray(RGB).save(buffer, ("PNG", "JPEG", "WEBP", "TIFF", "BMP")[number % 5])
-        data = bytearray(buffer.getvalue())
-        for place in random.integers(0, min(200, len(data)), 4):
-            data[place] = random.integers(256)
-        (tmp_path / f"scratched{number}.png").write_bytes(data[: random.integers(len(data) // 2, len(data))])
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.webp").touch()
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    refused = []
     for path in [*tmp_path.iterdir(), tmp_path / "missing.png"]:
         for read in (read_picture, read_rgb):
-            try:
-                assert read(path).size if read is read_rgb else read(path).rgb.size
-            except UserError as error:
-                refused.append((str(path), str(error)))
-    assert len(refused) > 46
-    assert all(path in message and "\n" not in message for path, message in refused)
+            with pytest.raises(UserError) as refused:
+                read(path)
+            assert str(path) in str(refused.value)
+            assert "\n" not in str(refused.value)
     assert capfd.readouterr().err == ""
 
 
@@ -209,7 +198,6 @@ def test_transparency_of_16_bit_pictures_and_of_bmp_is_kept_or_its_loss_said(tmp
 
 
 def test_drawings_are_saved_with_few_colours_and_photographs_with_all():
-    """A colour map has 256 colours and loses nothing; a photograph has too many and keeps them."""
     def compressed(pixels: np.ndarray, lossy: str, most: float = 1.0) -> tuple[str, str, np.ndarray]:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, format="PNG")

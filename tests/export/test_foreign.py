@@ -1,7 +1,5 @@
 """Files of others: range of values, strides, an open batch, and what sees the whole picture."""
 
-import json
-
 import numpy as np
 import pytest
 from networks import quantised
@@ -40,9 +38,9 @@ def compressed(x, top):
     return repeated(x) - 0.8 * tensorflow().nn.relu(repeated(x) - 0.9 * top)
 
 
-@pytest.mark.parametrize("kind", [clipped, compressed])
-@pytest.mark.parametrize("top", [1.0, 255.0])
-@pytest.mark.parametrize("shape", [(1, None, None, 3), (None, 24, 24, 3)])
+@pytest.mark.parametrize(("kind", "top", "shape"), [
+    (clipped, 1.0, (1, None, None, 3)), (clipped, 255.0, (None, 24, 24, 3)),
+    (compressed, 1.0, (None, 24, 24, 3)), (compressed, 255.0, (1, None, None, 3))])
 def test_a_float_file_is_read_in_its_own_range(tmp_path, kind, top, shape):
     path = convert(tmp_path / "a.tflite", lambda x: kind(x, top), *shape)
     upscaler = TFLiteUpscaler(path)
@@ -90,17 +88,11 @@ def test_an_integer_file_says_its_range(int8_file, tmp_path, capsys):
         TFLiteUpscaler(changed(int8_file, tmp_path / "signed.tflite", scaled(2 / 255)))
     (tmp_path / "hr").mkdir()
     Image.fromarray(coffee()[:90, :96]).save(tmp_path / "hr" / "a.png")
-    scores = []
-    for path in (int8_file, unit.path):
-        assert main(["evaluate", str(path), "--hr", str(tmp_path / "hr"),
-                     "--json", str(tmp_path / "a.json")]) == 0
-        scores.append(json.loads((tmp_path / "a.json").read_text())["mean"]["psnr_rgb"])
-    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    assert main(["upscale", str(tmp_path / "hr"), "-o", str(tmp_path), "--model", str(unit.path)]) == 0
-    assert main(["inspect", str(unit.path)]) == 0
+    for command in (["evaluate", unit.path, "--hr", tmp_path / "hr"], ["inspect", unit.path],
+                    ["upscale", tmp_path / "hr", "-o", tmp_path, "--model", unit.path]):
+        assert main([str(word) for word in command]) == 0
     said = capsys.readouterr().out
     assert said.count("0..1 (by its grid)") == 2
-    assert said.count("0..255 (by its grid)") == 1
     assert said.count("pictures in 0..1\n") == 2
 
 

@@ -1,14 +1,9 @@
-"""The page that upscales in a browser: offline, from file://, in a real Chromium, with `paperlib upscale`'s pixels.
-
-PAPERLIB_SCREENSHOTS=folder keeps pictures of it.
-"""
+"""The page that upscales in a browser: offline, from file://, in a real Chromium, with `paperlib upscale`'s pixels."""
 
 import base64
-import os
 import re
 import time
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,8 +116,6 @@ def test_the_line_moves_and_the_download_is_the_picture(page, tmp_path):
         time.sleep(0.1)
     with Image.open(made) as image:
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels(page, "after"))
-    if folder := os.environ.get("PAPERLIB_SCREENSHOTS"):
-        Path(folder, "page.png").write_bytes(page.picture())
 
 
 def test_transparency_is_laid_on_white(page, tmp_path):

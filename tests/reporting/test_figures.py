@@ -64,15 +64,6 @@ def test_curves_show_every_term_with_its_weight_and_the_best_score():
     assert (score.get_xlabel(), score.get_ylabel()) == ("training step", "PSNR RGB (dB)")
 
 
-def test_a_loss_of_one_term_is_one_line_and_no_legend_lies_on_a_curve():
-    figure = figures.curves([
-        {"step": step, "loss": 0.1 / step, "l1": 0.1 / step, "psnr_rgb": 26.0} for step in (1, 2)])
-    assert labels(figure.axes[0]) == ["L1: 0.05"]
-    figure.canvas.draw()
-    legend = figure.legends[0].get_window_extent()
-    assert not any(legend.overlaps(axes.get_window_extent()) for axes in figure.axes)
-
-
 @pytest.mark.parametrize(("slope", "least", "most"), [(1e-5, 0.1, 0.11), (1.0, 20, 25)])
 def test_thousandths_of_a_decibel_are_no_curve(slope, least, most):
     low, high = figures.curves([{"step": step, "loss": 0.1, "psnr_rgb": 27 + step * slope}

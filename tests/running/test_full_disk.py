@@ -1,10 +1,7 @@
 """A disk that is full, the real thing: each write says so in one line, names what to set, and leaves the old files."""
 
 import os
-import subprocess
-import sys
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -18,6 +15,7 @@ from paperlib.errors import UserError
 from paperlib.files import file_lock
 from paperlib.quantisation.qat import prepare_qat, save_qat
 from paperlib.run import open_run
+from paperlib.running import reproduce
 from paperlib.running.reproduce import write_results
 from paperlib.settings import DataSettings, QuantSettings, StudentSettings
 from paperlib.student.models import fuse_model, weights_hash
@@ -25,6 +23,7 @@ from paperlib.student.network import Student
 from paperlib.teacher.distillation import TeacherSource, outputs_key, teacher_outputs
 from paperlib.teacher.network import MambaIRv2Light, TeacherShape
 from paperlib.training.state import load_state, save_state
+from tests.running.test_reproduce import write_notebook
 
 FULL = r"No space left on device\. Free some space or choose another folder with "
 
@@ -38,7 +37,6 @@ def fill(disk, left: int = 0) -> None:
 
 
 def told(capfd) -> str:
-    """The one line on stderr."""
     (line,) = capfd.readouterr().err.splitlines()
     return line
 
@@ -140,26 +138,17 @@ def test_outputs_of_a_teacher(small_disk, teacher):
     assert all(store.output_path(outputs_key(source), index).is_file() for index in range(3))
 
 
-def test_the_whole_sequence(small_disk, tmp_path, capfd):
-    (tmp_path / "notebooks").mkdir()
-    parameters = nbformat.v4.new_code_cell('profile = ""\nout = ""\noverrides = ""', metadata={"tags": ["parameters"]})
-    work = nbformat.v4.new_code_cell("print('x' * 50_000)")
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, work], metadata=kernel),
-                   tmp_path / "notebooks" / "01_one.ipynb")
-    script = ("import sys; from pathlib import Path; from paperlib import cli; from paperlib.running import reproduce\n"
-              "run = reproduce.reproduce\n"
-              "reproduce.reproduce = lambda profile, out, *_: run('smoke', out, '01', '01', "
-              "folder=Path(sys.argv[1]))\nsys.exit(cli.main(['reproduce', '--out', sys.argv[2]]))")
+def test_the_whole_sequence(small_disk, tmp_path, capfd, monkeypatch):
+    path = write_notebook(tmp_path / "notebooks", "01_one", "print('x' * 50_000)")
+    monkeypatch.setattr(reproduce, "find_notebooks", lambda _: [path])
     for left in (0, 8192, 40_000):
         out = small_disk / f"out{left}"
         open_run("smoke", out)
         fill(small_disk, left)
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "notebooks"), str(out)], check=False,
-                              capture_output=True, text=True, timeout=120, env=os.environ)
-        assert done.returncode in (1, 2), done.stderr
-        assert "No space left on device. Free some space" in done.stderr
-        assert len(done.stderr.splitlines()) <= 3
+        assert main(["reproduce", "--profile", "smoke", "--until", "01", "--out", str(out)]) in (1, 2)
+        said = capfd.readouterr().err
+        assert "No space left on device. Free some space" in said
+        assert len(said.splitlines()) <= 3
         (small_disk / "filler").unlink()
 
 

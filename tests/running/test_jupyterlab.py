@@ -54,7 +54,6 @@ class Lab(Page):
             super()._note(method, event)
 
     def key(self, name: str) -> None:
-        """Press and release a key where the focus is."""
         code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[name]
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
@@ -121,7 +120,6 @@ def lab(workspace):
 
 @pytest.fixture(scope="module")
 def page(workspace, lab):
-    """JupyterLab in Chromium."""
     with open_page(1440, 1100, PATIENCE, Lab) as browser:
         yield browser
 

@@ -74,13 +74,9 @@ def test_the_methods_code_is_shown_and_every_named_file_is_there(cells):
 
 
 def test_each_opens_with_its_question_and_writes_its_own_record(cells, request):
-    first, name = cells[0], request.node.callspec.id
-    assert first.cell_type == "markdown"
-    assert first.source.startswith("# 0")
-    assert re.search(r"\*\*Question:\*\*[^*]+\?", first.source)
-    assert all(words in first.source for words in ("**Paper:**", "section", "*What to expect:*"))
+    assert re.search(r"^# 0.+\*\*Question:\*\*[^*]+\?", cells[0].source, re.DOTALL)
     source = "\n".join(cell.source for cell in code(cells))
-    assert re.search(rf"run\.record\(\s*\"{name}\"", source)
+    assert re.search(rf"run\.record\(\s*\"{request.node.callspec.id}\"", source)
 
 
 def text(cells):
@@ -136,8 +132,3 @@ def test_what_we_saw_is_computed_and_two_exercises_change_one_setting_each(cells
         assert len(json.loads(overrides)) == 1
         assert load_settings("demo", overrides) != load_settings("demo"), overrides
         assert "Expect" in expected
-
-
-def test_no_lab_diary(cells):
-    """Speeds and histories belong to the results, where a record stands behind them."""
-    assert not re.search(r"\d+ times (the speed|less|faster)|\d(\.\d)? GB are|on the machine where", text(cells))

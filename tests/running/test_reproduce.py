@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -83,28 +84,6 @@ def test_runs_in_order_then_skips_what_is_current_and_reruns_what_changed(folder
     assert ran(capsys) == ["01_one", "02_two"]
 
 
-def test_a_copy_or_figure_that_is_not_what_was_written_makes_its_notebook_run_again(folder, capsys):
-    figure = ("import pathlib\nfrom PIL import Image\nfigures = pathlib.Path(out) / 'figures'\n"
-              "figures.mkdir(exist_ok=True)\nImage.new('RGB', (60, 40)).save(figures / '01_a.png')\n")
-    write_notebook(folder, "01_one", figure)
-    write_notebook(folder, "02_two")
-    assert go(folder) == 0
-    out = folder.parent / "out"
-    for name, change in (("notebooks/01_one.ipynb", lambda path: path.unlink()),
-                         ("notebooks/01_one.ipynb", lambda path: path.write_bytes(path.read_bytes()[:99])),
-                         ("figures/01_a.png", lambda path: path.write_bytes(b"other")),
-                         ("figures/01_a.png", lambda path: path.unlink())):
-        change(out / name)
-        capsys.readouterr()
-        assert go(folder) == 0
-        assert ran(capsys) == ["01_one"]
-    write_notebook(folder, "02_two", "raise KeyboardInterrupt\n")  # its copy is cut short
-    assert go(folder, first="02", force=True) == 1
-    write_notebook(folder, "02_two")
-    assert go(folder) == 0
-    assert ran(capsys) == ["02_two"]
-
-
 def test_executed_copies_and_pages_name_no_folder_of_this_machine(folder):
     code = "import sys\nprint('written to', out)\nprint(sys.prefix, file=sys.stderr)\nout + '/checkpoints'\n"
     write_notebook(folder, "01_one", code)
@@ -141,7 +120,6 @@ def test_a_failure_stops_with_exit_code_1_and_is_taken_up_again_there(folder, ca
 
 
 def test_a_kernel_that_dies_for_memory_costs_its_own_notebook_only(folder, capsys):
-    """Killed as the system kills where memory ends, then refused memory by a real limit, then mended."""
     out = folder.parent / "out"
     for code, words in (("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "its kernel died: "),
                         ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
@@ -155,9 +133,6 @@ def test_a_kernel_that_dies_for_memory_costs_its_own_notebook_only(folder, capsy
         assert (out / "notebooks" / "02_two.ipynb").is_file()
         assert (out / "records" / "01_one.json").is_file()
         assert not (out / "records" / "02_two.json").exists()
-    write_notebook(folder, "02_two")
-    assert go(folder) == 0
-    assert ran(capsys) == ["02_two"]
 
 
 def test_an_exception_keeps_its_kind_and_a_notebook_that_writes_no_record_has_failed(folder, capsys):
@@ -174,12 +149,15 @@ def test_an_exception_keeps_its_kind_and_a_notebook_that_writes_no_record_has_fa
         assert "to resume: paperlib reproduce" in told
 
 
-def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd):
-    write_notebook(folder, "01_one", "import os\nprint('chatter')\nos.write(2, b'a library speaks')\n"
-                                     "print('stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left')\n")
+def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd, monkeypatch):
+    """Those of workers too: processes of the kernel, which write to its terminal."""
+    own, worker = "stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left", "worker: step 1/1 loss 0.1, 0 s left"
+    write_notebook(folder, "01_one", f"import os, subprocess, time\nprint('chatter')\nprint({own!r})\n"
+                   f"os.write(2, b'a library speaks')\nsubprocess.run(['echo', {worker!r}])\ntime.sleep(1)\n")
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # with it ipykernel captures nothing of other processes
     assert go(folder, last="01") == 0
     shown = capfd.readouterr()
-    assert "      stage1: step 5/9 loss 0.1 psnr 27.1 dB, 3 s left\n" in shown.out
+    assert [shown.out.count(line) for line in (f"      {own}\n", worker)] == [1, 1]
     assert "chatter" not in shown.out
     assert shown.err == ""
     assert "a library speaks" in (folder.parent / "out" / ".kernel.log").read_text()
@@ -215,29 +193,22 @@ def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PAPERLIB_ASSETS", str(weights.parent))
     weights.write_bytes(b"one")
-    prints = lambda **changes: reproduce.fingerprints(
-        paths, open_run("smoke", tmp_path / "a", {"quant.start": str(start)} | changes))
-    seen = [prints()]
-    assert seen[0] == prints()
-    seen.append(prints(**{"stage3.steps": 9}))
-    start.write_bytes(b"one")
-    seen.append(prints())
-    start.write_bytes(b"other")
-    seen.append(prints())
-    weights.write_bytes(b"other")
-    seen.append(prints())
-    monkeypatch.delenv("PAPERLIB_ASSETS")
-    seen.append(prints())
-    for name in PUBLISHED.index:
-        (cache / name).write_bytes(b"theirs")  # `verify` has downloaded them
-    seen.append(prints())
     names = {path.relative_to(Path(reproduce.__file__).parents[1]).as_posix()
              for path in reproduce.package_files()}
     assert {"settings.py", "training/loop.py", "evaluation/reported.csv", "reporting/report.html",
             "paper.mplstyle", "weights/student_dynamic_int8.tflite"} <= names
-    files = [*reproduce.package_files(), start]
-    monkeypatch.setattr(reproduce, "package_files", lambda: files)
-    seen.append(prints())
+    changes, files = {"quant.start": str(start)}, [*reproduce.package_files(), weights]
+    prints = lambda: reproduce.fingerprints(paths, open_run("smoke", tmp_path / "a", changes))
+    seen = [prints()]
+    assert seen[0] == prints()
+    for change in (
+            lambda: changes.update({"stage3.steps": 9}), lambda: start.write_bytes(b"one"),
+            lambda: start.write_bytes(b"other"), lambda: weights.write_bytes(b"other"),
+            lambda: monkeypatch.delenv("PAPERLIB_ASSETS"),
+            lambda: [(cache / name).write_bytes(b"theirs") for name in PUBLISHED.index],
+            lambda: monkeypatch.setattr(reproduce, "package_files", lambda: files)):
+        change()
+        seen.append(prints())
     assert len({value for found in seen for value in found.values()}) == 2 * len(seen)
     book = nbformat.read(paths[0], as_version=4)
     book.cells[0].outputs = [nbformat.v4.new_output("stream", text="done")]
@@ -250,24 +221,25 @@ def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp
     assert after["02_two"] != seen[-1]["02_two"]
 
 
-def test_edited_records_and_lost_weights_make_a_notebook_due(tmp_path):
-    results = open_run("smoke", tmp_path)
-    weights = results.stage_folder("stage1") / "student.safetensors"
-    weights.write_bytes(b"weights")
-    record = results.record("02_stage1", [], inputs={"stage1": weights, "pixels": "abc"})
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "02_stage1.ipynb").touch()
-    state = {"02_stage1": {"fingerprint": "f", "files": reproduce._written(results, "02_stage1")}}
-    assert reproduce.is_current(results, "02_stage1", "f", state)
-    assert not reproduce.is_current(results, "02_stage1", "g", state)
-    assert not reproduce.is_current(results, "03_teacher", "f", state)
-    weights.write_bytes(b"others")
-    assert not reproduce.is_current(results, "02_stage1", "f", state)
-    weights.unlink()
-    assert not reproduce.is_current(results, "02_stage1", "f", state)
-    weights.write_bytes(b"weights")
-    record.write_text(record.read_text().replace("smoke", "paper", 1))
-    assert not reproduce.is_current(results, "02_stage1", "f", state)
+def test_what_a_notebook_read_or_wrote_and_is_not_as_it_was_makes_it_due(tmp_path):
+    run = open_run("smoke", tmp_path)
+    weights = run.stage_folder("stage1") / "student.safetensors"
+    copy, figure = run.folder("notebooks") / "02_stage1.ipynb", run.folder("figures") / "02_a.png"
+    for path in (weights, copy, figure):
+        path.write_bytes(b"as it was")
+    record = run.record("02_stage1", [], inputs={"stage1": weights, "pixels": "abc"})
+    state = {"02_stage1": {"fingerprint": "f", "files": reproduce._written(run, "02_stage1")}}
+    current = lambda name="02_stage1", mark="f": reproduce.is_current(run, name, mark, state)
+    assert not current(mark="g")
+    assert not current("03_teacher")
+    for path in (weights, copy, figure, record):
+        content = path.read_bytes()
+        assert current()
+        path.write_bytes(content + b"\n")
+        assert not current()
+        path.unlink()
+        assert not current()
+        path.write_bytes(content)
 
 
 def test_time_left_goes_by_earlier_runs_else_by_shares():
@@ -308,3 +280,39 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(folder, tmp_path):
     assert process.returncode == 130
     assert "--from 01" in text
     assert not psutil.pid_exists(int(mark.read_text()))
+
+
+def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed(monkeypatch):
+    script = ("import os, signal\nfrom paperlib.running.notebooks import kernel_environment\n"
+              "with kernel_environment():\n    print(os.environ['JUPYTER_PATH'].split(os.pathsep)[0], flush=True)\n"
+              "    os.kill(os.getpid(), signal.SIGKILL)\n")
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    left = Path(killed.stdout.strip())
+    assert left.is_dir()
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")
+    before = dict(os.environ)
+    with notebooks.kernel_environment():
+        assert not left.exists()
+        assert os.environ["TQDM_MININTERVAL"] == "30"
+        mine = Path(os.environ["JUPYTER_PATH"].split(os.pathsep)[0])
+        with notebooks.kernel_environment():
+            specification = json.loads((mine / "kernels" / "python3" / "kernel.json").read_text())
+        assert specification["argv"][0] == sys.executable
+    assert dict(os.environ) == before
+    assert not mine.exists()
+
+
+def test_without_loopback_the_reason_is_told(tmp_path):
+    probe = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("no network namespace can be made here")
+    path = write_notebook(tmp_path, "01_one")
+    script = ("import functools, sys\nfrom pathlib import Path\nfrom paperlib.running.notebooks import *\n"
+              "run = functools.partial(papermill.execute_notebook, start_timeout=5)\n"
+              "papermill.execute_notebook, path = run, Path(sys.argv[1])\n"
+              "with kernel_environment():\n"
+              "    try: execute(path, path.with_name('b.ipynb'), {}, path.with_name('log'))\n"
+              "    except NotebookError as error: print('told:', error)\n")
+    done = subprocess.run(["unshare", "-n", sys.executable, "-c", script, str(path)], capture_output=True,
+                          text=True, timeout=200, check=False)
+    assert "told: its kernel" in done.stdout, done.stderr[-2000:]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from paperlib.settings import StudentSettings
-from paperlib.student.blocks import RepConv, RepDW, collapsed_forward, fuse_block, kernel_and_bias, mobileone
+from paperlib.student.blocks import RepConv, RepDW, collapsed_forward, fuse_block, mobileone
 from paperlib.student.models import build_model
 from paperlib.student.network import count_parameters
 
@@ -47,14 +47,6 @@ def test_collapsed_gradients_equal_expanded(name):
     for (key, one), (_, other) in zip(expanded.named_parameters(), collapsed.named_parameters(), strict=True):
         assert one.grad.abs().max() > 0, f"{key} gets no gradient"
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9, msg=key)
-
-
-def test_mobileone_folding_equals_timm():
-    block = lived_in(mobileone(8, 5))
-    kernel, bias = kernel_and_bias(block)
-    block.reparameterize()
-    torch.testing.assert_close(kernel, block.reparam_conv.weight)
-    torch.testing.assert_close(bias, block.reparam_conv.bias)
 
 
 def of_layers(module: nn.Module, *kinds: type) -> int:

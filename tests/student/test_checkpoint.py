@@ -51,8 +51,6 @@ def test_metadata_that_name_no_network_of_the_weights_are_told(tmp_path, metadat
 def test_headers_of_any_kind_are_told_in_one_line(tmp_path, capsys, header):
     path = tmp_path / "m.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(UserError, match=r"m\.safetensors"):
-        load_model(path)
     assert main(["inspect", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "m.safetensors" in line
@@ -137,13 +135,3 @@ def test_every_network_is_read_as_it_was_saved_and_what_callers_added_is_kept(tm
         assert read_weights(path)[1]["quantiser"] == quantiser
         with pytest.raises(UserError, match="is quantised"):
             load_model(path)
-
-
-def test_the_authors_quantised_state_is_scored_as_a_fake_quantised_graph(assets):
-    upscaler = load_upscaler(assets / "aio_mai" / "ckpt_best_s3_qat.pt")
-    assert upscaler.about["quantiser"] == "paper"
-    assert upscaler.about["file"].endswith("ckpt_best_s3_qat.pt")
-    assert upscaler.radius == 10
-    lr = coffee()[:30, :40]
-    steps = upscaler(lr) / upscaler.qgraph.grids["output"].scale if "output" in upscaler.qgraph.grids else upscaler(lr)
-    assert len(set(steps.round(3).ravel().tolist())) <= 256

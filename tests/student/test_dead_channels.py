@@ -73,7 +73,6 @@ def test_revived_channels_carry_a_signal_and_the_function_stays(student):
 
 
 def test_the_last_block_starts_small(student):
-    """Its channels go straight to the head: a fresh kernel of full size would change the picture."""
     last = {3: [5]}
     for block in range(3):
         for channel in DEAD[block]:
@@ -116,7 +115,6 @@ def test_other_blocks_are_refused(arch):
 
 
 def test_no_channel_of_the_authors_student_is_silent(assets, data_root):
-    """As notebook 02 says."""
     student = read_published(assets / "aio_mai" / "ckpt_best_s2_deploy.pt")
     photographs = sorted((data_root / "benchmark" / "Set5" / "HR").glob("*.png"))
     assert len(photographs) == 5

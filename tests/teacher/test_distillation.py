@@ -1,12 +1,12 @@
-"""Which teacher is taken and why, and that its targets lie where the patches lie, cached or not."""
+"""Which teacher is taken and why; its outputs are cached, continued and checked."""
 
 import hashlib
 
 import numpy as np
 import pytest
 import torch
+from networks import small_teacher
 
-from paperlib.data.dataset import TrainSet
 from paperlib.data.pixel_store import open_store
 from paperlib.errors import UserError
 from paperlib.settings import DataSettings, TeacherSettings
@@ -24,12 +24,7 @@ from paperlib.teacher.distillation import (
     published_weights,
     teacher_outputs,
 )
-from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
-
-
-def small_teacher(seed=0):
-    torch.manual_seed(seed)
-    return MambaIRv2Light(TeacherShape(dim=8, groups=1, layers=1, states=3, tokens=6, rank=4)).eval()
+from paperlib.teacher.network import TeacherUpscaler
 
 
 @pytest.fixture
@@ -104,18 +99,14 @@ def test_a_missing_published_teacher_is_an_error_or_said_aloud(empty, monkeypatc
 
 
 def test_auto_is_decided_once(empty, monkeypatch):
-    """Weights that turn up, or go, between two notebooks change nothing; asking for another kind is refused."""
-    auto, pin, other = TeacherSettings(kind="auto"), empty / "small" / "teacher.json", empty / "published.json"
-    assert decide_teacher(auto, pin).kind == "small"
+    """Weights that go between two notebooks change nothing (`test_stages`: that turn up)."""
+    auto, pin = TeacherSettings(kind="auto"), empty / "teacher.json"
     (empty / FILE).write_bytes(b"weights")
     monkeypatch.setenv("PAPERLIB_ASSETS", str(empty))
-    assert decide_teacher(auto, pin).kind == "small"
-    assert decide_teacher(auto, other).kind == "published"
-    with pytest.raises(UserError, match=r"learns from the small teacher .* but teacher\.kind=published"):
-        decide_teacher(TeacherSettings(kind="published"), pin)
+    assert decide_teacher(auto, pin).kind == "published"
     (empty / FILE).unlink()
     with pytest.raises(UserError, match="the published teacher is needed"):
-        find_teacher(decide_teacher(auto, other), lambda model: model)
+        find_teacher(decide_teacher(auto, pin), lambda model: model)
     pin.write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         decide_teacher(auto, pin)
@@ -135,20 +126,6 @@ def test_small_teacher_on_request_has_the_asked_size_and_the_same_start(empty):
     one, other = (find_teacher(settings, lambda model: model).model for _ in range(2))
     assert (one.shape.dim, one.shape.groups, one.shape.layers) == (12, 1, 3)
     assert weights_hash(one) == weights_hash(other)
-
-
-def test_cached_targets_are_the_outputs_at_the_patches(store, source):
-    """A batch's targets equal the upscaled photograph, cropped and turned exactly as its HR patches are."""
-    teacher_outputs(store, source)
-    trained = TrainSet(store, DataSettings(), seed=1, name="t", patch=16)
-    batch = trained.batch(0, 48, teacher=outputs_key(source))
-    assert {sample[3] for sample in batch.samples} == set(range(8))
-    wholes = [np.round(TeacherUpscaler(source.model)(store.lr(index))).astype(np.uint8) for index in range(len(store))]
-    for number, (photograph, top, left, turn, *_) in enumerate(batch.samples):
-        for whole, patch in ((store.hr(photograph), batch.hr), (wholes[photograph], batch.teacher)):
-            crop = whole[3 * top : 3 * top + 48, 3 * left : 3 * left + 48]
-            turned = np.rot90(crop[:, ::-1] if turn >= 4 else crop, turn % 4)
-            assert np.array_equal(patch[number].permute(1, 2, 0).numpy(), turned)
 
 
 def test_on_the_fly_equals_cached_on_a_whole_photograph(store, source):

@@ -1,6 +1,11 @@
 """The selective scan equals its recurrence: values, all gradients, extremes, threads; and its memory is linear."""
 
+import importlib.util
 import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import numba
 import numpy as np
@@ -44,6 +49,40 @@ def test_golden_values_and_gradients(golden):
     wanted = [tokens_first(stored["y"]), *(place(name, stored[f"grad_{name}"]) for name in published)]
     for name, one, other in zip(("y", *published), got, wanted, strict=True):
         assert relative(one, other) < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """mamba-ssm's own `selective_scan_ref`, without its CUDA kernels and its language models.
+
+    Its installation without GPU and compiler: see `.ci/run`.
+    """
+    found = importlib.util.find_spec("mamba_ssm")
+    if found is None:
+        pytest.skip("mamba-ssm is not installed: nothing to compare the scan with")
+    package = ModuleType("mamba_ssm")  # its __init__ imports models that need further packages
+    package.__path__ = [str(Path(found.origin).parent)]
+    stand_ins = {"mamba_ssm": package}
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        stand_ins["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
+    with mock.patch.dict(sys.modules, stand_ins):
+        return pytest.importorskip(
+            "mamba_ssm.ops.selective_scan_interface", exc_type=ImportError).selective_scan_ref
+
+
+@pytest.mark.parametrize("backend", ["numba", "loop"])
+@pytest.mark.parametrize("length", [1, 2 * CHUNK + 45])
+def test_values_and_all_gradients_are_the_published_ones(reference, length, backend):
+    inputs = [x.float().requires_grad_() for x in draw(length=length)]
+    u, delta, a, b, c, skip, bias = inputs
+    grad_y = torch.randn(u.shape)
+    u, delta, b, c = (x.transpose(1, 2) for x in (u, delta, b, c))  # channels before tokens
+    y = reference(u, delta, a, b, c, skip, delta_bias=bias, delta_softplus=True).transpose(1, 2)
+    y.backward(grad_y)
+    wanted = [y.detach(), *(x.grad for x in inputs)]
+    got = outcome([x.detach() for x in inputs], grad_y, backend)
+    for name, one, other in zip(("y", *NAMES), got, wanted, strict=True):
+        assert relative(one, other) < 2e-5, name
 
 
 @pytest.mark.parametrize(("rows", "length"), [

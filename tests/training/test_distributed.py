@@ -87,7 +87,6 @@ def test_two_processes_train_what_one_trains_and_continue_when_stopped(tmp_path)
 
 
 def test_stage_2_and_its_small_teacher_train_on_two_processes(tmp_path):
-    """`paperlib train stage2` as a user starts it: nothing waits for ever, and both processes end with the same."""
     changes = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 60,
                "data.valid_crop": 24, "data.max_train": 2, "data.max_valid": 1, "stage2.patch": 8, "stage2.steps": 3,
                "stage2.form": "collapsed", "teacher.kind": "small", "teacher.outputs": "cached",

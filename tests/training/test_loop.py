@@ -1,8 +1,9 @@
-"""The training loop: schedules, clipping, recalibration, and resuming bit for bit."""
+"""The training loop: its steps against the same arithmetic written out, schedules, logs, refusals."""
 
 import copy
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,12 +30,11 @@ def stage(**changes) -> StageSettings:
 
 
 def draw(step: int, rank: int, world: int) -> Batch:
-    """Four patches that depend on the step alone, shared out over the processes."""
+    """Four patches that depend on the step alone; the teacher is a much darker original."""
     generator = torch.Generator().manual_seed(step)
     lr = torch.randint(0, 256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
     hr = lr.repeat_interleave(3, 2).repeat_interleave(3, 3)
-    part = slice(rank * 4 // world, (rank + 1) * 4 // world)
-    return Batch(lr=lr[part], hr=hr[part], teacher=hr[part], samples=[])
+    return Batch(lr, hr, hr // 16, [])
 
 
 def score(model: nn.Module) -> dict[str, float]:
@@ -75,18 +75,16 @@ def test_distillation_uses_the_batchs_or_the_computed_target(tmp_path):
     cached = fit(start, distil, draw, tmp_path / "cached", name="t", score=score)
 
     def without_teacher(step, rank, world):
-        batch = draw(step, rank, world)
-        return Batch(lr=batch.lr, hr=batch.hr, teacher=None, samples=[])
+        return replace(draw(step, rank, world), teacher=None)
 
     computed = fit(start, distil, without_teacher, tmp_path / "computed", name="t", score=score,
-                   teacher=lambda lr: lr.repeat_interleave(3, 2).repeat_interleave(3, 3) / 255)
+                   teacher=lambda lr: (lr // 16).repeat_interleave(3, 2).repeat_interleave(3, 3) / 255)
     assert cached.history[-1]["kd"] == pytest.approx(computed.history[-1]["kd"], rel=1e-6)
     with pytest.raises(UserError, match="no teacher"):
         fit(start, distil, without_teacher, tmp_path / "none", name="t", score=score)
 
 
 def test_a_term_whose_weight_falls_to_0_is_logged_to_the_end(tmp_path):
-    """λ = 0 in the last phase: every row has the term, as a mean over the steps summed, and the curves can be drawn."""
     start = fuse_model(Student(SMALL))
     loss = LossSettings(charbonnier=1.0, kd=0.5, kd_mid=0.2, kd_low=0.0, kd_p1=0.2, kd_p2=0.5)
     still = stage(steps=8, lr=1e-12, clip_body=0, clip_ends=0, validate_every=4, loss=loss)
@@ -141,3 +139,80 @@ def test_soap_is_that_of_its_authors_in_one_thread(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert seen == [1]
+
+
+STEPS = 8
+DISTILS = LossSettings(l1=1.0, kd=2.0, kd_mid=1.0, kd_low=4.0, kd_p1=0.25, kd_p2=0.75, confidence=False)
+LAMBDA = (2.0, 2.0, 2.0, 1.75, 1.5, 1.25, 4.0, 4.0)
+"""λ(t) of `DISTILS` over eight steps: high, falling from a quarter on, low from three quarters on."""
+
+
+def bare(**changes) -> StageSettings:
+    """A stage that clips nothing, averages fast and is validated at its end."""
+    plain = {"steps": STEPS, "clip_grad": 0, "clip_body": 0, "clip_ends": 0, "ema": 0.5, "validate_every": STEPS,
+             "checkpoint_every": STEPS}
+    return stage(**plain | changes)
+
+
+def start() -> Student:
+    torch.manual_seed(7)
+    return Student(SMALL)
+
+
+def by_hand(model: nn.Module, settings: StageSettings) -> dict[str, torch.Tensor]:
+    """The average of a model's weights and statistics after the stage."""
+    live = copy.deepcopy(model).train()
+    moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in live.parameters()]
+    average = {}
+    for step in range(STEPS):
+        batch = draw(step, 0, 1)
+        hr, teacher = batch.hr.float() / 255, batch.teacher.float() / 255
+        sr = live(batch.lr.float()) / 255
+        loss = (sr - hr).abs().mean()
+        if settings.loss.kd:
+            loss = loss + LAMBDA[step] * (sr - teacher).abs().mean()
+        gradients = torch.autograd.grad(loss, list(live.parameters()))
+        norm = math.sqrt(sum(float(part.square().sum()) for part in gradients))
+        factor = min(1.0, settings.clip_grad / (norm + 1e-6)) if settings.clip_grad else 1.0
+        with torch.no_grad():
+            for weight, gradient, (first, second) in zip(live.parameters(), gradients, moments, strict=True):
+                first.mul_(0.9).add_(0.1 * factor * gradient)
+                second.mul_(0.999).add_(0.001 * (factor * gradient) ** 2)
+                corrected = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+                weight -= settings.lr * first / (1 - 0.9 ** (step + 1)) / corrected
+            for name, weight in live.named_parameters():
+                limit = settings.clip_body if name.startswith("body") else settings.clip_ends
+                if weight.ndim == 4 and limit:
+                    weight.clamp_(-limit, limit)
+        decay = min(settings.ema, 1 - (1 + step) ** (-2 / 3)) if settings.ema_warmup else settings.ema
+        for name, value in live.state_dict().items():  # the average begins with the weights after the first step
+            if value.is_floating_point():
+                average[name] = decay * average[name] + (1 - decay) * value if step else value.clone()
+    return average
+
+
+CASES = {
+    "plain": {}, "λ(t)": {"loss": DISTILS}, "gradient clip": {"clip_grad": 1e-7, "lr": 0.02},
+    "weight clip": {"clip_body": 0.05, "clip_ends": 0.03, "lr": 0.01}, "slow average": {"ema": 0.9, "lr": 0.01},
+    "average that begins fast": {"ema": 0.9, "ema_warmup": True, "lr": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stage_is_its_arithmetic(name, tmp_path):
+    settings = bare(**CASES[name])
+    found = fit(start(), settings, draw, tmp_path, name="t", score=lambda _: {"psnr_rgb": 0.0}).model.state_dict()
+    for key, value in by_hand(start(), settings).items():
+        torch.testing.assert_close(found[key], value, rtol=2e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_stage_keeps_the_best_or_the_last_average(tmp_path):
+    scores = iter((1.0, 3.0, 2.0, 1.0))
+    settings, score = bare(validate_every=2), lambda _: {"psnr_rgb": next(scores)}
+    best = fit(start(), settings, draw, tmp_path / "a", name="t", score=score)
+    last = fit(start(), bare(validate_every=2, keep="last"), draw, tmp_path / "a", name="t", score=score)
+    assert (best.kept_step, best.best_step) == (4, 4)
+    assert (last.kept_step, last.best_step, last.resumed_from) == (8, 4, 8)  # nothing is trained again
+    weight = by_hand(start(), settings)["stem.weight"]
+    torch.testing.assert_close(last.model.stem.weight, weight, rtol=2e-4, atol=2e-5)
+    assert float((best.model.stem.weight.detach() - weight).abs().max()) > 1e-3

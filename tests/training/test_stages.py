@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from networks import TINY
 
 from paperlib.cli import main
 from paperlib.data.dataset import lr_batches, open_data
@@ -25,13 +26,11 @@ from paperlib.training.stages import (
 )
 from paperlib.weights import pretrained
 
-TINY = {"student.blocks": 1, "student.channels": 4, "student.branches": 2, "data.train_crop": 48, "data.valid_crop": 24,
-        "data.max_train": 1, "data.max_valid": 1, "stage1.patch": 8, "stage2.patch": 8, "stage2.loss.kd": 0,
-        "teacher.stage3": "student"}
+SHORT = TINY | {"stage1.patch": 8, "stage2.patch": 8, "stage2.loss.kd": 0, "teacher.stage3": "student"}
 
 
 def run_of(folder, **changes):
-    run = open_run("smoke", folder, TINY | changes)
+    run = open_run("smoke", folder, SHORT | changes)
     return run, open_data(run.settings.data)
 
 
@@ -47,7 +46,7 @@ def test_settings_of_later_steps_do_not_undo_finished_trainings(tmp_path, monkey
         assert torch.equal(value, again.model.state_dict()[name])
 
 
-def test_another_stage_1_or_other_photographs_are_not_continued(tmp_path):
+def test_other_settings_stages_or_photographs_are_not_continued(tmp_path):
     run, data = run_of(tmp_path)
     stage1(run, data)
     stage2(run, data, Targets("none"))
@@ -55,6 +54,8 @@ def test_another_stage_1_or_other_photographs_are_not_continued(tmp_path):
     assert more.valid_key == data.valid_key
     with pytest.raises(UserError, match="with other settings: data: "):
         stage1(other, more)
+    with pytest.raises(UserError, match=r"stage\.lr: 0\.0001 → 0\.002"):
+        stage1(*run_of(tmp_path, **{"stage1.lr": 2e-3}))
     save_student(Student(run.settings.student), run.stage_folder("stage1") / "student.safetensors")
     with pytest.raises(UserError, match="start: "):
         stage2(run, data, Targets("none"))
@@ -102,7 +103,6 @@ def test_stage_3_starts_from_any_checkpoint_and_can_learn_from_it(tmp_path, monk
 
 
 def test_later_notebooks_get_the_teacher_of_the_first(tmp_path, monkeypatch):
-    """The published weights turn up after 03: stage 2 still learns from the small teacher that was trained."""
     small = {"teacher.kind": "auto", "teacher.small_dim": 8, "teacher.small_layers": 1, "teacher.small_steps": 1,
              "teacher.small_patch": 16, "teacher.small_batch": 1}
     monkeypatch.setenv("PAPERLIB_OFFLINE", "1")
@@ -120,8 +120,7 @@ def test_later_notebooks_get_the_teacher_of_the_first(tmp_path, monkeypatch):
 
 
 def test_stages_can_be_trained_from_the_command_line(tmp_path, capsys):
-    """All three in a row, as the notebooks would; a second call finds them finished."""
-    changes = [f"{field}={value}" for field, value in TINY.items()]
+    changes = [f"{field}={value}" for field, value in SHORT.items()]
     for _ in range(2):
         for name, file in (("stage1", "student"), ("stage2", "student"), ("stage3", "qat")):
             assert main(["train", name, "--profile", "smoke", "--out", str(tmp_path), "--set", *changes,
@@ -151,14 +150,6 @@ def test_grids_are_learnt_until_the_observers_stop_and_then_stay(tmp_path, monke
     assert moved == [True] * 3 + [False] * 6  # steps 1 to 4 observe
 
 
-def by_hand(model, batches):
-    """Mean and variance (of a population of one batch, unbiased) that the first block's identity BN should hold."""
-    with torch.no_grad():
-        features = [model.stem(batch) for batch in batches]
-    return (torch.stack([part.mean((0, 2, 3)) for part in features]).mean(0),
-            torch.stack([part.var((0, 2, 3)) for part in features]).mean(0))
-
-
 def test_stage_3_starts_from_weights_fused_with_bn_statistics_estimated_anew(tmp_path):
     run, data = run_of(tmp_path, **{"stage2.recalibrate_batches": 3, "stage2.steps": 2,
                                     "stage3.patch": 8, "stage3.steps": 1, "stage3.loss.kd": 0})
@@ -166,8 +157,11 @@ def test_stage_3_starts_from_weights_fused_with_bn_statistics_estimated_anew(tmp
     stage2(run, data, Targets("none"))
     left = load_model(run.stage_folder("stage2") / "student.safetensors")
     batches = lr_batches(data, run.settings, "recalibration", run.settings.stage2)
-    mean, variance = by_hand(left, batches)
     assert len(batches) == 3
+    with torch.no_grad():  # of the first block's input, by hand
+        features = [left.stem(batch) for batch in batches]
+    mean = torch.stack([part.mean((0, 2, 3)) for part in features]).mean(0)
+    variance = torch.stack([part.var((0, 2, 3)) for part in features]).mean(0)
     assert float((left.body[0].identity.running_mean - mean).abs().max()) > 1
     anew = recalibrated(run, data)
     torch.testing.assert_close(anew.body[0].identity.running_mean, mean, rtol=1e-4, atol=1e-3)
