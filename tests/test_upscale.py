@@ -27,6 +27,7 @@ from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import fuse_model
 from paperlib.student.network import Student
+from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
 from paperlib.upscale import (
     byte_runner,
     find_inputs,
@@ -180,6 +181,8 @@ def test_a_model_of_unknown_reach_sees_the_whole_picture_up_to_a_limit(monkeypat
     monkeypatch.setattr("paperlib.upscale.MOST_AT_ONCE", 100)
     with pytest.raises(UserError, match="negative must see a picture whole, and 20×10"):
         upscale_pixels(upscaler, coffee()[:10, :20])
+    teacher = TeacherUpscaler(MambaIRv2Light(TeacherShape(dim=8, groups=1, layers=1, states=3, tokens=6, rank=4)))
+    assert upscale_pixels(teacher, coffee()[:10, :20]).shape == (30, 60, 3)  # it has tiles of its own
 
 
 def test_alpha_is_enlarged_by_itself_and_grey_stays_grey():

@@ -343,6 +343,7 @@ class TeacherUpscaler:
     """
 
     radius = None  # routing sorts all tokens: every pixel depends on every other
+    tile, overlap = TILE, OVERLAP
 
     def __init__(self, model: MambaIRv2Light, name: str = "teacher", sha256: str = "") -> None:
         self.model, self.name, self.sha256 = model.eval(), name, sha256
