@@ -116,4 +116,4 @@ def test_make_lab_shows_the_committed_pictures_until_there_is_a_run_of_ones_own(
     assert "PAPERLIB_PROFILE=${PAPERLIB_PROFILE:-demo}" in shown
     assert shown.rstrip().endswith(f"--LabApp.default_url=/lab/tree/{opened}")
     assert f"--ServerApp.root_dir='{tmp_path}'" in shown
-    assert ("cp -r results/reference/demo results/committed/demo " in shown) is not ran
+    assert ("cp -r results/reference/demo results/committed/demo;" in shown) is not ran

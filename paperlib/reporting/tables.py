@@ -59,7 +59,7 @@ def name(row: str) -> str:
              "fakequant": "fake-quantised"}
     if row not in NAMES and (parts := row.rpartition("_"))[2] in kinds:
         return f"{name(parts[0])}, {kinds[parts[2]]}"
-    return NAMES.get(row) or " + ".join(NAMES.get(part, part) for part in row.split("+"))
+    return " + ".join(NAMES.get(part, part.replace("_", " ")) for part in row.split("+"))
 
 
 def number(value: Any, places: int, sign: str = "") -> str:

@@ -384,10 +384,13 @@ def stage3_variants(run: Run, data: Data) -> Rows:
 def abstract_claims(run: Run, data: Data) -> Rows:
     """What the abstract says, each claim against `published` (table `abstract_claims`).
 
-    In three rounds, for a claim goes on from the stages of the ones before it.
+    In three rounds, for claims go on from stages that another has trained.
     """
     names = [f"claim_{name}" for name in run.settings.ablation.claims]
-    first, both = "claim_published", "claim_clip_off+recalibration_off"
-    rounds = ([first], [name for name in names if name not in (first, both)], [both])
+    alike = ("claim_published", "claim_post_training", "claim_recalibration_off")  # in stage 2
+    first = ([name for name in alike if name in names] or names)[:1]
+    both = "claim_clip_off+recalibration_off"
+    rounds = (first, [name for name in names if name not in (*first, both)],
+              [both] if both not in first else [])
     return [row for part in rounds
             for row in _grid(run, data, [name for name in part if name in names])]

@@ -112,7 +112,7 @@ def fit(
     Args:
         model: maps (B, 3, p, p) in 0..255 to (B, 3, 3p, 3p); left unchanged. One that draws random
             numbers has a method `before_step(step, rank)`, which makes them follow from those.
-        folder: where the training state lies; locked while training.
+        folder: where the training state lies; locked while training, not once it is finished.
         score: called with the EMA model every `validate_every` steps and at the end.
         teacher: computes targets in 0..1 from LR patches (B, 3, p, p) in 0..255, without gradient.
         events: called with the trained model and with its EMA before the step that is their key.
@@ -123,8 +123,10 @@ def fit(
             the loss is not finite; the stage distils and has no teacher.
     """
     keep_freed_memory()
+    finished = any(folder.glob(f"state-{stage.steps:06d}-*"))
     # under torchrun the first process holds the lock and writes; all of them read the state
-    with file_lock(folder / "lock") if os.environ.get("RANK", "0") == "0" else nullcontext():
+    writes = not finished and os.environ.get("RANK", "0") == "0"
+    with file_lock(folder / "lock") if writes else nullcontext():
         processes()
         accelerator = Accelerator()
         schedule = stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"})

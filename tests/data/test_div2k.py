@@ -150,7 +150,7 @@ def test_a_host_that_sends_more_is_cut_off_at_the_known_size(server, contents, g
 
 def test_a_nonsense_address_a_file_and_an_unknown_home_are_told(tmp_path):
     (tmp_path / "file").touch()
-    for place, words in ((str(tmp_path / "file"), "is a file"), ("~nosuchuser/x", "no such user"),
+    for place, words in ((str(tmp_path / "file"), "is a file"), ("~nosuchuser/x", "home directory"),
                          ("x" * 300, "shorter name")):
         with pytest.raises(UserError, match=words):
             div2k.div2k_sources(DataSettings(source="div2k", div2k=place), "train")

@@ -118,9 +118,13 @@ def test_events_reach_model_and_ema_once(tmp_path):
     assert seen[0] is not seen[1]
 
 
-def test_two_trainings_in_one_folder_are_refused(tmp_path):
+def test_two_trainings_in_one_folder_are_refused_and_a_finished_one_is_for_all(tmp_path):
+    train = lambda: fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
     with file_lock(tmp_path / "lock"), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
-        fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score)
+        train()
+    done = train()
+    with file_lock(tmp_path / "lock"):
+        assert train().best_psnr == done.best_psnr
 
 
 def test_soap_is_that_of_its_authors_in_one_thread(monkeypatch):
