@@ -34,8 +34,15 @@ KERNEL_ARGUMENTS = ["--IPKernelApp.capture_fd_output=False"]
 """A worker process of a kernel prints to the terminal; captured as well, its lines come twice."""
 
 
+SETTING = re.compile(r"\bsettings?\b|\b(data|student|teacher|stage\d|quant|export|ablation)\.[a-z]")
+"""What the message of an error names that settings cause."""
+
+
 class NotebookError(Exception):
     """A notebook that stopped; the message is its error's last line."""
+
+    of_settings = False
+    """Whether to run it again with the same settings would change nothing."""
 
 
 def find_notebooks(folder: Path) -> list[Path]:
@@ -122,7 +129,9 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
             last = (str(error.evalue).strip().splitlines() or ["no message"])[-1]
             if error.ename in ("MemoryError", "_ArrayMemoryError"):
                 kind = "not enough memory: close other programs, or take a smaller profile: "
-            raise NotebookError(kind + last) from error
+            failure = NotebookError(kind + last)
+            failure.of_settings = error.ename == "UserError" and bool(SETTING.search(last))
+            raise failure from error
         except DeadKernelError as error:
             keep()
             raise NotebookError("its kernel died: crashed, or killed (for lack of memory, say); "

@@ -166,7 +166,8 @@ def reproduce(
                 done = _one(path, run, overrides)
             except NotebookError as error:
                 copy = run.out / "notebooks" / path.name
-                print(f"{label}: failed: {error}\n      executed copy: {copy}\n{resume}",
+                again = "" if error.of_settings else f"\n{resume}"
+                print(f"{label}: failed: {error}\n      executed copy: {copy}{again}",
                       file=sys.stderr)
                 return 1
             except KeyboardInterrupt:

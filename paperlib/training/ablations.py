@@ -25,6 +25,7 @@ from paperlib.export.convert import export_tflite
 from paperlib.export.tflite import TFLiteUpscaler
 from paperlib.files import sha256_file
 from paperlib.profiles import EXCEPTIONS, METHODS, STAGE3_LOSS
+from paperlib.quantisation.diagnostics import layer_sqnr
 from paperlib.quantisation.int8 import post_training_graph
 from paperlib.quantisation.qat import prepare_qat, quantised_graph
 from paperlib.run import Run, rows_over_seeds
@@ -219,8 +220,13 @@ def _variant(run: Run, data: Data, name: str, settings: Settings) -> Rows:
     return measure(data, TFLiteUpscaler(path), "switches", name, "int8", steps=steps)
 
 
-def _claim(run: Run, data: Data, name: str, settings: Settings) -> Rows:
-    """A claim of the abstract, after Table C's stage 1 of the seed: float, fake-quant, files."""
+def _claim(run: Run, data: Data, name: str, settings: Settings) -> tuple[Rows, dict[str, Any]]:
+    """A claim of the abstract, from Table C's stage 1 of that seed: float, fake-quantised, files.
+
+    Returns:
+        Rows, and for the record: `layers`, of the quantised network each layer's largest |weight|
+        and SQNR (dB), and with `published` the `shares` of stage 2's terms at its start.
+    """
     claim, base = name.removeprefix("claim_"), _settings(run, "mobileone", settings.seed)
     first = second = _folder(run, base, "mobileone")
     # statistics are re-estimated after stage 2, so that with and without share its training
@@ -229,22 +235,30 @@ def _claim(run: Run, data: Data, name: str, settings: Settings) -> Rows:
         learnt = base
     else:
         second = f"ablation/claim_{claim.partition('+')[0]}-{settings.seed}/"
-    stages.stage1(run, data, f"{first}stage1", base)
+    start = stages.stage1(run, data, f"{first}stage1", base).model
     targets = stages.distillation_targets(run, data, 2, learnt)
     stages.stage2(run, data, targets, f"{second}stage2", learnt, start=f"{first}stage1")
     fused = fuse_model(stages.recalibrated(run, data, f"{second}stage2", settings), clamp=True)
-    table, steps = "abstract_claims", settings.stage1.steps + settings.stage2.steps
+    table, steps, extra = "abstract_claims", settings.stage1.steps + settings.stage2.steps, {}
     rows = measure(data, TorchUpscaler(fused, claim), table, claim, "fp32", steps=steps)
     if claim in FLOAT_CLAIMS:
-        return rows
+        return rows, extra
     folder = f"{first}stage3" if claim == "published" else f"ablation/{name}-{settings.seed}/stage3"
     if claim == "post_training":
         model = prepare_qat(fused, settings.quant, calibration(data, settings)).eval()
     else:
         model = _stage3(run, data, fused, folder, settings)
         steps += settings.stage3.steps
+    if claim == "published":
+        extra["shares"] = stages.stage_shares(data, base, 2, start, targets)
+    qgraph = quantised_graph(model)
+    noise = {line["name"]: line["sqnr_db"]
+             for line in layer_sqnr(qgraph, [pair.lr for pair in data.valid[:4]])}
+    extra["layers"] = [{"name": node.name, "weight": float(node.weight.abs().max()),
+                        "sqnr_db": noise[node.name]}
+                       for node in qgraph.graph.nodes if node.weight is not None]
     rows += measure(data, TorchUpscaler(model, claim), table, claim, "fake-quant", steps=steps)
-    return rows + _files(run, data, model, folder, table, claim, steps, settings)
+    return rows + _files(run, data, model, folder, table, claim, steps, settings), extra
 
 
 def shared_by_all(run: Run, data: Data, names: Sequence[str]) -> dict[str, Any]:
@@ -276,9 +290,13 @@ def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int
             "training", {}).get("identity") == identity:
         return
     run = Run(run.settings, run.out)  # its clock is this training's
-    measured = _claim if claim else _network if name in TABLES else _variant
-    run.record(stem, measured(run, data, name, settings), inputs, teacher=shared["teacher"],
-               training={"name": name, "seed": seed, "identity": identity})
+    extra: dict[str, Any] = {}
+    if claim:
+        rows, extra = _claim(run, data, name, settings)
+    else:
+        rows = (_network if name in TABLES else _variant)(run, data, name, settings)
+    run.record(stem, rows, inputs, teacher=shared["teacher"],
+               training={"name": name, "seed": seed, "identity": identity}, **extra)
 
 
 def teacher_shares(run: Run, data: Data) -> pd.DataFrame:

@@ -146,7 +146,7 @@ def test_an_exception_keeps_its_kind_and_a_notebook_that_writes_no_record_has_fa
         assert go(folder, last="01") == 1
         told = capsys.readouterr().err
         assert words in told
-        assert "to resume: paperlib reproduce" in told
+        assert ("to resume: paperlib reproduce" in told) == (end != setting)
 
 
 def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd, monkeypatch):

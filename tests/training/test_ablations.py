@@ -200,6 +200,14 @@ def test_the_abstracts_claims_go_on_from_one_stage_1(tmp_path):
             ("mobileone", "stage1"), ("mobileone", "stage2"), ("mobileone", "stage3"),
             ("claim_stage1_longer", "stage2"), ("claim_clip_off", "stage2"), ("claim_clip_off", "stage3"),
             ("claim_recalibration_off", "stage3"), ("claim_clip_off+recalibration_off", "stage3"))}
+    record = run.read_record("07/claim_published-1234")
+    assert [line["name"] for line in record["layers"]] == ["stem", "body.0.conv", "head"]
+    base = ablations._settings(run, "mobileone", 1234)
+    start = load_model(run.stage_folder("ablation/mobileone-1234/stage1") / "student.safetensors")
+    shares = stages.stage_shares(
+        data, base, 2, start, stages.distillation_targets(run, data, 2, base))
+    assert list(shares["term"]) == ["charbonnier", "dct", "kd"]
+    assert record["shares"] == [pytest.approx(line) for line in shares.to_dict("records")]
     longer = ablations._settings(run, "claim_stage1_longer", 1)
     loss = longer.stage2.loss
     assert (loss.l1, loss.charbonnier, loss.dct, loss.kd) == (1.0, 0.0, 0.0, 0.0)
