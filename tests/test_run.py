@@ -97,8 +97,7 @@ def test_a_missing_input_and_a_field_of_the_provenance_are_refused(run):
 def test_numbers_of_other_libraries_become_plain_json(run):
     run.record("01_data", [], values={"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": math.nan,
                                       "d": (np.int64(3), Path("x")), 5: np.array([[math.inf, 1.0]])})
-    assert run.read_record("01_data")["values"] == {
-        "a": 0.5, "b": [1, 2], "c": None, "d": [3, "x"], "5": [[None, 1.0]]}
+    assert run.read_record("01_data")["values"] == {"a": 0.5, "b": [1, 2], "c": None, "d": [3, "x"], "5": [[None, 1.0]]}
 
 
 def test_folders_of_this_machine_are_named_by_their_variables(run, monkeypatch, tmp_path):

@@ -28,13 +28,7 @@ from paperlib.settings import QuantSettings, StudentSettings
 from paperlib.student.models import fuse_model
 from paperlib.student.network import Student
 from paperlib.teacher.network import MambaIRv2Light, TeacherShape, TeacherUpscaler
-from paperlib.upscale import (
-    byte_runner,
-    find_inputs,
-    upscale_files,
-    upscale_picture,
-    upscale_pixels,
-)
+from paperlib.upscale import byte_runner, find_inputs, upscale_files, upscale_picture, upscale_pixels
 
 BICUBIC = load_upscaler("bicubic")
 
@@ -263,8 +257,7 @@ def test_lossless_webp_stays_lossless(tmp_path, exif):
     assert not images.read_picture(lossy).lossless
 
 
-def test_a_file_system_without_modes_is_written_to_and_an_unwritable_place_told(
-        tmp_path, monkeypatch):
+def test_a_file_system_without_modes_is_written_to_and_an_unwritable_place_told(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 

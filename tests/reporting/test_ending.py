@@ -23,8 +23,7 @@ def run(tmp_path):
 
 def test_the_ladder_has_what_ran_and_what_each_step_gained(run):
     run.record("03_teacher", rows(("stages", "teacher", "fp32", 26.5)))
-    run.record("06_tflite_eval", rows(("export", "tflite_dynamic", "int8", 27.2),
-                                      ("box", "box_int8", "int8", 28.0)),
+    run.record("06_tflite_eval", rows(("export", "tflite_dynamic", "int8", 27.2), ("box", "box_int8", "int8", 28.0)),
                parity=[{"file": "a", "equal": 0.9973, "within_1_lsb": 1.0, "max_lsb": 1, "values": 3}])
     steps = ladder(Results(run)).drop(columns="step").to_numpy().tolist()
     assert steps == [["26.00", ""], ["27.00", "+1.00"], ["26.50", ""], ["27.25", "+0.25"],

@@ -56,12 +56,10 @@ def fill(run):
     """Fabricated records, figures of both kinds and an executed notebook."""
     image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     keys = [key for key in reported() if key[0] in "BCD" or key[0] == "abstract"]
-    run.record("06_tflite_eval", [
-        measured_row(*key, reported()[key] - 2, "validation") for key in keys],
+    run.record("06_tflite_eval", [measured_row(*key, reported()[key] - 2, "validation") for key in keys],
         teacher="<small> teacher")
     run.record("05_fuse_qat", [], silent=[0, 2])
-    run.record("00_reproduce", [],
-               notebooks={"06_tflite_eval": {"seconds": 33.3, "peak_bytes": 2e9}})
+    run.record("00_reproduce", [], notebooks={"06_tflite_eval": {"seconds": 33.3, "peak_bytes": 2e9}})
     history = [{"step": 1, "loss": 0.1, "psnr_rgb": 26.0}, {"step": 2, "loss": 0.05, "psnr_rgb": 27.0}]
     hr = read_rgb(embedded_path("astronaut.png"))[:240, :240]
     run.figure("02_curves", figures.curves(history))
@@ -91,8 +89,7 @@ def test_the_page_needs_nothing_from_anywhere(made):
     page = _Page(text)
     assert page.open == []
     assert page.sources
-    assert all(source.startswith(("data:image/png;base64,", "data:image/webp;base64,"))
-               for source in page.sources)
+    assert all(source.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for source in page.sources)
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
     assert {"records/06_tflite_eval.json", "notebooks/06_tflite_eval.html"} <= set(page.links)
     for link in page.links:
@@ -161,8 +158,7 @@ def test_a_committed_run_is_headed_by_its_question(tmp_path):
 
 def test_quality_against_cost_is_drawn_where_set5_was_measured(run):
     for dataset, drawn in (("validation", False), ("Set5", True)):
-        run.record("06_tflite_eval", [
-            measured_row("B", "student_deploy", "int8", "psnr", 31.4, dataset)])
+        run.record("06_tflite_eval", [measured_row("B", "student_deploy", "int8", "psnr", 31.4, dataset)])
         assert ("figures/08_cost.png" in write_summary(run).read_text()) == drawn
 
 

@@ -58,8 +58,7 @@ def test_every_reported_number_has_a_verdict_in_every_profile(tmp_path, profile)
 
 
 @pytest.mark.parametrize(("seeds", "word"), [(5, Verdict.HOLDS), (1, Verdict.ONE_SEED)])
-def test_the_papers_own_numbers_hold_every_trend_over_five_seeds_and_none_over_one(
-        tmp_path, seeds, word):
+def test_the_papers_own_numbers_hold_every_trend_over_five_seeds_and_none_over_one(tmp_path, seeds, word):
     found = results(tmp_path, PAPER, seeds=seeds)
     assert {line(found, key)["verdict"] for key in PAPER if key[3] == "psnr"} == {word}
 
@@ -84,8 +83,7 @@ def test_the_papers_own_numbers_are_reproduced_by_its_data_schedule_and_method_a
 @pytest.mark.parametrize(("seeds", "word"), [(1, Verdict.ONE_SEED), (3, Verdict.MISSED)])
 def test_nearly_equal_networks_do_not_pass_table_d(tmp_path, seeds, word):
     """Both within 0.05 dB of the paper's numbers, but not 0.0889 dB apart."""
-    found = results(tmp_path, {TEACHER: 29.9605, DIRECT: 29.9604}, seeds=seeds, profile="paper",
-                    paper_data=True)
+    found = results(tmp_path, {TEACHER: 29.9605, DIRECT: 29.9604}, seeds=seeds, profile="paper", paper_data=True)
     assert {line(found, key)["verdict"] for key in (TEACHER, DIRECT)} == {word}
 
 
@@ -161,14 +159,12 @@ def test_table_cs_pipeline_stands_for_table_b_where_only_that_was_run(tmp_path):
     found.run.record("04_stage2", [measured_row("B", "student_stage2", "fp32", "psnr", 27.0, "validation")])
     own = line(Results(found.run), ("B", "student_stage2", "fp32", "psnr"))
     assert own["reproduced"] == 27.0  # measured by its own notebook
-    older = results(tmp_path / "older", {key: value for key, value in PIPELINE.items()
-                                         if key[1] != "mobileone_float"})
+    older = results(tmp_path / "older", {key: value for key, value in PIPELINE.items() if key[1] != "mobileone_float"})
     assert line(older, ("B", "student_stage2", "fp32", "psnr"))["verdict"] is Verdict.NOT_RUN
 
 
 def test_a_short_pipeline_of_table_c_cannot_miss_table_b(tmp_path):
-    found = results(tmp_path, PIPELINE, profile="paper", paper_data=True,
-                    overrides={"ablation.stage1_steps": 7})
+    found = results(tmp_path, PIPELINE, profile="paper", paper_data=True, overrides={"ablation.stage1_steps": 7})
     assert line(found, ("B", "student_stage2", "fp32", "psnr"))["verdict"] is Verdict.HOLDS
 
 
@@ -200,8 +196,7 @@ def test_one_constant_gives_all_five_scores_as_printed(tmp_path):
     psnr, ms = np.array(list(paper_numbers.entries().values())).T
     printed = scores["reported"].to_numpy(np.float64)
     fitted = np.linalg.lstsq((4**psnr / ms)[:, None], printed)[0][0]
-    assert paper_numbers.fitted_constant() == pytest.approx(1 / fitted) == pytest.approx(
-        1.155e16, rel=0.002)
+    assert paper_numbers.fitted_constant() == pytest.approx(1 / fitted) == pytest.approx(1.155e16, rel=0.002)
     assert paper_numbers.score(30.5, 10) == pytest.approx(2 * paper_numbers.score(30, 10))
 
 

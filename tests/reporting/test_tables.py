@@ -17,8 +17,7 @@ RUNS = sorted(path.parent.relative_to(REFERENCE).as_posix() for path in REFERENC
 
 def open_with(tmp_path, values, profile="demo"):
     run = open_run(profile, tmp_path / profile)
-    run.record("07_ablations", [
-        measured_row(*key, value, "validation") for key, value in values.items()])
+    run.record("07_ablations", [measured_row(*key, value, "validation") for key, value in values.items()])
     return run
 
 
@@ -47,8 +46,7 @@ def test_csv_has_the_contracts_columns_and_is_read_back(tmp_path):
     assert back["low"].isna().all()
 
 
-@pytest.mark.parametrize(("fmt", "mark"), [
-    ("text", "Table B: "), ("markdown", "| --- |"), ("latex", r"\toprule")])
+@pytest.mark.parametrize(("fmt", "mark"), [("text", "Table B: "), ("markdown", "| --- |"), ("latex", r"\toprule")])
 def test_tables_print_in_three_formats(tmp_path, fmt, mark):
     run = open_with(tmp_path, BICUBIC)
     with pytest.raises(UserError, match="paperlib reproduce"):
@@ -87,11 +85,8 @@ def test_committed_tables_are_what_the_committed_records_give(name):
 
 def test_reported_and_measured_stand_in_one_line_a_row(tmp_path):
     shown = tables.reported_vs_measured(open_with(tmp_path, BOTH), ["B"]).set_index("model")
-    assert list(shown.index) == ["bicubic", "FSRCNN", "ABPN", "student after stage 2",
-                                 "student after stage 3"]
-    assert shown.loc["bicubic"].tolist() == [
-        "fp32", "28.26 / 0.828", "26.123 / 0.8000", "+2.020",
-        "+0.877", "one seed"]
+    assert list(shown.index) == ["bicubic", "FSRCNN", "ABPN", "student after stage 2", "student after stage 3"]
+    assert shown.loc["bicubic"].tolist() == ["fp32", "28.26 / 0.828", "26.123 / 0.8000", "+2.020", "+0.877", "one seed"]
     assert shown.loc["student after stage 2", "paper"] == "30.28 / 0.863 *"
     assert shown.loc["FSRCNN", ["here", "verdict"]].tolist() == ["", "not run"]
     run = open_with(tmp_path, {("C", "mobileone", "fp32", "psnr"): 27.0})
@@ -120,8 +115,7 @@ def test_the_audit_says_another_kernel_and_not_recomputed(tmp_path):
             "verdict": "recomputed", "evidence": "their log"}
     run.record("06_tflite_eval", [], audit=[line | {"row": "bicubic (Table B)"},
                                             line | {"row": "student_stage2 (Table B)"}])
-    assert tables.by_row(Results(run).tables["audit"])["verdict"].tolist() == [
-        "another kernel", "recomputed"]
+    assert tables.by_row(Results(run).tables["audit"])["verdict"].tolist() == ["another kernel", "recomputed"]
     assert tables.audit_table(run)["their own files"].tolist() == ["28.4115", "28.4115"]
 
 
@@ -167,8 +161,7 @@ def test_a_larger_weight_of_the_teacher_is_held_against_none(tmp_path):
     assert found[tables.name("kd_100")] == (direct, "+0.400")
     assert found[tables.name("kd_100_learnt")] == (f"{direct}, learned grids", "+0.300")
     assert found[tables.name("ortho_kd_0")] == (tables.name("ortho_kd_1"), "-0.100")
-    run.record("07_ablations", [stage3(name, [values[name]] * 2)
-                                for name in ("qat_teacher", "kd_100")])
+    run.record("07_ablations", [stage3(name, [values[name]] * 2) for name in ("qat_teacher", "kd_100")])
     assert tables.changes(run)["against"].tolist() == [tables.name("qat_teacher")]
 
 

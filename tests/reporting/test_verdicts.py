@@ -158,8 +158,7 @@ def test_every_measurable_number_is_judged_by_a_claim():
     assert {model for claim in CLAIMS for model in claim.judges} == models
     for precision in ("fp32", "int8"):
         repconv = ("C", "repconv", precision)
-        assert any(repconv in claim.judges and ("C", "mobileone", precision) in claim.judges
-                   for claim in CLAIMS)
+        assert any(repconv in claim.judges and ("C", "mobileone", precision) in claim.judges for claim in CLAIMS)
 
 
 def test_ssim_that_the_paper_measured_otherwise_is_named():

@@ -77,8 +77,7 @@ def test_every_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     changes = {"data.max_train": 6, "quant.calibration_images": 2, "ablation.seeds": [1, 2]}
     run, data = open_after_stage2(tmp_path, ["post_training", "dct_off"], **changes)
     rows = stage3_variants(run, data)
-    psnr = {row["row"]: row for row in rows
-            if row["metric"] == "psnr" and row["dataset"] == "validation"}
+    psnr = {row["row"]: row for row in rows if row["metric"] == "psnr" and row["dataset"] == "validation"}
     assert list(psnr) == [*(f"{name}{file}" for name in ("qat_teacher", "qat_direct")
                             for file in ("", "_fixed", "_learnt")),
                           "post_training", "dct_off", "as_set"]
@@ -90,8 +89,7 @@ def test_every_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     assert psnr["post_training"]["values"][0] != psnr["post_training"]["values"][1]
     assert psnr["as_set"]["values"] == psnr["qat_teacher_learnt"]["values"]  # one training, two names
     assert not (tmp_path / "records" / "07" / "as_set-1.json").exists()
-    drawn = [calibration(data, override(run.settings, {"seed": seed}), drawn=True)
-             for seed in (1, 1, 2)]
+    drawn = [calibration(data, override(run.settings, {"seed": seed}), drawn=True) for seed in (1, 1, 2)]
     assert all(np.array_equal(one, other) for one, other in zip(*drawn[:2], strict=True))
     assert not all(np.array_equal(one, other) for one, other in zip(*drawn[1:], strict=True))
     folder, path = run.stage_folder("ablation/kd_0-2/stage3"), tmp_path / "again.tflite"
@@ -204,8 +202,7 @@ def test_the_abstracts_claims_go_on_from_one_stage_1(tmp_path):
     assert [line["name"] for line in record["layers"]] == ["stem", "body.0.conv", "head"]
     base = ablations._settings(run, "mobileone", 1234)
     start = load_model(run.stage_folder("ablation/mobileone-1234/stage1") / "student.safetensors")
-    shares = stages.stage_shares(
-        data, base, 2, start, stages.distillation_targets(run, data, 2, base))
+    shares = stages.stage_shares(data, base, 2, start, stages.distillation_targets(run, data, 2, base))
     assert list(shares["term"]) == ["charbonnier", "dct", "kd"]
     assert record["shares"] == [pytest.approx(line) for line in shares.to_dict("records")]
     longer = ablations._settings(run, "claim_stage1_longer", 1)
