@@ -30,15 +30,12 @@ def test_the_ladder_has_what_ran_and_what_each_step_gained(run):
                      ["27.20", "99.73 % of its values are stage 3's"], ["28.00", ""]]
 
 
-def test_one_seed_decides_nothing_and_the_end_says_where_to_look(run):
+def test_one_seed_decides_nothing_the_end_says_where_to_look_and_smokes_is_one_line(run, tmp_path):
     text = ending_text(run)
     assert len(text.splitlines()) <= 20
     assert "with one, none is decided" in text
     assert str(run.out / "report.html") in text
     assert "stage1 500 steps for 30,000, stage2 150 steps for 10,000." in text
-
-
-def test_smoke_ends_in_one_line(tmp_path):
-    run = open_run("smoke", tmp_path)
-    run.record("01_data", rows(("B", "bicubic", "fp32", 26.0)))
-    assert len(ending_text(run).splitlines()) == 1
+    smoke = open_run("smoke", tmp_path / "smoke")
+    smoke.record("01_data", rows(("B", "bicubic", "fp32", 26.0)))
+    assert len(ending_text(smoke).splitlines()) == 1
