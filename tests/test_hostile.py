@@ -114,8 +114,7 @@ def test_pictures_that_fail_cost_evaluate_and_prepare_nothing(tmp_path, capsys, 
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_relative_folders_become_absolute_and_a_kernel_in_notebooks_means_the_clone(
-        tmp_path, monkeypatch):
+def test_relative_folders_become_absolute_and_a_kernel_in_notebooks_means_the_clone(tmp_path, monkeypatch):
     names = [f"PAPERLIB_{name}" for name in ("CACHE", "DATA", "ASSETS")]
     for here, base in ((tmp_path, tmp_path), (root() / "notebooks", root())):
         monkeypatch.chdir(here)

@@ -5,6 +5,7 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -68,8 +69,7 @@ def test_the_processor_is_described_by_its_instructions(tmp_path):
                      "processor\t: 1\nmodel name\t: Another\nflags\t\t: fpu\n")
     arm.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
     found = environment.processor(intel)
-    assert found["model"] == "Some CPU @ 2 GHz"
-    assert found["instructions"] == ["avx", "avx2", "avx512f", "avx512_vnni"]
+    assert (found["model"], found["instructions"]) == ("Some CPU @ 2 GHz", ["avx", "avx2", "avx512f", "avx512_vnni"])
     assert environment.processor(arm)["instructions"] == ["asimd", "asimddp"]
     assert environment.processor(tmp_path / "none")["instructions"] is None
     assert environment.provenance()["cpu"] == environment.processor()
@@ -87,18 +87,22 @@ def test_inputs_outside_the_run_are_found_again(run, tmp_path, monkeypatch):
     assert environment.from_portable("/elsewhere/x.pt", run.out) == Path("/elsewhere/x.pt")
 
 
-def test_a_missing_input_and_a_field_of_the_provenance_are_refused(run):
+def test_what_cannot_be_recorded_or_opened_is_refused_before_any_work(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="stage1"):
         run.record("02_stage1", [], inputs={"stage1": run.out / "nothing.safetensors"})
     with pytest.raises(ValueError, match="seed"):
         run.record("01_data", [], seed=1)
+    with pytest.raises(UserError, match="unknown profile '5'"):
+        open_run(5, tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryFile", Mock(side_effect=OSError(30, "Read-only file system")))
+    with pytest.raises(UserError, match="Read-only file system"):
+        open_run("smoke", tmp_path / "out")
 
 
 def test_numbers_of_other_libraries_become_plain_json(run):
     run.record("01_data", [], values={"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": math.nan,
                                       "d": (np.int64(3), Path("x")), 5: np.array([[math.inf, 1.0]])})
-    assert run.read_record("01_data")["values"] == {
-        "a": 0.5, "b": [1, 2], "c": None, "d": [3, "x"], "5": [[None, 1.0]]}
+    assert run.read_record("01_data")["values"] == {"a": 0.5, "b": [1, 2], "c": None, "d": [3, "x"], "5": [[None, 1.0]]}
 
 
 def test_folders_of_this_machine_are_named_by_their_variables(run, monkeypatch, tmp_path):
@@ -128,9 +132,7 @@ def test_all_rows_are_one_tidy_frame_in_the_records_order(run):
     assert rows["record"].tolist() == ["01_data", "01_data", "07_ablations"]
     first, unmeasured, seeds = rows.to_dict("records")
     assert (first["value"], first["seeds"], first["values"]) == (28.2, 1, None)
-    assert math.isnan(first["sd"])
-    assert pd.isna(first["steps"])
-    assert math.isnan(unmeasured["value"])
+    assert pd.isna([first["sd"], first["steps"], unmeasured["value"]]).all()
     assert (seeds["value"], seeds["seeds"], seeds["steps"], seeds["values"]) == (30.5, 2, 200, [30.0, 31.0])
     assert seeds["sd"] == pytest.approx(math.sqrt(0.5))
 
@@ -142,21 +144,7 @@ def test_a_run_without_records_has_no_rows_but_the_columns(run):
         run.read_record("02_stage1")
 
 
-def test_a_profile_of_another_type_is_told(tmp_path):
-    with pytest.raises(UserError, match="unknown profile '5'"):
-        open_run(5, tmp_path)
-
-
-def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path, monkeypatch):
-    def refuse(**_):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(UserError, match="Read-only file system"):
-        open_run("smoke", tmp_path / "out")
-
-
-def test_the_settings_stand_beside_the_papers_those_that_differ_first(run):
+def test_the_settings_stand_beside_the_papers_those_that_differ_first_and_after_eight_folded(run):
     overview = run.settings_table().set_index("setting")
     assert "not the paper's numbers" in overview.value["profile"]
     assert overview.value["results"] == str(run.out)
@@ -164,17 +152,13 @@ def test_the_settings_stand_beside_the_papers_those_that_differ_first(run):
     table = run.settings_table("student", "stage1").set_index("setting")
     assert set(table.index.str.split(".").str[0]) == {"student", "stage1"}
     assert table.paper["stage1.steps"] == "30000"
-    equal = [(line.value == line.paper) or name.endswith((".expect", ".checkpoint_every"))
-             for name, line in table.iterrows()]
+    own = (".expect", ".checkpoint_every")
+    equal = [line.value == line.paper or name.endswith(own) for name, line in table.iterrows()]
     assert equal == sorted(equal)
-    assert not equal[0]
-    assert equal[-1]
-
-
-def test_eight_settings_are_shown_and_the_others_folded(run):
+    assert (equal[0], equal[-1]) == (False, True)
     shown, folded = run.describe("student", "stage1").data.split("<details>")
     assert shown.count("<tr>") == 8
-    assert folded.count("<tr>") == len(run.settings_table("student", "stage1")) - 8
+    assert folded.count("<tr>") == len(table) - 8
 
 
 def test_a_notebook_opened_too_early_names_those_before_it(run, tmp_path):

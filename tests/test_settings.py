@@ -2,17 +2,9 @@
 
 import pytest
 
+from paperlib import profiles
 from paperlib.errors import UserError
-from paperlib.profiles import (
-    EXCEPTIONS,
-    METHODS,
-    PROFILES,
-    differences_from_paper,
-    equals_paper,
-    load_settings,
-    note,
-    part_of,
-)
+from paperlib.profiles import EXCEPTIONS, METHODS, PROFILES, differences_from_paper, equals_paper, load_settings, note
 from paperlib.settings import flatten, override, settings_hash
 
 
@@ -118,8 +110,8 @@ def test_a_number_equals_the_papers_only_where_all_behind_it_does(changes, wrong
 def test_rows_of_one_table_depend_on_different_parts():
     late = load_settings("paper", {"stage3.steps": 10})
     rows = ("bicubic", "student_stage2", "student_deploy")
-    assert [equals_paper(late, part_of("B", row)) for row in rows] == [True, True, False]
-    assert part_of("D", "qat_direct") == "D"
+    assert [equals_paper(late, profiles.part_of("B", row)) for row in rows] == [True, True, False]
+    assert profiles.part_of("D", "qat_direct") == "D"
 
 
 @pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "Infinity"])

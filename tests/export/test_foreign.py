@@ -80,8 +80,7 @@ def int8_file(tmp_path_factory):
 def test_an_integer_file_says_its_range(int8_file, tmp_path, capsys):
     whole = TFLiteUpscaler(int8_file)
     unit = TFLiteUpscaler(changed(int8_file, tmp_path / "unit.tflite", scaled(1 / 255)))
-    assert whole.peaks == (255, 255)
-    assert unit.peaks == (1, 1)
+    assert (whole.peaks, unit.peaks) == ((255, 255), (1, 1))
     np.testing.assert_array_equal(unit.raw(PICTURE), whole.raw(PICTURE))
     np.testing.assert_array_equal(upscale_pixels(unit, PICTURE), upscale_pixels(whole, PICTURE))
     with pytest.raises(UserError, match="neither 0"):

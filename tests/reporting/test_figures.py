@@ -13,16 +13,12 @@ from paperlib.run import measured_row
 from paperlib.settings import LossSettings
 
 
-def photograph(height=90, width=120):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def photograph(height=90, width=120, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def heights(bars):
     return [bar.get_height() for bar in bars if np.isfinite(bar.get_height())]
-
-
-def labels(axes):
-    return [line.get_label() for line in axes.lines]
 
 
 def ticks(texts):
@@ -55,10 +51,9 @@ def test_curves_show_every_term_with_its_weight_and_the_best_score():
         {"step": 2, "loss": 0.1, "charbonnier": 0.02, "dct": 4.0, "psnr_rgb": 25.5}]  # kd ends early
     weights = LossSettings(l1=0, charbonnier=1, dct=0.02, kd=0.01, kd_mid=0.005, kd_low=0.01)
     loss, score = figures.curves(history, "Stage 2", weights).axes
-    assert labels(loss) == ["loss: 0.1", "Charbonnier: 0.02", "DCT, before × 0.02: 4",
-                            "distillation, before × λ(t): 0.5"]
-    assert [line.get_ydata().tolist() for line in loss.lines[:3]] == [
-        [0.3, 0.1], [0.2, 0.02], [5.0, 4.0]]
+    assert [line.get_label() for line in loss.lines] == [
+        "loss: 0.1", "Charbonnier: 0.02", "DCT, before × 0.02: 4", "distillation, before × λ(t): 0.5"]
+    assert [line.get_ydata().tolist() for line in loss.lines[:3]] == [[0.3, 0.1], [0.2, 0.02], [5.0, 4.0]]
     assert score.lines[0].get_ydata().tolist() == [26.0, 25.5]
     assert score.get_title(loc="left") == "Stage 2: validation, best 26.00 dB"
     assert (score.get_xlabel(), score.get_ylabel()) == ("training step", "PSNR RGB (dB)")
@@ -88,8 +83,7 @@ def test_error_map_is_signed_and_states_its_root_mean_square():
 
 
 def test_layers_without_a_finite_number_have_no_bar():
-    rows = [{"name": "input", "sqnr_db": float("inf")}, {"name": "stem", "sqnr_db": 40.0},
-            {"name": "head"}]
+    rows = [{"name": "input", "sqnr_db": float("inf")}, {"name": "stem", "sqnr_db": 40.0}, {"name": "head"}]
     before = rcParams["axes.grid"]
     axes = figures.layer_sqnr(rows).axes[0]
     assert ticks(axes.get_xticklabels()) == ["input", "stem", "head"]
@@ -101,39 +95,32 @@ def test_layers_without_a_finite_number_have_no_bar():
 def test_layer_ranges_show_grids_and_the_extremes_of_channels():
     rows = [{"name": "stem", "low": -20.0, "high": 300.0, "channel_low": [-20.0, 0.0],
              "channel_high": [300.0, 4.0], "grid_low": -25.0, "grid_high": 310.0, "step": 1.3},
-            {"name": "head", "low": -5.0, "high": 260.0, "channel_low": [-5.0],
-             "channel_high": [260.0]}]
+            {"name": "head", "low": -5.0, "high": 260.0, "channel_low": [-5.0], "channel_high": [260.0]}]
     spans, steps = figures.layer_ranges(rows).axes
-    assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in spans.patches] == [
-        (-25, 310), (-5, 260)]
-    assert spans.collections[0].get_offsets().tolist() == [
-        [0, -20], [0, 0], [0, 300], [0, 4], [1, -5], [1, 260]]
+    assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in spans.patches] == [(-25, 310), (-5, 260)]
+    assert spans.collections[0].get_offsets().tolist() == [[0, -20], [0, 0], [0, 300], [0, 4], [1, -5], [1, 260]]
     assert heights(steps.patches) == [1.3]
     assert ticks(steps.get_xticklabels()) == ["stem", "head"]
 
 
 def test_drops_pair_the_two_precisions_of_a_network():
-    rows = [measured_row("C", name, precision, "psnr", value, dataset)
-            for name, precision, value, dataset in (
-                ("mobileone", "int8", [26.7, 26.9], "validation"),
-                ("mobileone", "fp32", 27.0, "validation"), ("repdw", "fp32", 26.0, "validation"),
-                ("repdw", "int8", 25.0, "validation"), ("repdw", "int8", 1.0, "Set5"),
-                ("repdw_learnt", "int8", 1.0, "validation"), ("abpn", "fp32", None, "validation"))]
+    values = {("mobileone", "int8"): [26.7, 26.9], ("mobileone", "fp32"): 27.0, ("repdw", "fp32"): 26.0,
+              ("repdw", "int8"): 25.0, ("repdw_learnt", "int8"): 1.0, ("abpn", "fp32"): None}
+    rows = [measured_row("C", *key, "psnr", value, "validation") for key, value in values.items()]
+    rows.append(measured_row("C", "repdw", "int8", "psnr", 1.0, "Set5"))
     axes = figures.drops(rows).axes[0]
     first, second = (bars for bars in axes.containers if hasattr(bars, "patches"))
-    assert (first.get_label(), second.get_label()) == (
-        "FP32 (fake-quantised)", "INT8 file")
+    assert (first.get_label(), second.get_label()) == ("FP32 (fake-quantised)", "INT8 file")
     assert heights(first.patches) == [27.0, 26.0]
     assert heights(second.patches) == pytest.approx([26.8, 25.0])
     assert ticks(axes.get_xticklabels()) == ["MobileOne", "RepDW"]
     nothing = figures.drops([])
-    assert nothing.get_suptitle() == "What INT8 costs each network: nothing measured"
+    assert "nothing measured" in nothing.get_suptitle()
     assert nothing.axes == []
 
 
 def test_patch_grid_shows_lr_above_hr():
-    lr = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    hr = torch.full((2, 3, 24, 24), 255, dtype=torch.uint8)
+    lr, hr = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 3, 24, 24), 255, dtype=torch.uint8)
     shown = [axes.images[0].get_array() for axes in figures.patch_grid(lr, hr).axes]
     assert [(image.shape[0], image.max(), image.min()) for image in shown] == [
         (8, 0, 0), (8, 0, 0), (24, 255, 255), (24, 255, 255)]
@@ -161,16 +148,14 @@ def test_the_grid_counts_the_steps_of_each_channel():
 
 
 def test_shares_have_a_bar_a_term_for_value_and_gradient():
-    found = pd.DataFrame({"term": ["charbonnier", "kd"], "value share": [0.14, 0.86],
-                          "gradient share": [0.18, 0.82]})
+    found = pd.DataFrame({"term": ["charbonnier", "kd"], "value share": [0.14, 0.86], "gradient share": [0.18, 0.82]})
     axes = figures.shares(found).axes[0]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([14, 86, 18, 82])
     assert ticks(axes.get_yticklabels()) == ["Charbonnier", "distillation"]
 
 
 def test_kernels_leaderboard_and_costs_are_drawn():
-    points = pd.DataFrame({"name": ["a", "b"], "group": "ours", "macs": [1, 2],
-                           "psnr": [27.66, 27.661]})
+    points = pd.DataFrame({"name": ["a", "b"], "group": "ours", "macs": [1, 2], "psnr": [27.66, 27.661]})
     axes = figures.quality_against_cost(points).axes[0]
     low, high = axes.get_ylim()
     assert high - low == pytest.approx(0.2)

@@ -1,6 +1,5 @@
 """Claims and tables of a run: which comparison decides a row, and what a run may say at all."""
 
-
 import numpy as np
 import pytest
 
@@ -19,12 +18,12 @@ def rows_of(values, seeds=5, spread=0.0, images=2):
     offsets = spread * np.linspace(-1, 1, seeds) if seeds > 1 else np.zeros(1)
     rows = []
     for key, value in values.items():
-        found = [[value + offset] * images for offset in offsets]
         if key[1].startswith("bicubic"):
             rows.append(measured_row(*key, value, "validation", images=[value] * images))
         else:
-            rows.append(measured_row(*key, [float(np.mean(line)) for line in found], "validation",
-                                     seed_ids=list(range(seeds)), images=found))
+            found = [float(value + offset) for offset in offsets]
+            rows.append(measured_row(*key, found, "validation", seed_ids=list(range(seeds)),
+                                     images=[[each] * images for each in found]))
     return rows
 
 
@@ -38,8 +37,7 @@ def results(tmp_path, values, profile="demo", paper_data=None, overrides=None, *
 
 def line(found, key):
     table = found.tables[key[0]]
-    names = ["table", "row", "precision", "metric"]
-    (row,) = table[(table[names] == list(key)).all(axis=1)].to_dict("records")
+    (row,) = table[(table[["table", "row", "precision", "metric"]] == list(key)).all(axis=1)].to_dict("records")
     return row
 
 
@@ -58,8 +56,7 @@ def test_every_reported_number_has_a_verdict_in_every_profile(tmp_path, profile)
 
 
 @pytest.mark.parametrize(("seeds", "word"), [(5, Verdict.HOLDS), (1, Verdict.ONE_SEED)])
-def test_the_papers_own_numbers_hold_every_trend_over_five_seeds_and_none_over_one(
-        tmp_path, seeds, word):
+def test_the_papers_own_numbers_hold_every_trend_over_five_seeds_and_none_over_one(tmp_path, seeds, word):
     found = results(tmp_path, PAPER, seeds=seeds)
     assert {line(found, key)["verdict"] for key in PAPER if key[3] == "psnr"} == {word}
 
@@ -70,22 +67,19 @@ def test_the_papers_own_numbers_are_reproduced_by_its_data_schedule_and_method_a
     row = line(results(tmp_path / "a", numbers, **made), TEACHER)
     assert (row["verdict"], row["reported_inside"]) == (Verdict.REPRODUCED, "yes")
     assert row["delta"] == pytest.approx(0)
-    for name, changed in {"seeds": {"seeds": 2}, "data": {"paper_data": False},
-                          "unknown": {"paper_data": None},
+    for name, changed in {"seeds": {"seeds": 2}, "data": {"paper_data": False}, "unknown": {"paper_data": None},
                           "schedule": {"overrides": {"ablation.stage3_steps": 7}},
                           "method": {"overrides": {"method": "ours"}}}.items():
         row = line(results(tmp_path / name, numbers, **made | changed), TEACHER)
         assert row["verdict"] is Verdict.HOLDS, name
         assert (row["delta"] is None) == (name != "seeds"), name
-    one = line(results(tmp_path / "one", numbers, **made | {"seeds": 1}), TEACHER)
-    assert one["verdict"] is Verdict.ONE_SEED
+    assert line(results(tmp_path / "one", numbers, **made | {"seeds": 1}), TEACHER)["verdict"] is Verdict.ONE_SEED
 
 
 @pytest.mark.parametrize(("seeds", "word"), [(1, Verdict.ONE_SEED), (3, Verdict.MISSED)])
 def test_nearly_equal_networks_do_not_pass_table_d(tmp_path, seeds, word):
     """Both within 0.05 dB of the paper's numbers, but not 0.0889 dB apart."""
-    found = results(tmp_path, {TEACHER: 29.9605, DIRECT: 29.9604}, seeds=seeds, profile="paper",
-                    paper_data=True)
+    found = results(tmp_path, {TEACHER: 29.9605, DIRECT: 29.9604}, seeds=seeds, profile="paper", paper_data=True)
     assert {line(found, key)["verdict"] for key in (TEACHER, DIRECT)} == {word}
 
 
@@ -130,10 +124,9 @@ def test_another_ssim_is_never_compared(tmp_path):
             assert (row["verdict"], row["effect"]) == (Verdict.NOT_RUN, None), key
             assert "another SSIM" in row["evidence"]
             assert row["reproduced"] == pytest.approx(PAPER[key])
-    fsrcnn = line(found, ("B", "fsrcnn", "fp32", "ssim"))
-    assert fsrcnn["effect_reported"] == pytest.approx(0.01)  # against bicubic, not the student
-    int8 = ("C", "mobileone", "int8", "ssim")
-    assert "tf.image.ssim" in line(found, int8)["evidence"]
+    bicubics = line(found, ("B", "fsrcnn", "fp32", "ssim"))["effect_reported"]
+    assert bicubics == pytest.approx(0.01)  # against bicubic, not the student
+    assert "tf.image.ssim" in line(found, ("C", "mobileone", "int8", "ssim"))["evidence"]
 
 
 @pytest.mark.parametrize(("more", "value", "effect"), [
@@ -147,29 +140,23 @@ def test_bicubic_is_compared_with_the_kernel_it_was_made_with(tmp_path, more, va
 
 PIPELINE = {("C", "mobileone_float", "fp32", "psnr"): 29.0, ("C", "mobileone", "fp32", "psnr"): 28.9,
             ("C", "mobileone", "int8", "psnr"): 28.7, ("B", "bicubic", "fp32", "psnr"): 26.0}
+STAGE2 = ("B", "student_stage2", "fp32", "psnr")
 
 
 def test_table_cs_pipeline_stands_for_table_b_where_only_that_was_run(tmp_path):
     found = results(tmp_path, PIPELINE)
-    stage2 = line(found, ("B", "student_stage2", "fp32", "psnr"))
+    stage2 = line(found, STAGE2)
     assert (stage2["verdict"], stage2["reproduced"]) == (Verdict.HOLDS, 29.0)
     assert "as C mobileone_float fp32" in stage2["evidence"]
     assert line(found, ("B", "student_deploy", "int8", "psnr"))["reproduced"] == 28.9
     assert line(found, ("abstract", "student_dynamic_tflite", "int8", "psnr"))["reproduced"] == 28.7
-    fixed = line(found, ("abstract", "student_fixed_tflite", "int8", "psnr"))
-    assert fixed["verdict"] is Verdict.NOT_RUN
-    found.run.record("04_stage2", [measured_row("B", "student_stage2", "fp32", "psnr", 27.0, "validation")])
-    own = line(Results(found.run), ("B", "student_stage2", "fp32", "psnr"))
-    assert own["reproduced"] == 27.0  # measured by its own notebook
-    older = results(tmp_path / "older", {key: value for key, value in PIPELINE.items()
-                                         if key[1] != "mobileone_float"})
-    assert line(older, ("B", "student_stage2", "fp32", "psnr"))["verdict"] is Verdict.NOT_RUN
-
-
-def test_a_short_pipeline_of_table_c_cannot_miss_table_b(tmp_path):
-    found = results(tmp_path, PIPELINE, profile="paper", paper_data=True,
-                    overrides={"ablation.stage1_steps": 7})
-    assert line(found, ("B", "student_stage2", "fp32", "psnr"))["verdict"] is Verdict.HOLDS
+    assert line(found, ("abstract", "student_fixed_tflite", "int8", "psnr"))["verdict"] is Verdict.NOT_RUN
+    found.run.record("04_stage2", [measured_row(*STAGE2, 27.0, "validation")])
+    assert line(Results(found.run), STAGE2)["reproduced"] == 27.0  # measured by its own notebook
+    older = results(tmp_path / "older", {key: value for key, value in PIPELINE.items() if key[1] != "mobileone_float"})
+    assert line(older, STAGE2)["verdict"] is Verdict.NOT_RUN
+    short = results(tmp_path, PIPELINE, profile="paper", paper_data=True, overrides={"ablation.stage1_steps": 7})
+    assert line(short, STAGE2)["verdict"] is Verdict.HOLDS  # another schedule than Table B's: never missed
 
 
 def test_a_row_with_nothing_to_compare_it_with_or_of_another_set_is_not_run(tmp_path):
@@ -200,8 +187,7 @@ def test_one_constant_gives_all_five_scores_as_printed(tmp_path):
     psnr, ms = np.array(list(paper_numbers.entries().values())).T
     printed = scores["reported"].to_numpy(np.float64)
     fitted = np.linalg.lstsq((4**psnr / ms)[:, None], printed)[0][0]
-    assert paper_numbers.fitted_constant() == pytest.approx(1 / fitted) == pytest.approx(
-        1.155e16, rel=0.002)
+    assert paper_numbers.fitted_constant() == pytest.approx(1 / fitted) == pytest.approx(1.155e16, rel=0.002)
     assert paper_numbers.score(30.5, 10) == pytest.approx(2 * paper_numbers.score(30, 10))
 
 

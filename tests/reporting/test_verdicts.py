@@ -7,16 +7,7 @@ import pytest
 from scipy import stats
 
 from paperlib.evaluation.paper_numbers import reported
-from paperlib.reporting.verdicts import (
-    CLAIMS,
-    OTHER_SSIM,
-    Effect,
-    Verdict,
-    change_word,
-    effect_of,
-    paired,
-    verdict_of,
-)
+from paperlib.reporting.verdicts import CLAIMS, OTHER_SSIM, Effect, Verdict, change_word, effect_of, paired, verdict_of
 
 
 def test_one_seed_has_no_interval_and_decides_nothing():
@@ -53,8 +44,7 @@ def test_the_variance_is_never_below_its_larger_part():
 def test_the_interval_covers_the_truth_as_often_as_it_says(seeds, images, over_seeds, over_images):
     random, hits, runs = np.random.default_rng(1), 0, 600
     for _ in range(runs):
-        values = (0.04 + random.normal(0, over_seeds, (seeds, 1))
-                  + random.normal(0, over_images, (1, images))
+        values = (0.04 + random.normal(0, over_seeds, (seeds, 1)) + random.normal(0, over_images, (1, images))
                   + random.normal(0, 0.02, (seeds, images)))
         effect = effect_of(values)
         hits += effect.low <= 0.04 <= effect.high
@@ -89,8 +79,7 @@ def test_words_with_the_papers_data_schedule_and_method(paper, low, high, word):
 
 def test_ssim_has_a_smaller_nothing():
     effect = Effect(0.002, 0.001, 0.003, 5, 14)
-    assert verdict_of(0.03, effect, "ssim") is HOLDS
-    assert verdict_of(0.03, effect, "psnr") is FAILS
+    assert [verdict_of(0.03, effect, metric) for metric in ("ssim", "psnr")] == [HOLDS, FAILS]
 
 
 @pytest.mark.parametrize(("low", "high", "word"), [
@@ -105,7 +94,7 @@ def measured(values, seeds, row="x"):
             "images": [list(v) for v in values], "seed_ids": seeds}
 
 
-def test_only_common_seeds_are_paired_and_a_training_named_twice_is_one():
+def test_only_common_seeds_are_paired_one_named_twice_is_one_and_what_was_not_trained_stands_beside_all():
     one = measured([[1.0, 2.0], [1.5, 2.5], [9.0, 9.0]], [1, 2, 3])
     other = measured([[1.1, 2.0], [0.5, 1.5]], [2, 1])
     effect = paired([one, other])
@@ -115,6 +104,9 @@ def test_only_common_seeds_are_paired_and_a_training_named_twice_is_one():
     assert paired([measured([[1.0]] * 2, [1, 1]), measured([[0.0]] * 2, [1, 1])]).seeds == 1
     apart = paired([one, measured([[1.0, 2.0]], [7])])
     assert (apart.mean, apart.low, apart.seeds) == (pytest.approx(25 / 6 - 1.5), None, 0)
+    bicubic = {"row": "bicubic", "value": 1.5, "images": [1.0, 2.0]}
+    effect = paired([measured([[2.0, 3.0], [2.1, 3.1]], [1, 2]), bicubic])
+    assert (effect.mean, effect.seeds, effect.images) == (pytest.approx(1.05), 2, 2)
 
 
 def test_pairing_takes_out_what_both_share():
@@ -126,30 +118,17 @@ def test_pairing_takes_out_what_both_share():
     assert 0.04 < effect.low < effect.high < 0.06
 
 
-def test_what_was_not_trained_stands_beside_every_seed():
-    bicubic = {"row": "bicubic", "value": 1.5, "images": [1.0, 2.0]}
-    effect = paired([measured([[2.0, 3.0], [2.1, 3.1]], [1, 2]), bicubic])
-    assert (effect.mean, effect.seeds, effect.images) == (pytest.approx(1.05), 2, 2)
-
-
 def test_the_claims_are_the_papers_differences():
     """The numbers that verdicts rest on, typed a second time."""
     paper = {claim.text: round(claim.reported(), 4) for claim in CLAIMS}
     assert paper == {
-        "Table B: the student beats bicubic, FP32": 2.02,
-        "Table B: the student beats FSRCNN, FP32": 0.83,
-        "Table B: FSRCNN beats bicubic, FP32": 1.19,
-        "Table B: ABPN in INT8 beats FSRCNN in FP32": 0.7,
-        "Table B: what FP32 to INT8 costs the student": -0.15,
-        "Table C: MobileOne beats RepConv, FP32": 0.0453,
-        "Table C: MobileOne beats RepConv, INT8": 0.1511,
-        "Table C: INT8 costs MobileOne less than RepConv": 0.1058,
-        "Table C: the same, from the float networks": 0.1058,
-        "Table C: MobileOne beats RepDW, FP32": 0.7767,
-        "Table C: MobileOne beats RepDW, INT8": 1.2972,
-        "Table C: INT8 costs MobileOne less than RepDW": 0.5205,
-        "Table D: the Mamba teacher helps stage 3, INT8": 0.0889,
-        "Abstract: what INT8 costs the dynamic file": -0.2797,
+        "Table B: the student beats bicubic, FP32": 2.02, "Table B: the student beats FSRCNN, FP32": 0.83,
+        "Table B: FSRCNN beats bicubic, FP32": 1.19, "Table B: ABPN in INT8 beats FSRCNN in FP32": 0.7,
+        "Table B: what FP32 to INT8 costs the student": -0.15, "Table C: MobileOne beats RepConv, FP32": 0.0453,
+        "Table C: MobileOne beats RepConv, INT8": 0.1511, "Table C: INT8 costs MobileOne less than RepConv": 0.1058,
+        "Table C: the same, from the float networks": 0.1058, "Table C: MobileOne beats RepDW, FP32": 0.7767,
+        "Table C: MobileOne beats RepDW, INT8": 1.2972, "Table C: INT8 costs MobileOne less than RepDW": 0.5205,
+        "Table D: the Mamba teacher helps stage 3, INT8": 0.0889, "Abstract: what INT8 costs the dynamic file": -0.2797,
         "Abstract: the fixed file beats the dynamic one": 0.0057}
 
 
@@ -158,8 +137,7 @@ def test_every_measurable_number_is_judged_by_a_claim():
     assert {model for claim in CLAIMS for model in claim.judges} == models
     for precision in ("fp32", "int8"):
         repconv = ("C", "repconv", precision)
-        assert any(repconv in claim.judges and ("C", "mobileone", precision) in claim.judges
-                   for claim in CLAIMS)
+        assert any(repconv in claim.judges and ("C", "mobileone", precision) in claim.judges for claim in CLAIMS)
 
 
 def test_ssim_that_the_paper_measured_otherwise_is_named():

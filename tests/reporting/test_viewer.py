@@ -11,10 +11,7 @@ from paperlib.evaluation.metrics import psnr_rgb
 from paperlib.reporting import figures, viewer
 from paperlib.run import open_run
 from paperlib.running import notebooks
-
-
-def photograph(height=90, width=120, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from tests.reporting.test_figures import photograph
 
 
 class Repeat:
@@ -101,8 +98,7 @@ def test_comparisons_are_saved_and_read_back_in_order(tmp_path):
     paths = sorted((tmp_path / "figures").glob("compare__noise__*.webp"))
     bicubic, student, original = (np.asarray(Image.open(path)) for path in paths)
     assert np.array_equal(bicubic, original)
-    assert student.shape == (90, 90, 3)
-    assert student.max() == 0
+    assert (student.shape, student.max()) == ((90, 90, 3), 0)
     assert viewer.data_url(found["noise"]["original"]) in shown.data
 
 

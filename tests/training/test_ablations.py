@@ -30,16 +30,7 @@ from paperlib.settings import StudentSettings, override
 from paperlib.student.models import build_model, fuse_model, load_model, read_weights, save_student
 from paperlib.teacher.distillation import Targets
 from paperlib.training import ablations, stages
-from paperlib.training.ablations import (
-    CONDITIONS,
-    PUBLISHED,
-    SWITCHES,
-    abstract_claims,
-    backbones,
-    run_jobs,
-    stage3_variants,
-    teacher_shares,
-)
+from paperlib.training.ablations import CONDITIONS, abstract_claims, backbones, run_jobs, stage3_variants
 from paperlib.training.loop import recalibrate_bn
 from paperlib.training.losses import kd_weight
 
@@ -77,11 +68,9 @@ def test_every_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     changes = {"data.max_train": 6, "quant.calibration_images": 2, "ablation.seeds": [1, 2]}
     run, data = open_after_stage2(tmp_path, ["post_training", "dct_off"], **changes)
     rows = stage3_variants(run, data)
-    psnr = {row["row"]: row for row in rows
-            if row["metric"] == "psnr" and row["dataset"] == "validation"}
+    psnr = {row["row"]: row for row in rows if row["metric"] == "psnr" and row["dataset"] == "validation"}
     assert list(psnr) == [*(f"{name}{file}" for name in ("qat_teacher", "qat_direct")
-                            for file in ("", "_fixed", "_learnt")),
-                          "post_training", "dct_off", "as_set"]
+                            for file in ("", "_fixed", "_learnt")), "post_training", "dct_off", "as_set"]
     assert psnr["post_training"]["steps"] + 2 == psnr["dct_off"]["steps"]  # two steps of stage 3
     for name in ("post_training", "dct_off"):
         for path in run.stage_folder("ablation").glob(f"{name}-*/**/dynamic_int8.tflite"):
@@ -90,8 +79,7 @@ def test_every_switch_gives_an_int8_file_and_its_own_row(tmp_path):
     assert psnr["post_training"]["values"][0] != psnr["post_training"]["values"][1]
     assert psnr["as_set"]["values"] == psnr["qat_teacher_learnt"]["values"]  # one training, two names
     assert not (tmp_path / "records" / "07" / "as_set-1.json").exists()
-    drawn = [calibration(data, override(run.settings, {"seed": seed}), drawn=True)
-             for seed in (1, 1, 2)]
+    drawn = [calibration(data, override(run.settings, {"seed": seed}), drawn=True) for seed in (1, 1, 2)]
     assert all(np.array_equal(one, other) for one, other in zip(*drawn[:2], strict=True))
     assert not all(np.array_equal(one, other) for one, other in zip(*drawn[1:], strict=True))
     folder, path = run.stage_folder("ablation/kd_0-2/stage3"), tmp_path / "again.tflite"
@@ -106,16 +94,16 @@ def test_a_training_is_joined_by_copying_its_record(tmp_path):
     for seed in (1, 2):
         runs[seed], data = open_after_stage2(tmp_path / str(seed), [], **{"ablation.seeds": [seed]})
         stage3_variants(runs[seed], data)
-    own = {seed: Results(run).rows.set_index(["row", "metric", "dataset"]) for seed, run in runs.items()}
+    table = lambda run: Results(run).rows.set_index(["row", "metric", "dataset"])
+    own = {seed: table(run) for seed, run in runs.items()}
     for path in (tmp_path / "2" / "records" / "07").glob("*-2.json"):
         shutil.copy(path, tmp_path / "1" / "records" / "07")
-    joined = Results(runs[1]).rows.set_index(["row", "metric", "dataset"])
+    joined = table(runs[1])
     assert list(joined.index) == list(own[1].index)
     for key, row in joined.iterrows():
-        assert row["seed_ids"] == [1, 2]
+        assert (row["seed_ids"], row["record"]) == ([1, 2], "07_ablations")
         assert row["values"] == [own[seed].loc[key, "value"] for seed in (1, 2)]
         assert row["images"] == [own[seed].loc[key, "images"] for seed in (1, 2)]
-        assert row["record"] == "07_ablations"
     assert joined["images"].iloc[0][0] != joined["images"].iloc[0][1]
     again = stage3_variants(runs[1], data)  # trains nothing, and gives both seeds
     assert {row["row"]: row["values"] for row in again if row["metric"] == "psnr"} == {
@@ -204,14 +192,12 @@ def test_the_abstracts_claims_go_on_from_one_stage_1(tmp_path):
     assert [line["name"] for line in record["layers"]] == ["stem", "body.0.conv", "head"]
     base = ablations._settings(run, "mobileone", 1234)
     start = load_model(run.stage_folder("ablation/mobileone-1234/stage1") / "student.safetensors")
-    shares = stages.stage_shares(
-        data, base, 2, start, stages.distillation_targets(run, data, 2, base))
+    shares = stages.stage_shares(data, base, 2, start, stages.distillation_targets(run, data, 2, base))
     assert list(shares["term"]) == ["charbonnier", "dct", "kd"]
     assert record["shares"] == [pytest.approx(line) for line in shares.to_dict("records")]
-    longer = ablations._settings(run, "claim_stage1_longer", 1)
-    loss = longer.stage2.loss
-    assert (loss.l1, loss.charbonnier, loss.dct, loss.kd) == (1.0, 0.0, 0.0, 0.0)
-    assert longer.stage2.steps == ablations._settings(run, "claim_published", 1).stage2.steps
+    longer, published = (ablations._settings(run, f"claim_{name}", 1).stage2 for name in ("stage1_longer", "published"))
+    assert (longer.loss.l1, longer.loss.charbonnier, longer.loss.dct, longer.loss.kd) == (1.0, 0.0, 0.0, 0.0)
+    assert longer.steps == published.steps
 
 
 def test_unknown_switches_are_refused(tmp_path):
@@ -236,7 +222,7 @@ def test_table_d_is_the_papers_whatever_the_run_s_own_method(tmp_path):
 
 def test_conditions_are_the_papers_stage_3_with_another_teacher_or_dct(tmp_path):
     settings = load_settings("benchmark")
-    found = {name: ablations._short(settings, 3, PUBLISHED | changes) for name, changes in CONDITIONS.items()}
+    found = {name: ablations._short(settings, 3, ablations.PUBLISHED | changes) for name, changes in CONDITIONS.items()}
     losses = {name: setting.stage3.loss for name, setting in found.items()}
     times = {"kd_0": 0, "kd_1": 1, "kd_10": 10, "kd_100": 100, "ortho_kd_0": 0, "ortho_kd_1": 1}
     for name, loss in losses.items():
@@ -257,7 +243,7 @@ def test_the_teachers_share_is_that_of_its_weight_and_of_the_dct_beside_it(tmp_p
     run, data = open_after_stage2(tmp_path, [], **{"ablation.conditions": list(CONDITIONS)})
     teacher = lambda lr: torch.nn.functional.interpolate(lr, scale_factor=3) / 255
     monkeypatch.setattr(stages, "distillation_targets", lambda *_: Targets("nearest", compute=teacher))
-    table = teacher_shares(run, data).set_index("condition")
+    table = ablations.teacher_shares(run, data).set_index("condition")
     assert list(table.index) == ["qat_teacher", "qat_direct", "kd_10", "kd_100", "ortho_kd_1", "ortho_kd_0"]
     for what in ("value", "gradient"):
         shares = table[[f"{term} {what}" for term in ("charbonnier", "dct", "kd")]]
@@ -352,7 +338,7 @@ def test_schedules_keep_and_start_as_they_should(tmp_path):
     for stage in ("stage2", "stage3"):
         clipped = getattr(ablations._settings(run, "claim_clip_off", 1), stage)
         assert (clipped.clip_body, clipped.clip_ends) == (0, 0)
-    for name in SWITCHES:
+    for name in ablations.SWITCHES:
         ablations._settings(run, name, 1)  # settings that exist
 
 
@@ -363,10 +349,8 @@ def test_two_trainings_in_other_processes_are_those_of_this_process(tmp_path, mo
         return stage3_variants(run, data)
 
     here = rows(tmp_path / "here")
-    if place == "cluster":
-        monkeypatch.setenv("PAPERLIB_DASK", request.getfixturevalue("scheduler"))
-    else:
-        monkeypatch.setattr(ablations.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setenv("PAPERLIB_DASK", request.getfixturevalue("scheduler") if place == "cluster" else "")
+    monkeypatch.setattr(ablations.joblib, "cpu_count", lambda: 2 if place == "cores" else 1)
     assert rows(tmp_path / "there") == here
     assert len(list((tmp_path / "there").glob("checkpoints/ablation/*/stage3/qat.safetensors"))) == 2
 
