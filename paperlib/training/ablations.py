@@ -33,6 +33,7 @@ from paperlib.settings import Settings, StudentSettings, nearest, override, sett
 from paperlib.student.graph import macs_per_lr_pixel, parameters
 from paperlib.student.models import build_model, deployment_graph, fuse_model
 from paperlib.training import stages
+from paperlib.training.loop import one_thread
 
 Rows = list[dict[str, Any]]
 TABLES = {"mobileone": "C", "repconv": "C", "repdw": "C", "fsrcnn": "B", "abpn": "B"}
@@ -324,11 +325,16 @@ def _end_with_parent() -> None:
     ParentPollerUnix(os.getppid()).start()
 
 
+def _alone(function: Callable[..., Any], *job: Any) -> Any:
+    with one_thread():
+        return function(*job)
+
+
 def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Results of function(*job), in the jobs' order.
 
-    Side by side where there are several: on the cores of this machine, which the jobs share as
-    threads, or on the cluster at PAPERLIB_DASK; on a GPU one after the other.
+    Side by side on the cores of this machine, or on the cluster at PAPERLIB_DASK; on a GPU one after
+    the other. Each in one thread, so that its bits do not depend on the machine's cores.
 
     Raises:
         Exception: an error of a job; on a cluster after all the others are finished.
@@ -339,7 +345,8 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> l
     workers = 1 if torch.cuda.is_available() else max(1, min(
         joblib.cpu_count(), len(jobs), free_memory() // WORKER_BYTES))
     with joblib.parallel_config("loky", n_jobs=workers, initializer=_end_with_parent):
-        return joblib.Parallel(mmap_mode=None)(joblib.delayed(function)(*job) for job in jobs)
+        return joblib.Parallel(mmap_mode=None)(
+            joblib.delayed(_alone)(function, *job) for job in jobs)
 
 
 def _run_on_cluster(address: str, function: Callable[..., Any], jobs: Sequence[Any]) -> list[Any]:
@@ -354,7 +361,7 @@ def _run_on_cluster(address: str, function: Callable[..., Any], jobs: Sequence[A
         raise UserError(f"no dask scheduler at PAPERLIB_DASK={address} ({error}). Start one with "
                         "`dask scheduler` and `dask worker`, or unset it.") from error
     with client:
-        futures = [client.submit(function, *job, pure=False) for job in jobs]
+        futures = [client.submit(_alone, function, *job, pure=False) for job in jobs]
         wait(futures)
         return client.gather(futures)
 

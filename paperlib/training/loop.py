@@ -8,8 +8,8 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,19 @@ def clip_weights(model: nn.Module, stage: StageSettings) -> None:
             torch._foreach_clamp_min_(chosen, -limit)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For the block, or a function that it decorates, PyTorch computes in one thread on the CPU: the
+    same bits on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def recalibrate_bn(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     """A copy whose BN statistics are the plain average over `batches` (paper section 4).
 

@@ -373,6 +373,7 @@ def test_bicubic_stands_beside_table_bs_networks_unless_notebook_01_has_measured
 
 def job(folder, name):
     """A stand-in for a training: leaves a file, fails where told."""
+    assert torch.get_num_threads() == 1
     if (folder / f"{name}.fails").exists():
         raise UserError(f"{name} failed")
     (folder / f"{name}.done").touch()
@@ -384,6 +385,8 @@ def test_jobs_come_back_in_order_and_on_a_cluster_a_failure_costs_only_itself(
         tmp_path, monkeypatch, request, place, done):
     monkeypatch.setenv("PAPERLIB_DASK", request.getfixturevalue("scheduler") if place == "cluster" else "")
     monkeypatch.setattr(ablations.joblib, "cpu_count", lambda: 2 if place == "cores" else 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     jobs = [(tmp_path, str(number)) for number in range(4)]
     (tmp_path / "1.fails").touch()
     with pytest.raises(UserError, match="1 failed"):
@@ -391,6 +394,8 @@ def test_jobs_come_back_in_order_and_on_a_cluster_a_failure_costs_only_itself(
     assert {path.stem for path in tmp_path.glob("*.done")} >= set(done)
     (tmp_path / "1.fails").unlink()
     assert run_jobs(job, jobs) == ["0", "1", "2", "3"]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
 
 
 def hang(path):

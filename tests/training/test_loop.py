@@ -16,7 +16,7 @@ from paperlib.reporting.figures import curves
 from paperlib.settings import LossSettings, StageSettings, StudentSettings
 from paperlib.student.models import fuse_model
 from paperlib.student.network import Student, with_form
-from paperlib.training.loop import fit, learning_rate
+from paperlib.training.loop import fit, learning_rate, recalibrate_bn
 from paperlib.training.losses import stage_loss
 from paperlib.training.state import make_optimiser
 
@@ -116,6 +116,15 @@ def test_events_reach_model_and_ema_once(tmp_path):
     fit(Student(SMALL), stage(), draw, tmp_path, name="t", score=score, events={3: seen.append})
     assert len(seen) == 2
     assert seen[0] is not seen[1]
+
+
+def test_statistics_have_the_same_bits_in_any_number_of_threads():
+    torch.manual_seed(0)
+    model, batches, found = Student(StudentSettings(blocks=2)), [255 * torch.rand(8, 3, 64, 64)], []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        found.append(recalibrate_bn(model, batches).state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_two_trainings_in_one_folder_are_refused_and_a_finished_one_is_for_all(tmp_path):
