@@ -16,6 +16,11 @@ def _folder(variable: str) -> Path:
     return Path(value)
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """The longest file first: otherwise one process is left alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_sequence.py")
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """Folder of published weights (PAPERLIB_ASSETS)."""

@@ -327,7 +327,10 @@ def _end_with_parent() -> None:
 
 def _alone(function: Callable[..., Any], *job: Any) -> Any:
     with one_thread():
-        return function(*job)
+        try:
+            return function(*job)
+        except UserError as error:
+            return error
 
 
 def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -337,21 +340,25 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> l
     the other. Each in one thread, so that its bits do not depend on the machine's cores.
 
     Raises:
-        Exception: an error of a job; on a cluster after all the others are finished.
-        UserError: dask is not installed, or nobody answers at the address.
+        UserError: that of a job, after all the others are finished; dask is not installed, or
+            nobody answers at the address.
     """
     if address := os.environ.get("PAPERLIB_DASK", "").strip():
-        return _run_on_cluster(address, function, jobs)
-    workers = 1 if torch.cuda.is_available() else max(1, min(
-        joblib.cpu_count(), len(jobs), free_memory() // WORKER_BYTES))
-    with joblib.parallel_config("loky", n_jobs=workers, initializer=_end_with_parent):
-        return joblib.Parallel(mmap_mode=None)(
-            joblib.delayed(_alone)(function, *job) for job in jobs)
+        results = _run_on_cluster(address, function, jobs)
+    else:
+        workers = 1 if torch.cuda.is_available() else max(1, min(
+            joblib.cpu_count(), len(jobs), free_memory() // WORKER_BYTES))
+        with joblib.parallel_config("loky", n_jobs=workers, initializer=_end_with_parent):
+            results = joblib.Parallel(mmap_mode=None)(
+                joblib.delayed(_alone)(function, *job) for job in jobs)
+    for error in (result for result in results if isinstance(result, UserError)):
+        raise error
+    return results
 
 
 def _run_on_cluster(address: str, function: Callable[..., Any], jobs: Sequence[Any]) -> list[Any]:
     try:
-        from distributed import Client, wait
+        from distributed import Client
     except ImportError as error:
         raise UserError("PAPERLIB_DASK is set, but dask is not installed. Run: pip install "
                         "'.[cluster]' in a clone, or unset the variable.") from error
@@ -361,9 +368,7 @@ def _run_on_cluster(address: str, function: Callable[..., Any], jobs: Sequence[A
         raise UserError(f"no dask scheduler at PAPERLIB_DASK={address} ({error}). Start one with "
                         "`dask scheduler` and `dask worker`, or unset it.") from error
     with client:
-        futures = [client.submit(_alone, function, *job, pure=False) for job in jobs]
-        wait(futures)
-        return client.gather(futures)
+        return client.gather([client.submit(_alone, function, *job, pure=False) for job in jobs])
 
 
 def _grid(run: Run, data: Data, names: Sequence[str]) -> Rows:

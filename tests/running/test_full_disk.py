@@ -140,7 +140,7 @@ def test_outputs_of_a_teacher(small_disk, teacher):
 
 def test_the_whole_sequence(small_disk, tmp_path, capfd, monkeypatch):
     path = write_notebook(tmp_path / "notebooks", "01_one", "print('x' * 50_000)")
-    monkeypatch.setattr(reproduce, "find_notebooks", lambda _: [path])
+    monkeypatch.setattr(reproduce.notebooks, "find_notebooks", lambda _: [path])
     for left in (0, 8192, 40_000):
         out = small_disk / f"out{left}"
         open_run("smoke", out)
