@@ -347,7 +347,14 @@ def open_run(
     profile: str | None = None, out: str | Path | None = None, overrides: str | dict | None = None,
     until: str = "",
 ) -> Run:
-    """Open (or start) a run; see `load_settings`, `run_folder` and `Run`."""
+    """Open (or start) a run.
+
+    Args:
+        profile: smoke, demo, benchmark or paper; empty: the variable PAPERLIB_PROFILE, else demo.
+        out: folder for the results; empty: results/<profile> in the clone.
+        overrides: single settings, a dict or a JSON object in a string.
+        until: the notebook that asks; it reads no record of later ones.
+    """
     absolutise_env()
     settings = load_settings(None if profile is None else str(profile), overrides)
     run = Run(settings, run_folder(out, settings.profile), until)

@@ -222,9 +222,9 @@ def fetch_photographs(
             finally:
                 path.unlink(missing_ok=True)
         tell(f"{number}/{len(photographs)} {photograph.file}, {photograph.size}")
-    same = [photograph.matches(folder / photograph.file) for photograph in photographs
-                   if (folder / photograph.file).is_file()]
-    tell(f"{len(same)} of {len(photographs)} are in {folder}, {there} were there before")
-    if other := same.count(False):
-        tell(f"{other} of them are in other bytes than the list's (another Pillow, or your own)")
+    present = [one for one in photographs if (folder / one.file).is_file()]
+    tell(f"{len(present)} of {len(photographs)} are in {folder}, {there} were there before")
+    if other := [one.file for one in present if not one.matches(folder / one.file)]:
+        tell(f"{len(other)} of them are in other bytes than the list's (another Pillow, or your "
+             f"own): {', '.join(other[:3])}{', …' * (len(other) > 3)}")
     return failed

@@ -91,6 +91,7 @@ def test_a_lossless_file_is_believed_by_its_pixels_and_kept_as_it_comes(server, 
     told = []
     assert fetch_photographs(folder, photographs[:2], told.append) == []
     assert told[-1].startswith("1 of them are in other bytes")
+    assert told[-1].endswith("a.png")
 
 
 @pytest.mark.parametrize(("name", "count"), [("open", 51), ("cid22", 209), ("clic_val", 14)])

@@ -121,9 +121,11 @@ def test_events_reach_model_and_ema_once(tmp_path):
 def test_statistics_have_the_same_bits_in_any_number_of_threads():
     torch.manual_seed(0)
     model, batches, found = Student(StudentSettings(blocks=2)), [255 * torch.rand(8, 3, 64, 64)], []
+    before = torch.get_num_threads()
     for threads in (2, 1):
         torch.set_num_threads(threads)
         found.append(recalibrate_bn(model, batches).state_dict())
+    torch.set_num_threads(before)
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
