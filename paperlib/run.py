@@ -260,10 +260,14 @@ class Run:
                             f"Run notebook {name} again.") from error
         return record
 
+    def _names(self, folder: str = ".") -> list[str]:
+        """The records there; a hidden file is half written, now or by a killed process."""
+        paths = (self.out / "records" / folder).glob("[!.]*.json")
+        return sorted(path.stem for path in paths)
+
     def trainings(self) -> list[dict[str, Any]]:
         """The records of notebook 07's single trainings (records/07/<name>-<seed>.json)."""
-        names = [f"07/{path.stem}" for path in sorted((self.out / "records" / "07").glob("*.json"))]
-        found = [self.read_record(name) for name in names]
+        found = [self.read_record(f"07/{name}") for name in self._names("07")]
         size = self.settings.ablation.model_dump(include=set(SCHEDULE))
         return [record for record in found if self.every_record or (
             record.get("run") == self.id
@@ -272,8 +276,7 @@ class Run:
     def records(self) -> dict[str, dict[str, Any]]:
         """The records of this run by name, in the notebooks' order: none of other settings, none
         after `until`. What 07's single trainings measured stands in its record, over all seeds."""
-        names = [path.stem for path in sorted((self.out / "records").glob("*.json"))]
-        found = {name: self.read_record(name) for name in names}
+        found = {name: self.read_record(name) for name in self._names()}
         found = {name: record for name, record in found.items() if self.every_record or (
             record.get("run", self.id) == self.id and name <= (self.until or name))}
         trainings = [] if self.until and self.until < ABLATIONS else self.trainings()

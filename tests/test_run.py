@@ -228,6 +228,7 @@ def test_a_notebook_sees_the_records_of_its_run_up_to_itself(tmp_path):
     run = open_run("smoke", tmp_path)
     run.record("01_data", row(1.0))
     run.record("07_ablations", row(20.8772))
+    (tmp_path / "records" / ".paperlib-0a.json").write_text("{")  # a killed process was writing it
     open_run("smoke", tmp_path, {"stage1.steps": 9}).record("02_stage1", row(3.0))  # a foreign one
     assert list(run.records()) == ["01_data", "07_ablations"]
     fourth = open_run("smoke", tmp_path, until="04_stage2")
