@@ -260,6 +260,11 @@ class Run:
                             f"Run notebook {name} again.") from error
         return record
 
+    def record_path(self, name: str) -> str:
+        """Where a record lies in the run; notebook 07's may be its trainings' alone."""
+        path = f"records/{name}.json"
+        return path if (self.out / path).is_file() else f"records/{name[:2]}"
+
     def _names(self, folder: str = ".") -> list[str]:
         """The records there; a hidden file is half written, now or by a killed process."""
         paths = (self.out / "records" / folder).glob("[!.]*.json")

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from settings_page import settings_text
 
 from paperlib.errors import UserError
+from paperlib.evaluation.paper_numbers import DATASET
 from paperlib.files import read_json, write_text
 from paperlib.profiles import NOTEBOOKS, load_settings
 from paperlib.reporting.report import write_report, write_summary
@@ -45,35 +46,40 @@ experiment was trained in parts, and its record names them. Minutes are those of
 a table needs, on the machine of the record, with the trainings that they continued."""
 STRENGTH = (Verdict.REPRODUCED, Verdict.MISSED, Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED,
             Verdict.ONE_SEED, Verdict.NOT_RUN)
-"""Of several runs the one whose verdict comes first; then the paper's method (where there are
+"""Of several runs one on the paper's photographs; then whose verdict comes first; the paper's method (where there are
 several seeds), more seeds, more images."""
 BESIDE = ("summary.md", "report.html", "tried.md", "seeds.json", "bench.json")
 
 
-def open_results(folder: Path) -> Results:
+def open_results(folder: Path, asked: Mapping[str, str]) -> Results:
     """A committed run, with the settings of its profile.
+
+    Args:
+        asked: what it was made to answer; `images`: the set it is judged on, if not the validation.
 
     Raises:
         UserError: it holds no record of a notebook.
     """
-    records = [path for path in sorted((folder / "records").glob("0[1-7]*.json"))]
+    records = sorted((folder / "records").glob("0[1-7]*.json")) or sorted(
+        (folder / "records" / "07").glob("*.json"))
     if not records:
         raise UserError(f"{folder} holds no record of a notebook. Restore it, or remove the folder.")
     settings = load_settings(read_json(records[-1])["profile"])
-    return Results(Run(settings, folder, every_record=True))
+    return Results(Run(settings, folder, every_record=True), asked.get("images", DATASET))
 
 
 def claims_text(runs: Mapping[str, Results]) -> str:
     """Every claim with the strongest verdict of any run."""
     lines = []
     for index, claim in enumerate(next(iter(runs.values())).claims):
-        def rank(name: str, index: int = index) -> tuple[int, bool, int, int]:
+        def rank(name: str, index: int = index) -> tuple[bool, int, bool, int, int]:
             found = runs[name].claims[index]
             papers = found["verdict"] is Verdict.ONE_SEED or any(
                 record["settings"].get("method") == "paper"
                 for record in runs[name].records.values())
-            return (STRENGTH.index(found["verdict"]), not papers, -(found["seeds"] or 0),
-                    -(found["images"] or 0))
+            papers_photographs = runs[name].dataset != DATASET and found["effect"] is not None
+            return (not papers_photographs, STRENGTH.index(found["verdict"]), not papers,
+                    -(found["seeds"] or 0), -(found["images"] or 0))
 
         name = min(runs, key=rank)
         found = runs[name].claims[index]
@@ -159,14 +165,15 @@ def table_line(results: Results, name: str, link: str) -> dict[str, str] | None:
         return None
     counts = Counter(str(word) for word in table["verdict"])
     used = sorted({found for evidence in table["evidence"]
-                   for found in re.findall(r"records/(\w+)\.json", evidence)})
+                   for found in re.findall(r"records/(\w+)", evidence)})
     shown = [notebook for notebook in NOTEBOOKS
-             if notebook in results.records and notebook <= used[-1]]
+             if notebook in results.records and notebook[:2] <= used[-1][:2]]
     minutes = sum(seconds(results.records, notebook) for notebook in shown) / 60
     return {
         "paper's table": TABLES[name],
         "notebooks": " to ".join(dict.fromkeys((shown[0][:2], shown[-1][:2]))),
-        "records": Markup(", ".join(f"[{record}]({link}/records/{record}.json)" for record in used)),
+        "records": Markup(", ".join(f"[{record}]({link}/{results.run.record_path(record)})"
+                                    for record in used)),
         "minutes": f"{minutes:.0f}",
         "verdicts (PSNR)": ", ".join(f"{count} × {word}" for word, count in sorted(counts.items()))}
 
@@ -178,10 +185,12 @@ def run_text(results: Results, name: str, asked: Mapping[str, str]) -> str:
     last = records[notebooks[-1]]
     parts = [part for notebook in notebooks
              for part in records[notebook].get("parts") or [records[notebook]]]
+    parts += results.run.trainings()
     commits = dict.fromkeys((part.get("commit") or "none")[:8] for part in parts)
     lines = [table_line(results, table, link) for table in TABLES]
     beside = [f"[{file}]({link}/{file})" for file in BESIDE if (results.run.out / file).is_file()]
-    words = command(last["profile"], notebooks[0][:2], notebooks[-1][:2], overrides(results))
+    words = asked.get("command") or command(
+        last["profile"], notebooks[0][:2], notebooks[-1][:2], overrides(results))
     return "\n\n".join([
         f"### {name}", f"**{asked['title']}** {asked.get('answer', '')}".rstrip(),
         f"<details><summary>How it was run</summary>\n\n{asked['how']}\n\n```\n{words}\n```\n\n</details>",
@@ -309,7 +318,7 @@ def read_runs(folder: Path) -> tuple[dict[str, Results], dict[str, dict[str, str
     if found != questions.keys():
         raise UserError(f"{folder / 'questions.json'} and the runs beside it differ in "
                         f"{', '.join(sorted(found ^ questions.keys()))}. Say what each answers.")
-    return {name: open_results(folder / name) for name in questions}, questions
+    return {name: open_results(folder / name, asked) for name, asked in questions.items()}, questions
 
 
 def write_pages(results: Path) -> Sequence[Path]:

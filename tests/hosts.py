@@ -17,8 +17,7 @@ def host(contents: Mapping[str, bytes], prefix: str = "/") -> Iterator[Threading
         def do_GET(self):
             path = self.path.replace("%20", " ").removeprefix(prefix)
             self.server.asked.append((path, self.headers.get("Range")))
-            own = next((answer for end, answer in self.server.behave.items() if path.endswith(end)),
-                       None)
+            own = next((answer for end, answer in self.server.behave.items() if path.endswith(end)), None)
             if path not in contents:
                 self.send_error(404, "Not Found")
             elif not (own and own(self, contents[path])):

@@ -36,8 +36,7 @@ def test_committed_pages_are_what_the_script_writes(pages):
 
 def test_committed_summaries_are_what_their_records_give(pages, tmp_path, monkeypatch):
     folder = RESULTS / "reference"
-    for name in pages.read_runs(folder)[0]:
-        found = pages.open_results(folder / name)
+    for name, found in pages.read_runs(folder)[0].items():
         monkeypatch.setattr("paperlib.reporting.report.write_text", lambda path, text: text)
         monkeypatch.setattr(found.run, "figure", lambda *_: None)
         assert write_summary(found) == read(f"reference/{name}/summary.md"), name

@@ -149,8 +149,7 @@ def test_the_rulers_drift_and_the_learned_grids_are_the_recorded_ones():
         assert f"by one, it is {rounded[ruler] - dynamic[ruler]:.3f} on the 36" in TEXT
     fp32, int8 = (reported()["C", "mobileone", precision, "ssim"] for precision in ("fp32", "int8"))
     assert f"Table C's loss by INT8, {fp32 - int8:.3f}" in TEXT
-    kept, thrown = (audited(name, "clic_val", "images")
-                    for name in ("re_exported_int8", "dynamic_int8"))
+    kept, thrown = (audited(name, "clic_val", "images") for name in ("re_exported_int8", "dynamic_int8"))
     assert sum(kept[name] < thrown[name] - 0.5 for name in kept) == 1  # "a bright picture"
 
 

@@ -227,6 +227,7 @@ def test_a_notebook_sees_the_records_of_its_run_up_to_itself(tmp_path):
     row = lambda value: [measured_row("B", "fsrcnn", "fp32", "psnr", value, "validation")]
     run = open_run("smoke", tmp_path)
     run.record("01_data", row(1.0))
+    assert run.record_path("07_ablations") == "records/07"  # its trainings' records alone
     run.record("07_ablations", row(20.8772))
     (tmp_path / "records" / ".paperlib-0a.json").write_text("{")  # a killed process was writing it
     open_run("smoke", tmp_path, {"stage1.steps": 9}).record("02_stage1", row(3.0))  # a foreign one

@@ -1,5 +1,6 @@
 """What a notebook measured, in tables, and other things that notebooks show."""
 
+import html
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from IPython.display import HTML, Markdown
 from paperlib.environment import root
 from paperlib.evaluation.verify import COMMITTED
 from paperlib.files import read_json
+from paperlib.reporting import tables
 from paperlib.reporting.ending import ladder
 from paperlib.reporting.figures import TERMS
 from paperlib.reporting.results import Results
@@ -42,19 +44,25 @@ def findings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def saw(run: Run, name: str) -> HTML:
     """The ladder up to notebook `name` and its `findings`, a smoke run named in red above them."""
     results = Results(run)
-    tables = [ladder(results), pd.DataFrame(findings(results.records[name]),
-                                            columns=["measured", "value"])]
+    parts = [ladder(results), pd.DataFrame(findings(results.records[name]),
+                                           columns=["measured", "value"])]
     smoke = f'<p style="color:#d93025"><b>{SMOKE}</b></p>' * (run.settings.profile == "smoke")
-    return HTML(smoke + "".join(shown(table).data for table in tables if len(table)))
+    return HTML(smoke + "".join(shown(table).data for table in parts if len(table)))
 
 
 def shown(table: pd.DataFrame, otherwise: str = "", digits: int = 3) -> HTML | Markdown:
-    """A table for display, whole and without row numbers; where it has no lines, why."""
+    """A table for display, whole and without row numbers, its columns of words aligned to the
+    left; where it has no lines, why."""
     if table.empty:
         return Markdown(f"*{otherwise}*")
+    left = lambda cell: f'<div style="text-align: left">{html.escape(str(cell), quote=False)}</div>'
+    words = [name for name in table if table[name].astype(str).str.contains("[A-Za-z]{2}").any()]
+    table = table.astype(dict.fromkeys(words, object)).fillna(dict.fromkeys(words, ""))
     with pd.option_context("display.max_colwidth", None):
-        return HTML(table.to_html(index=False, border=0, na_rep="",
-                                  float_format=f"{{:.{digits}f}}".format))
+        return HTML(table.rename(columns=lambda name: left(name) if name in words else html.escape(str(name)))
+                    .to_html(index=False, border=0, na_rep="", escape=False,
+                             float_format=f"{{:.{digits}f}}".format,
+                             formatters=dict.fromkeys(map(left, words), left)))
 
 
 def source(*functions: Callable[..., Any]) -> Markdown:
@@ -73,6 +81,7 @@ def committed_audit() -> HTML | Markdown:
         return Markdown("*No table: it lies in the repository, in `results/reference`.*")
     lines = pd.DataFrame(read_json(path)["recomputed"])
     lines = lines[(lines["metric"] == "psnr") & lines["reported"].notna()]
-    lines = lines[["row", "precision", "reported", "reproduced", "evidence"]]
+    lines = lines.assign(row=lines["row"].map(tables.name))[
+        ["row", "precision", "reported", "reproduced", "evidence"]]
     return shown(lines.set_axis(
         ["row", "precision", "paper (dB)", "their own files (dB)", "from"], axis=1))

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from paperlib.environment import to_portable
+from paperlib.evaluation.paper_numbers import DATASET
 from paperlib.files import read_json, write_text
 from paperlib.profiles import NOTEBOOKS
 from paperlib.reporting import costs, ending, figures, notes, tables, viewer
@@ -54,6 +55,8 @@ def _folded(results: Results) -> dict[str, pd.DataFrame]:
         table = results.tables[name]
         if name not in ("A", "audit") and table["reproduced"].notna().any():
             found[title] = tables.by_row(table)
+    if results.dataset != DATASET:
+        found["The paper's claims on the images for choosing"] = tables.claims_table(results.run)
     found |= {
         "The authors' own files": tables.audit_table(results),
         "What the abstract says of the method": tables.abstract_table(results),
@@ -68,14 +71,14 @@ def _folded(results: Results) -> dict[str, pd.DataFrame]:
 
 def _records(results: Results) -> pd.DataFrame:
     """Links, provenance and cost of every notebook that ran."""
-    lines, parts = [], results.records.get("00_reproduce", {}).get("notebooks", {})
+    run, lines, parts = results.run, [], results.records.get("00_reproduce", {}).get("notebooks", {})
     for name in (name for name in NOTEBOOKS if name in results.records):
-        record, folder = results.records[name], results.run.out / "notebooks"
+        record, folder = results.records[name], run.out / "notebooks"
         page = next((f"notebooks/{name}{kind}" for kind in (".html", ".ipynb")
                      if (folder / f"{name}{kind}").is_file()), None)
         lines.append({
             "notebook": Markup(f"[{name}]({page})") if page else name,
-            "record": Markup(f"[{name}.json](records/{name}.json)"),
+            "record": Markup(f"[{Path(path := run.record_path(name)).name}]({path})"),
             "commit": (record["commit"] or "none")[:10] + " with changes" * record["dirty"],
             "seed": record["seed"], "seconds": f"{record['seconds']:.0f}",
             "memory": f"{parts[name]['peak_bytes'] / 1e9:.1f} GB" if name in parts else "",
@@ -95,7 +98,8 @@ def _text(results: Results, dividers: str) -> str:
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: markdown(value) if isinstance(value, pd.DataFrame) else inert(value))
     return environment.get_template("summary.md.jinja").render(
-        run=run, asked=_asked(run), whose=whose, teacher=teacher, steps=steps,
+        run=run, images=results.dataset.replace(DATASET, "the validation images"),
+        asked=_asked(run), whose=whose, teacher=teacher, steps=steps,
         dividers=Markup(dividers),
         ladder=ending.ladder(results),
         saw=pd.DataFrame([(*found, name[:2]) for name, record in results.records.items()

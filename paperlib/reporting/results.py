@@ -29,6 +29,9 @@ SAME_NETWORK = {
 """Rows that notebook 07 measures under another name: MobileOne by the paper's method in float after
 stage 2, fake-quantised after stage 3 (Table B's INT8 is the number that Table C calls FP32), and as
 post-training file. They stand in where notebooks 04 and 06 did not run."""
+SAME_FILES = {("abstract", "student_dynamic_tflite", "int8"): ("D", "qat_teacher", "int8"),
+              ("abstract", "student_fixed_tflite", "int8"): ("D", "qat_teacher_fixed", "int8")}
+"""The abstract's two files are Table D's with the teacher; they stand in where neither was measured."""
 BICUBIC, PAPERS_KERNEL = ("B", "bicubic", "fp32"), ("B", "bicubic_matlab", "fp32")
 OTHER_KERNEL = "bicubic by another kernel"
 SCORE_TOLERANCE = 0.05
@@ -39,10 +42,14 @@ WEAKEST = (Verdict.MISSED, Verdict.FAILS, Verdict.UNDECIDED, Verdict.ONE_SEED, V
 
 
 class Results:
-    """A run's `records`, read once, and their `rows`, one line each (`paperlib.run.tidy_rows`)."""
+    """A run's `records`, read once, and their `rows`, one line each (`paperlib.run.tidy_rows`).
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    Args:
+        dataset: the image set on which claims and tables are judged.
+    """
+
+    def __init__(self, run: Run, dataset: str = DATASET) -> None:
+        self.run, self.dataset = run, dataset
         self.records = run.records()
         self.rows = tidy_rows(
             (name, row) for name, record in self.records.items() for row in record["rows"])
@@ -54,22 +61,24 @@ class Results:
 
     @cached_property
     def scores(self) -> dict[Key, dict[str, Any]]:
-        """The lines of `rows` on the validation images, with None for what is empty; the field
-        `also` names the row that `SAME_NETWORK` stands in for."""
-        rows = self.rows[self.rows["dataset"] == DATASET].astype(object)
+        """The lines of `rows` on the images of `dataset`, with None for what is empty; the field
+        `also` holds the row that stands in, by `SAME_NETWORK` or `SAME_FILES`."""
+        rows = self.rows[self.rows["dataset"] == self.dataset].astype(object)
         lines = rows.where(rows.notna(), None).to_dict("records")
         found = {(line["table"], line["row"], line["precision"], line["metric"]): line
                  for line in lines if line["value"] is not None}
-        whole = all((*row, "psnr") in found for row in SAME_NETWORK.values())  # newer records
-        for row, other in SAME_NETWORK.items() if whole else ():
-            for metric in ("psnr", "ssim"):
-                if (*other, metric) in found:
-                    found.setdefault((*row, metric), found[*other, metric] | {
-                        "also": f"as {' '.join(other)}"})
+        for same in (SAME_NETWORK, SAME_FILES):
+            if same is SAME_FILES and any((*row, "psnr") in found for row in same):
+                continue  # the two files of one network, or none
+            whole = all((*row, "psnr") in found for row in same.values())  # newer records
+            for row, other in same.items() if whole else ():
+                for metric in ("psnr", "ssim"):
+                    if (*other, metric) in found:
+                        found.setdefault((*row, metric), found[*other, metric] | {"also": other})
         return found
 
     def psnr(self, table: str, row: str) -> float | None:
-        """A measured PSNR on the validation images, in dB; None where there is none."""
+        """A measured PSNR on the images of `dataset`, in dB; None where there is none."""
         return next((line["value"] for key, line in self.scores.items()
                      if key == (table, row, key[2], "psnr")), None)
 
@@ -78,9 +87,8 @@ class Results:
         paper's."""
         if self.records.get("01_data", {}).get("inputs", {}).get("is_paper_data") is not True:
             return False
-        also = {key for key in keys if self.scores.get(key, {}).get("also")}
-        return all(equals_paper(self.run.settings, "C" if key in also else part_of(*key[:2]))
-                   for key in keys)
+        also = {key: self.scores.get(key, {}).get("also") or key for key in keys}
+        return all(equals_paper(self.run.settings, part_of(*row[:2])) for row in also.values())
 
     @cached_property
     def claims(self) -> list[dict[str, Any]]:
@@ -110,7 +118,8 @@ class Results:
         line = self.scores.get(key)
         if line is not None and key[:3] == BICUBIC:
             return line, f"{OTHER_KERNEL} than the paper's, PyTorch's"
-        return line, (line or {}).get("also") or ""
+        also = (line or {}).get("also")
+        return line, f"as {' '.join(also)}" if also else ""
 
     def _judged(self, claim: Claim, metric: str) -> dict[str, Any]:
         """A claim beside what was measured."""
@@ -149,7 +158,7 @@ class Results:
             "evidence": ""}
         if line is None:
             return answer
-        evidence = [f"records/{line['record']}.json"]
+        evidence = [self.run.record_path(line["record"])]
         if line.get("sd") is not None:
             evidence[0] += f" (mean of {len(line['values'])} seeds, sd {line['sd']:.2g})"
         answer |= {"reproduced": line["value"]}

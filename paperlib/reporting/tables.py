@@ -39,6 +39,7 @@ NAMES = {
     "tflite_post_training": "INT8 file, the authors' way", "float_before_qat": "before stage 3",
     "float_in_8_bits": "before stage 3, output rounded to 8 bits",
     "float_after_qat": "after stage 3, without rounding",
+    "dynamic_tflite": "TFLite file, any size", "fixed_tflite": "TFLite file, fixed size",
     "box_int8": "shipped INT8 file", "box_float": "shipped student in float"}
 """Row of a table → its name for people; what is not here is shown as it is called."""
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "psnr_y": "PSNR of Y (dB)", "ssim_y": "SSIM of Y"}
@@ -122,6 +123,7 @@ def audit_table(source: Run | Results) -> pd.DataFrame:
     """What the authors' own log and report say beside the paper; empty where not at hand."""
     table = Results.of(source).tables["audit"]
     shown = table[["row", "precision", "metric", "reported", "reproduced", "evidence"]].copy()
+    shown["row"] = shown["row"].map(name)
     for column in ("reported", "reproduced"):
         shown[column] = [number(value, 4) for value in table[column]]
     return shown.rename(columns={"reported": "paper", "reproduced": "their own files"})

@@ -70,8 +70,7 @@ def test_the_peak_is_the_best_of_several_and_no_fraction_exceeds_1(monkeypatch):
 
 def test_a_batch_from_the_store_and_from_files_is_timed():
     result = suite.bench_data(rounds=1, batch=2, patch=16)
-    assert np.isclose(result["ratio_cache_vs_decode"],
-                      result["seconds"]["decode"] / result["seconds"]["cache"])
+    assert np.isclose(result["ratio_cache_vs_decode"], result["seconds"]["decode"] / result["seconds"]["cache"])
 
 
 def test_the_scan_is_timed_with_and_without_gradient():

@@ -158,8 +158,7 @@ def test_calibration_takes_photographs_from_the_whole_list(photographs):
     data = open_data(folders(photographs))
     for count, wanted in ((1, [0]), (2, [0, 2]), (8, [0, 1, 2])):
         found = calibration(data, load_settings("smoke", {"quant.calibration_images": count}))
-        assert all(np.array_equal(lr, store.lr(index))
-                   for lr, index in zip(found, wanted, strict=True))
+        assert all(np.array_equal(lr, store.lr(index)) for lr, index in zip(found, wanted, strict=True))
 
 
 def test_unpaired_pictures_and_equal_stems(tmp_path, capsys):

@@ -37,8 +37,7 @@ def test_every_row_is_measured_on_its_own_file(tmp_path):
     for kind, size in (("ptq", ()), ("ptq_fixed", (17, 40))):
         export_tflite(files.qgraph.graph, path, *size, images=calibration(data, run.settings))
         assert files.paths[kind].read_bytes() == path.read_bytes()
-    rows = [row for row in files.measure(data)
-            if (row["metric"], row["dataset"]) == ("psnr", "validation")]
+    rows = [row for row in files.measure(data) if (row["metric"], row["dataset"]) == ("psnr", "validation")]
     found = {(row["table"], row["row"]): row["value"] for row in rows}
     assert len(found) == len(rows)
     dynamic, ptq = (TFLiteUpscaler(files.paths[kind]) for kind in ("dynamic", "ptq"))

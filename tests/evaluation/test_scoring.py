@@ -100,10 +100,8 @@ def test_a_row_a_metric_and_set_keeps_the_values_of_its_images(tmp_path):
 def test_the_input_hash_is_of_the_pixels():
     pairs = some_pairs()
     changed = [pairs[0], Pair("coffee", pairs[1].lr, pairs[1].hr ^ 1)]
-    inputs = (("bicubic", pairs), ("bicubic-matlab", pairs), ("bicubic", pairs[::-1]),
-              ("bicubic", changed))
-    hashes = [evaluate(load_upscaler(model), chosen)["provenance"]["inputs_sha256"]
-              for model, chosen in inputs]
+    inputs = (("bicubic", pairs), ("bicubic-matlab", pairs), ("bicubic", pairs[::-1]), ("bicubic", changed))
+    hashes = [evaluate(load_upscaler(model), chosen)["provenance"]["inputs_sha256"] for model, chosen in inputs]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
 

@@ -62,8 +62,7 @@ def test_learnt_grids_are_in_the_file(files, qgraph):
     for grid in qgraph.grids.values():
         assert any(zero == grid.zero_point and grid.scale == pytest.approx(scale, rel=1e-5)
                    for scale, zero in activations)
-    kernels = sorted(scale for t in tensors if t.type == "int8" and len(t.scales) > 1
-                     for scale in t.scales)
+    kernels = sorted(scale for t in tensors if t.type == "int8" and len(t.scales) > 1 for scale in t.scales)
     learnt = sorted(float(scale) for scales in qgraph.weight_scales.values() for scale in scales)
     np.testing.assert_allclose(kernels, learnt, rtol=1e-5)
 

@@ -43,8 +43,7 @@ from paperlib.student.graph import image_batch, run_graph
 from paperlib.student.models import deployment_graph, save_student
 
 QUANTISERS = ("paper", "tflite")
-IMAGES = [np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-          for seed in (1, 2)]
+IMAGES = [np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8) for seed in (1, 2)]
 
 
 def prepared(quantiser: str, arch: str = "mobileone", **settings):
@@ -180,8 +179,7 @@ def test_state_resumes_bit_for_bit(quantiser):
     twin.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
     other = copy.deepcopy(model)
     assert train(model, 3) == train(twin, 3) == train(other, 3)
-    assert all(torch.equal(a, b)
-               for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("quantiser", QUANTISERS)

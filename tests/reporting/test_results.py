@@ -159,13 +159,21 @@ def test_table_cs_pipeline_stands_for_table_b_where_only_that_was_run(tmp_path):
     assert line(short, STAGE2)["verdict"] is Verdict.HOLDS  # another schedule than Table B's: never missed
 
 
+def test_table_ds_files_stand_for_the_abstracts_where_only_they_were_measured(tmp_path):
+    values = {TEACHER: 29.0, ("D", "qat_teacher_fixed", "int8", "psnr"): 28.9}
+    row = claim(results(tmp_path, values), "the fixed file beats the dynamic one")
+    assert (row["effect"], row["verdict"]) == (pytest.approx(-0.1), Verdict.FAILS)
+    own = {("abstract", "student_fixed_tflite", "int8", "psnr"): 30.0}  # a file never stands beside another network's
+    assert claim(results(tmp_path / "own", values | own), "the fixed file beats")["verdict"] is Verdict.NOT_RUN
+
+
 def test_a_row_with_nothing_to_compare_it_with_or_of_another_set_is_not_run(tmp_path):
     row = line(results(tmp_path, {DIRECT: 27.0}), DIRECT)
     assert (row["verdict"], row["reproduced"]) == (Verdict.NOT_RUN, 27.0)
     run = open_run("demo", tmp_path / "other")
     run.record("01_data", [measured_row("B", "bicubic", "fp32", "psnr", 30.0, "Set5")])
     assert set(Results(run).tables["B"]["verdict"]) == {Verdict.NOT_RUN}
-    assert Results(run).psnr("B", "bicubic") is None
+    assert (Results(run).psnr("B", "bicubic"), Results(run, "Set5").psnr("B", "bicubic")) == (None, 30.0)
 
 
 def test_other_seeds_are_not_paired_and_unequal_schedules_are_named(tmp_path):
