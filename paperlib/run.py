@@ -35,6 +35,8 @@ SMOKE = ("Profile smoke: a few steps on a few small pictures, to show that every
          "pictures are wrong, its scores mean nothing. For a real run open the notebooks with make "
          "lab, or set profile to demo above.")
 """What stands in red where a smoke run is shown."""
+LEFT = '<div style="text-align: left">{}</div>'
+"""A cell of a notebook's table that holds words; all others are aligned to the right."""
 SHOWN = 8
 """Settings that a notebook shows unfolded."""
 
@@ -193,7 +195,8 @@ class Run:
         lines = self.settings_table(*sections).map(html.escape)
         other = lines["value"] != lines["paper"]
         lines["value"] = lines["value"].mask(other, "<b>" + lines["value"] + "</b>")
-        lines.columns = ["setting", "this run", "the paper"]
+        lines["setting"] = lines["setting"].map(LEFT.format)
+        lines.columns = [LEFT.format("setting"), "this run", "the paper"]
         smoke = f'<p style="color:#d93025"><b>{SMOKE}</b></p>' * (self.settings.profile == "smoke")
         first, more = (part.to_html(index=False, escape=False, border=0)
                        for part in (lines[:SHOWN], lines[SHOWN:]))

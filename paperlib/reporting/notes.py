@@ -16,7 +16,7 @@ from paperlib.reporting import tables
 from paperlib.reporting.ending import ladder
 from paperlib.reporting.figures import TERMS
 from paperlib.reporting.results import Results
-from paperlib.run import SMOKE, Run
+from paperlib.run import LEFT, SMOKE, Run
 
 
 def findings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def shown(table: pd.DataFrame, otherwise: str = "", digits: int = 3) -> HTML | M
     left; where it has no lines, why."""
     if table.empty:
         return Markdown(f"*{otherwise}*")
-    left = lambda cell: f'<div style="text-align: left">{html.escape(str(cell), quote=False)}</div>'
+    left = lambda cell: LEFT.format(html.escape(str(cell), quote=False))
     words = [name for name in table if table[name].astype(str).str.contains("[A-Za-z]{2}").any()]
     table = table.astype(dict.fromkeys(words, object)).fillna(dict.fromkeys(words, ""))
     with pd.option_context("display.max_colwidth", None):
