@@ -297,7 +297,8 @@ def test_a_signal_leaves_no_temporary_file(tmp_path, number):
     left.touch()
     os.utime(left, (1, 1))
     command = [sys.executable, "-m", "paperlib", "upscale", str(tmp_path), "--out", str(out), "--model", "bicubic"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,  # nohup ignores signals
+                          preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)) as process:
         while process.poll() is None and not [path for path in out.glob(".paperlib-*") if path != left]:
             time.sleep(0.005)
         process.send_signal(number)
