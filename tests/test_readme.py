@@ -190,8 +190,8 @@ assert len(CLAIMS) >= 10, "the paper's comparisons"
 def test_claims_say_what_the_records_say(line):
     """Paper's difference, effect, interval, verdict, as the same code judges the committed records."""
     shown = [cell.strip() for cell in line.replace("−", "-").strip("|").split("|")]
-    folder = f"{STAGE3}/teacher" if shown[0].startswith("Table D") else "blocks"
-    results = Results(Run(load_settings("benchmark"), REFERENCE / folder, every_record=True))
+    folder, images = (f"{STAGE3}/div2k", "DIV2K_36") if shown[0].startswith("Table D") else ("blocks", "validation")
+    results = Results(Run(load_settings("benchmark"), REFERENCE / folder, every_record=True), images)
     (found,) = [claim for claim in results.claims if claim["claim"] == shown[0]]
     assert found["seeds"] == 5
     assert shown[1:] == [

@@ -93,8 +93,7 @@ def test_strides_dilation_and_layers_of_other_people(tmp_path):
 def test_dynamic_range_is_not_called_full_int8(tmp_path):
     tf = tensorflow()
     kernel = tf.constant(torch.rand(3, 3, 16, 64).numpy())
-    path = convert(tmp_path / "a.tflite", lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"),
-                   1, 16, 16, 16, optimise=True)
+    path = convert(tmp_path / "a.tflite", lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"), 1, 16, 16, 16, optimise=True)
     assert inspect_model(path)["precision"] == "float32 maps, INT8 weights (dynamic range)"
 
 
