@@ -47,8 +47,8 @@ experiment was trained in parts, and its record names them. Minutes are those of
 a table needs, on the machine of the record, with the trainings that they continued."""
 STRENGTH = (Verdict.REPRODUCED, Verdict.MISSED, Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED,
             Verdict.ONE_SEED, Verdict.NOT_RUN)
-"""Of several runs one on the paper's photographs; then whose verdict comes first; the paper's method (where there are
-several seeds), more seeds, more images."""
+"""Of several runs that of the first of these verdicts is shown, after any on the paper's photographs;
+of equal ones the paper's method (where there are several seeds), more seeds, more images."""
 BESIDE = ("summary.md", "report.html", "tried.md", "seeds.json", "bench.json")
 
 

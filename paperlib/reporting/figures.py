@@ -116,7 +116,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "",
     names = [name for name in ("loss", *TERMS) if name in rows]
     if len(names) == 2 and rows[names[0]].equals(rows[names[1]]):
         names = names[1:]  # a loss of one term
-    for name, marker in zip(names, MARKERS, strict=False):
+    for name, marker in zip(names, MARKERS[:len(names)], strict=True):
         left.plot(rows.index, rows[name], marker=marker, markersize=4,
                   label=f"{_term(name, loss)}: {rows[name].dropna().iloc[-1]:.3g}")
     left.set(xlabel="training step", ylabel="loss (images in 0…1)", yscale="log",
@@ -250,7 +250,8 @@ def drops(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def quality_against_cost(points: pd.DataFrame) -> Figure:
     """Points of `costs.cost_points` by PSNR and multiply-accumulates, the cost logarithmic."""
     figure, axes = _panels(8, 4.6)
-    for (group, part), marker in zip(points.groupby("group", sort=False), MARKERS, strict=False):
+    groups = points.groupby("group", sort=False)
+    for (group, part), marker in zip(groups, MARKERS[:groups.ngroups], strict=True):
         axes.scatter(part["macs"], part["psnr"], label=group, s=36, marker=marker)
     axes.set(xlabel="multiply-accumulates per LR pixel (thousands)", xscale="log",
              ylabel="PSNR RGB on Set5 (dB)",

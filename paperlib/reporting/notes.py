@@ -56,13 +56,14 @@ def shown(table: pd.DataFrame, otherwise: str = "", digits: int = 3) -> HTML | M
     if table.empty:
         return Markdown(f"*{otherwise}*")
     left = lambda cell: LEFT.format(html.escape(str(cell), quote=False))
-    words = [name for name in table if table[name].astype(str).str.contains("[A-Za-z]{2}").any()]
-    table = table.astype(dict.fromkeys(words, object)).fillna(dict.fromkeys(words, ""))
+    words = [name for name, cells in table.select_dtypes(exclude="number").items()
+             if cells.dropna().astype(str).str.contains("[A-Za-z]{2}").any()]
+    heads = {name: left(name) if name in words else html.escape(str(name)) for name in table}
+    table = table.fillna(dict.fromkeys(words, "")).rename(columns=heads)
     with pd.option_context("display.max_colwidth", None):
-        return HTML(table.rename(columns=lambda name: left(name) if name in words else html.escape(str(name)))
-                    .to_html(index=False, border=0, na_rep="", escape=False,
-                             float_format=f"{{:.{digits}f}}".format,
-                             formatters=dict.fromkeys(map(left, words), left)))
+        return HTML(table.to_html(index=False, border=0, na_rep="", escape=False,
+                                  float_format=f"{{:.{digits}f}}".format,
+                                  formatters={heads[name]: left for name in words}))
 
 
 def source(*functions: Callable[..., Any]) -> Markdown:

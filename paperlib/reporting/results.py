@@ -67,14 +67,14 @@ class Results:
         lines = rows.where(rows.notna(), None).to_dict("records")
         found = {(line["table"], line["row"], line["precision"], line["metric"]): line
                  for line in lines if line["value"] is not None}
-        for same in (SAME_NETWORK, SAME_FILES):
-            if same is SAME_FILES and any((*row, "psnr") in found for row in same):
-                continue  # the two files of one network, or none
-            whole = all((*row, "psnr") in found for row in same.values())  # newer records
-            for row, other in same.items() if whole else ():
-                for metric in ("psnr", "ssim"):
-                    if (*other, metric) in found:
-                        found.setdefault((*row, metric), found[*other, metric] | {"also": other})
+        has = lambda rows: [(*row, "psnr") in found for row in rows]
+        same = SAME_NETWORK if all(has(SAME_NETWORK.values())) else {}  # newer records
+        if not same and all(has(SAME_FILES.values())) and not any(has(SAME_FILES)):
+            same = SAME_FILES  # both files of one network, or none
+        for row, other in same.items():
+            for metric in ("psnr", "ssim"):
+                if (*other, metric) in found:
+                    found.setdefault((*row, metric), found[*other, metric] | {"also": other})
         return found
 
     def psnr(self, table: str, row: str) -> float | None:
