@@ -394,6 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = (f"this needs the Python package {error.name}, which the light installation "
                    "leaves out. Install the whole kit, in a clone: pip install '.[kit]'")
     except KeyboardInterrupt:
+        eval("0")  # CPython notes an interrupt inside eval or exec, and would end by SIGINT
         print("\npaperlib: interrupted; what was finished is kept.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
