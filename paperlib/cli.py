@@ -280,7 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add(reproduce, "Run the notebooks in order; skip what is current, resume what was "
                              "stopped.", "profile results set", "--profile smoke",
-                  "--from 05 -o results/mine --set stage3.steps=100")
+                  "--until 05 -o results/mine --set stage3.steps=100")
     command.add_argument("--from", dest="first", default="01", metavar="NN",
                          help="first notebook, 01 to 07")
     command.add_argument("--until", dest="last", default="07", metavar="NN", help="last notebook")

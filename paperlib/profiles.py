@@ -99,7 +99,7 @@ DEMO: dict[str, Any] = {
         "steps": 500, "batch": 8, "patch": 32, "lr": 1e-3, "warmup": 0.10, "ema_warmup": True,
         "validate_every": 125, "checkpoint_every": 50, "recalibrate_batches": 32,
         "loss": {"l1": 1.0},
-        "expect": "about 1 dB above bicubic after minutes; the paper trains 30,000 steps of "
+        "expect": "half a dB to 1 dB above bicubic after minutes; the paper trains 30,000 steps of "
                   "16 × 128²"},
     "stage2": {
         "steps": 150, "batch": 8, "patch": 40, "lr": 1e-4, "decay": "halve", "halve_every": 50,

@@ -226,7 +226,7 @@ class QuantSettings(_Section):
 
 
 class ExportSettings(_Section):
-    """The shipped files (paper section 5)."""
+    """The exported files (paper section 5)."""
 
     height: int = Field(720, ge=3)
     """LR rows of the fixed file."""

@@ -37,14 +37,14 @@ What can be set, with the profiles' values: [settings.md](settings.md)."""
 CLAIMS = """## The paper's claims
 
 Differences are in dB of PSNR RGB; in brackets the 95 % interval over five seeds and 14 images, unless
-said otherwise. *Inside*: the interval contains the paper's value. Of several runs one on the paper's
-photographs is shown, else the strongest verdict. Table D's experiment from our own stage 2 is
-[undecided](reference/stage3_from_own/summary.md)."""
+said otherwise. *Inside*: the interval contains the paper's value. Where several runs measured a claim,
+one on the paper's photographs is shown, else the one with the most decisive verdict; all are below.
+Table D's experiment from our own stage 2 is [undecided](reference/stage3_from_own/summary.md)."""
 RUNS = """## The runs
 
 Commands are as they were given at the commit beside them. Where several commits stand, the
 experiment was trained in parts, and its record names them. Minutes are those of the notebooks that
-a table needs, on the machine of the record, with the trainings that they continued."""
+a table needs, on the machine of the record, and of trainings that an earlier call had begun."""
 STRENGTH = (Verdict.REPRODUCED, Verdict.MISSED, Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED,
             Verdict.ONE_SEED, Verdict.NOT_RUN)
 """Of several runs that of the first of these verdicts is shown, after any on the paper's photographs;
@@ -91,8 +91,9 @@ def claims_text(runs: Mapping[str, Results]) -> str:
             "run": Markup(f"[{name.rpartition('/')[2]}](reference/{name}/summary.md)"
                           if found["seeds"] else "")})
     words = [word for word in Verdict if word.value in {line["verdict"] for line in lines}]
+    last = max(record["started"] for run in runs.values() for record in run.records.values())[:10]
     return "\n\n".join([
-        CLAIMS, markdown(pd.DataFrame(lines)),
+        f"{CLAIMS} The last was measured on {last}.", markdown(pd.DataFrame(lines)),
         "\n".join(f"- *{word.value}*: {word.meaning}" for word in words),
         "What would decide or strengthen them: more images for ABPN, more seeds for the undecided one "
         "of Table C, DIV2K and the published schedule for the others. The last line's files are "
@@ -165,7 +166,10 @@ def table_line(results: Results, name: str, link: str) -> dict[str, str] | None:
     table = table[table["reproduced"].notna() & (table["metric"] == "psnr")]
     if table.empty or name == "A":
         return None
-    counts = Counter(str(word) for word in table["verdict"])
+    start = f"Table {name}:" if len(name) == 1 else f"{name.capitalize()}:"
+    counts = Counter(claim["verdict"].value for claim in results.claims
+                     if claim["claim"].startswith(start) and claim["effect"] is not None)
+    counts = counts or Counter(map(str, table["verdict"]))  # the audit makes no claims
     used = sorted({found for evidence in table["evidence"]
                    for found in re.findall(r"records/(\w+)", evidence)})
     shown = [notebook for notebook in NOTEBOOKS
@@ -177,7 +181,7 @@ def table_line(results: Results, name: str, link: str) -> dict[str, str] | None:
         "records": Markup(", ".join(f"[{record}]({link}/{results.run.record_path(record)})"
                                     for record in used)),
         "minutes": f"{minutes:.0f}",
-        "verdicts (PSNR)": ", ".join(f"{count} × {word}" for word, count in sorted(counts.items()))}
+        "claims (PSNR)": ", ".join(f"{count} × {word}" for word, count in sorted(counts.items()))}
 
 
 def run_text(results: Results, name: str, asked: Mapping[str, str]) -> str:
@@ -202,13 +206,29 @@ def run_text(results: Results, name: str, asked: Mapping[str, str]) -> str:
         markdown(pd.DataFrame(list(filter(None, lines))))])
 
 
+COMPARED = {
+    "data cache_vs_decode": "photographs from the pixel cache / decoded each time",
+    "step vs_plain": "branches merged into one convolution / seven branches",
+    "step collapsed_vs_expanded": "collapsed blocks / expanded ones, merged",
+    "epoch vs_naive": "all of this kit / none of it",
+    "epoch collapsed_vs_naive": "the same, with collapsed blocks",
+    "metrics vs_one_call": "scikit-image strip by strip on all cores / in one call",
+    "scan vs_loop": "scan in numba / a loop in PyTorch",
+    "scan vs_loop_training": "the same, with its gradient",
+    "teacher vs_loop_scan": "teacher with that scan / with that loop",
+    "light vs_bare": "`paperlib upscale` / a bare script"}
+"""Ratio of the benchmarks → what is compared, the faster first."""
+SPREAD = {"rounded": "networks rounded to 8 bits", "trained": "float networks", "untrained": "formulas"}
+"""Kind of row → what is measured in it."""
+
+
 def speed_text(path: Path, link: str) -> str:
     """The benchmarks of a bench.json."""
     bench = read_json(path)
     about = bench["provenance"]
     cpu = about["cpu"]
     ratios = pd.DataFrame(
-        [{"benchmark": f"{name}: {key.removeprefix('ratio_').replace('_', ' ')}",
+        [{"compared": COMPARED[f"{name} {key.removeprefix('ratio_')}"],
           "times faster": f"{value:.3g}", "measured": result["what"]}
          for name, result in bench.items() if isinstance(result, dict)
          for key, value in result.items()
@@ -217,8 +237,8 @@ def speed_text(path: Path, link: str) -> str:
         "## How fast, and against what",
         f"[bench.json]({link}), by `paperlib bench`: commit {about['commit'][:8]}, "
         f"{about['threads']} threads of an {cpu['model']} "
-        f"({', '.join(cpu['instructions'])}). A ratio is of interleaved runs in one "
-        "process; above 1 the first is faster.", markdown(ratios)])
+        f"({', '.join(cpu['instructions'])}). Each ratio is of runs taken in turn on one machine; above "
+        "1 this kit's way is faster.", markdown(ratios)])
 
 
 AUDITED = {
@@ -271,8 +291,8 @@ def spread_text(path: Path) -> str:
     """How far two machines may differ."""
     spread = read_json(path)
     seen = {kind: metrics["psnr"] for kind, metrics in spread["seen"].items()}
-    kinds = "; ".join(f"{kind} rows {value['median']:.4f} and {value['largest']:.4f}"
-                      for kind, value in seen.items())
+    kinds = "; ".join(f"{words} {value['median']:.4f} and {value['largest']:.4f}"
+                      for kind, value in seen.items() for words in [SPREAD[kind]])
     return "\n\n".join([
         "## How far two machines may differ",
         f"[spread.json](reference/spread.json): {spread['what']}. Median and largest difference of "

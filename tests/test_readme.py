@@ -13,7 +13,7 @@ from paperlib.evaluation.paper_numbers import reported
 from paperlib.files import sha256_file
 from paperlib.profiles import load_settings
 from paperlib.reporting.results import Results
-from paperlib.reporting.tables import NAMES, changes
+from paperlib.reporting.tables import NAMES, changes, effect_text
 from paperlib.run import Run
 from paperlib.weights import pretrained
 from paperlib.weights.release import seeds_table
@@ -72,7 +72,7 @@ def cells(start: str, text: str = README) -> list[str]:
     ("our float network", lambda name: ours("float_before_qat", name), None),
     ("the authors' INT8 file (dynamic)", lambda name: audited(
         "dynamic_int8", name.replace("validation", "clic_val")), "dynamic_int8"),
-    ("bicubic |", lambda name: bicubic(name), "bicubic_torch")])
+    ("bicubic, PyTorch's |", lambda name: bicubic(name), "bicubic_torch")])
 def test_scores_are_the_recorded_ones(start, score, on_36):
     wanted = [f"{score(name):.3f}" for name in SETS]
     wanted += [f"{on_div2k(on_36)['psnr']:.3f}" if on_36 else ""]
@@ -112,7 +112,7 @@ def test_what_was_turned_down_is_said_as_recorded(label, file):
 
 
 @pytest.mark.parametrize(("row", "other", "words"), [
-    ("float_before_qat", "stage2_fp32", "authors' *float* network is still {:.2f} dB ahead of ours"),
+    ("float_before_qat", "stage2_fp32", "authors' stage 2, in float, {:.2f} dB ahead of ours"),
     ("tflite_dynamic", "peer PureConvSR-trial10", "trial 10 is {:.2f} dB ahead of the shipped file")])
 def test_who_is_ahead_on_the_photographs_is_said(row, other, words):
     """CLIC's 14 pictures are 13 photographs and a screenshot, the hardest of them."""
@@ -131,7 +131,7 @@ def test_the_shipped_file_is_the_recorded_one():
 
 @pytest.mark.parametrize(("start", "row"), [
     ('INT8, any size ("dynamic")', "dynamic_int8"), ('INT8, one size ("fixed")', "fixed_int8"),
-    ("the same network in float", "stage3_weights_fp32")])
+    ("stage 3's weights in float, not rounded", "stage3_weights_fp32")])
 def test_the_audit_on_div2k_is_the_recorded_one(start, row):
     found, largest = on_div2k(row), cells(start)[3]
     assert cells(start)[1:3] == [f"{found['psnr_reported']:.4f} dB", f"{found['psnr']:.4f} dB"]
@@ -179,7 +179,7 @@ def test_no_weight_of_the_teacher_was_seen_to_help():
 def test_the_teachers_share_is_the_recorded_one():
     lines = {line["condition"]: line for line in read(f"{STAGE3}/teacher/records/07_ablations.json")["shares"]}
     kd, dct = (100 * lines["qat_teacher"][f"{term} gradient"] for term in ("kd", "dct"))
-    assert f"it has {kd:.2f} % of the gradient, the DCT term {dct:.0f} %" in TEXT
+    assert f"it has {kd:.2f} % of the gradient, the term of frequencies (DCT) {dct:.0f} %" in TEXT
 
 
 CLAIMS = [line for line in README.splitlines() if line.startswith("| Table ")]
@@ -194,9 +194,8 @@ def test_claims_say_what_the_records_say(line):
     results = Results(Run(load_settings("benchmark"), REFERENCE / folder, every_record=True), images)
     (found,) = [claim for claim in results.claims if claim["claim"] == shown[0]]
     assert found["seeds"] == 5
-    assert shown[1:] == [
-        f"{found['reported']:+.3f}", f"{found['effect']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]",
-        found["verdict"].value, found["reported_inside"]]
+    assert shown[1:] == [f"{found['reported']:+.3f}", effect_text(found).partition(" (")[0],
+                         found["verdict"].value, found["reported_inside"]]
 
 
 def test_damaged_files_are_counted_as_recorded():

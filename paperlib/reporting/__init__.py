@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["figures"],
     submod_attrs={
-        "notes": ["committed_audit", "saw", "shown", "source"],
+        "notes": ["committed_audit", "committed_claims", "saw", "shown", "source"],
         "viewer": ["explore", "save_comparison"],
         "costs": ["selection_section"],
         "tables": ["abstract_table", "audit_table", "changes", "claims_table", "leaderboard", "measured",

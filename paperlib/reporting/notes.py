@@ -2,6 +2,7 @@
 
 import html
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def findings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if parity := record.get("parity"):
         lines += [("Values of the file that are those of the network trained in stage 3",
                    f"{100 * min(line['equal'] for line in parity):.2f} %"),
-                  ("Largest difference, in steps of 255",
+                  ("Largest difference, in steps of the output grid",
                    f"{max(line['max_lsb'] for line in parity):.0f}")]
     return lines
 
@@ -86,3 +87,12 @@ def committed_audit() -> HTML | Markdown:
         ["row", "precision", "reported", "reproduced", "evidence"]]
     return shown(lines.set_axis(
         ["row", "precision", "paper (dB)", "their own files (dB)", "from"], axis=1))
+
+
+def committed_claims() -> Markdown:
+    """The paper's claims as the committed experiments answer them, from `results/README.md`."""
+    path = root() / "results" / "README.md"
+    if not path.is_file():
+        return Markdown("*No table: it lies in the repository, in `results`.*")
+    text = path.read_text(encoding="utf-8").partition("## The paper's claims\n\n")[2]
+    return Markdown(re.sub(r"\[([^]]+)]\([^)]+\)", r"\1", "\n\n".join(text.split("\n\n")[:2])))

@@ -43,7 +43,7 @@ def kind_of(table: str, row: str, precision: str) -> str:
     if row.startswith("bicubic"):
         return "untrained"
     rounded = precision in ("int8", "fake-quant") or (table == "C" and not row.endswith("_float"))
-    return "rounded" if rounded and table != "box" else "trained"
+    return "rounded" if rounded and table != "shipped" else "trained"
 
 
 def stated_spread() -> dict[str, dict[str, float]]:

@@ -74,14 +74,15 @@ def _records(results: Results) -> pd.DataFrame:
     run, lines, parts = results.run, [], results.records.get("00_reproduce", {}).get("notebooks", {})
     for name in (name for name in NOTEBOOKS if name in results.records):
         record, folder = results.records[name], run.out / "notebooks"
+        cost = {"seconds": record["seconds"]} | parts.get(name, {})
         page = next((f"notebooks/{name}{kind}" for kind in (".html", ".ipynb")
                      if (folder / f"{name}{kind}").is_file()), None)
         lines.append({
             "notebook": Markup(f"[{name}]({page})") if page else name,
             "record": Markup(f"[{Path(path := run.record_path(name)).name}]({path})"),
             "commit": (record["commit"] or "none")[:10] + " with changes" * record["dirty"],
-            "seed": record["seed"], "seconds": f"{record['seconds']:.0f}",
-            "memory": f"{parts[name]['peak_bytes'] / 1e9:.1f} GB" if name in parts else "",
+            "seed": record["seed"], "seconds": f"{cost['seconds']:.0f}",
+            "memory": f"{cost['peak_bytes'] / 1e9:.1f} GB" if name in parts else "",
             "torch": record["versions"].get("torch"), "device": record["device"],
             "threads": record["threads"]})
     return pd.DataFrame(lines)

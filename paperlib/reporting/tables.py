@@ -11,7 +11,7 @@ from markupsafe import Markup
 from paperlib.errors import UserError
 from paperlib.evaluation.paper_numbers import entries, reported, score
 from paperlib.files import reading, write_text
-from paperlib.reporting.results import COLUMNS, OTHER_KERNEL, TABLES, Results
+from paperlib.reporting.results import COLUMNS, TABLES, Results
 from paperlib.reporting.verdicts import OTHER_SSIM, Effect, Verdict, change_word, paired
 from paperlib.run import Run
 
@@ -30,7 +30,7 @@ NAMES = {
     "teacher_none": "no teacher", "teacher_student": "stage 2's student as teacher",
     "loss_published": "the paper's loss", "dct_off": "no DCT term",
     "confidence_off": "no confidence weights", "quantiser_paper": "the paper's quantiser",
-    "skip_add": "skip as ADD", "post_training": "no stage 3: post-training quantisation",
+    "skip_add": "skip as ADD", "residual_add": "skip as ADD", "post_training": "no stage 3: post-training quantisation",
     "published": "as published", "stage1_longer": "stage 1 continued", "kd_off": "no teacher",
     "clip_off": "no weight clipping", "recalibration_off": "no BN recalibration",
     "bicubic_matlab": "bicubic, MATLAB's kernel", "stage1": "student after stage 1",
@@ -40,7 +40,7 @@ NAMES = {
     "float_in_8_bits": "before stage 3, output rounded to 8 bits",
     "float_after_qat": "after stage 3, without rounding",
     "dynamic_tflite": "TFLite file, any size", "fixed_tflite": "TFLite file, fixed size",
-    "box_int8": "shipped INT8 file", "box_float": "shipped student in float"}
+    "shipped_int8": "shipped INT8 file", "shipped_float": "shipped student in float"}
 """Row of a table → its name for people; what is not here is shown as it is called."""
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "psnr_y": "PSNR of Y (dB)", "ssim_y": "SSIM of Y"}
 PUBLISHED, LEARNT = ("D", "qat_teacher"), ("D", "qat_teacher_learnt")
@@ -48,9 +48,9 @@ PUBLISHED, LEARNT = ("D", "qat_teacher"), ("D", "qat_teacher_learnt")
 OWN = ("switches", "as_set")
 """Stage 3 as a profile sets it, where that is not the paper's; switches change it."""
 AGAINST = {
-    f"{row}{file}": ("D", f"{base}{file}") for file in ("", "_learnt")
+    f"{row}{file}": ("D", f"{base}{file}") for file in ("", "_learnt", "_fixed")
     for row, base in (("ortho_kd_0", "ortho_kd_1"), ("kd_10", "qat_direct"),
-                      ("kd_100", "qat_direct"))}
+                      ("kd_100", "qat_direct"))} | {"qat_direct_fixed": ("D", "qat_teacher_fixed")}
 """Rows that are one change away from another row than stage 3 as published."""
 
 
@@ -63,9 +63,9 @@ def name(row: str) -> str:
     return " + ".join(NAMES.get(part, part.replace("_", " ")) for part in row.split("+"))
 
 
-def number(value: Any, places: int, sign: str = "") -> str:
+def number(value: Any, places: int) -> str:
     """Fixed decimals, the paper's without trailing zeros; empty where there is no number."""
-    return "" if pd.isna(value) else f"{value:{sign}.{places}f}"
+    return "" if pd.isna(value) else f"{value:.{places}f}"
 
 
 def effect_text(line: Any) -> str:
@@ -91,25 +91,18 @@ def claims_table(source: Run | Results) -> pd.DataFrame:
 
 
 def by_row(table: pd.DataFrame) -> pd.DataFrame:
-    """Lines of `Results.tables`, PSNR and SSIM of a model together, as its claim decides."""
+    """Lines of `Results.tables`, PSNR and SSIM of a model together; a star where the paper's SSIM is
+    another one."""
     shown = []
     for model, both in table.groupby(["table", "row", "precision"], sort=False):
-        first = both.iloc[0]
         paper = [f"{value:g}" for value in both["reported"][both["metric"].isin(["psnr", "ssim"])]
                  if pd.notna(value)]
         here = [number(value, 3 if metric == "psnr" else 4)
                 for metric, value in zip(both["metric"], both["reproduced"], strict=True)]
-        words = list(dict.fromkeys(str(word) for word in both["verdict"]))
-        judged = [word for word in words if word != Verdict.NOT_RUN.value] or words
-        if OTHER_KERNEL in str(first["evidence"]) and judged[0] == Verdict.RECOMPUTED.value:
-            judged = ["another kernel"]
         shown.append({
             "model": name(model[1]), "precision": model[2],
-            "paper": " / ".join(paper) + " *" * (model in OTHER_SSIM),
-            "here": " / ".join(filter(None, here)),
-            "paper's difference": number(first["effect_reported"], 3, "+"),
-            "difference here": effect_text(first),
-            "verdict": judged[0] + (f" (SSIM: {judged[1]})" if len(judged) > 1 else "")})
+            "paper: PSNR / SSIM": " / ".join(paper) + " *" * (model in OTHER_SSIM),
+            "here: PSNR / SSIM": " / ".join(filter(None, here)) or Verdict.NOT_RUN.value})
     return pd.DataFrame(shown)
 
 
@@ -140,7 +133,7 @@ def measured(source: Run | Results, tables: Sequence[str]) -> pd.DataFrame:
     for metric in (metric for metric in METRICS if metric in shown):
         places = 3 if metric.startswith("psnr") else 4
         shown[metric] = [number(value, places) for value in shown[metric]]
-    shown = shown.drop(columns="record").rename_axis(columns=None)
+    shown = shown.drop(columns="record").drop_duplicates().rename_axis(columns=None)
     return shown.rename(columns={"row": "model", "dataset": "images"} | METRICS)
 
 

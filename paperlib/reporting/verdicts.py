@@ -64,11 +64,12 @@ class Effect:
     images: int
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.mean:+.3f}"
+        mean, *ends = (f"{value:+.{3 if abs(value) >= 0.0005 else 4}f}"  # the side of zero shows
+                       for value in (self.mean, self.low, self.high) if value is not None)
+        if not ends:
+            return mean
         images = f"{self.images} images" if self.images else "means of the set"
-        interval = f"[{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{self.mean:+.3f} {interval} ({self.seeds} seeds, {images})"
+        return f"{mean} [{', '.join(ends)}] ({self.seeds} seeds, {images})"
 
 
 def effect_of(differences: np.ndarray) -> Effect:

@@ -60,8 +60,7 @@ def test_set5_scores_are_the_recorded_ones(upscalers, golden, set5, name):
 @pytest.mark.parametrize(("place", "names"), [
     (1, ["dynamic_int8"]), (3, ["dynamic_int8", "fixed_int8", "stage3_weights_fp32"])])
 def test_a_photograph_of_div2k_scores_what_the_report_says(upscalers, photographs, place, names):
-    measured, rounding = verify.measured_div2k(
-        [photographs[place]], {name: upscalers[name] for name in names})
+    measured, rounding = verify.measured_div2k([photographs[place]], {name: upscalers[name] for name in names})
     for row in verify.div2k_rows(measured):
         assert row["psnr_y_full_range"] == pytest.approx(row["psnr_y_full_range_reported"], abs=1e-4)
         (line,) = verify.div2k_images(measured[row["row"]], row["row"])
@@ -82,16 +81,14 @@ def test_the_command_measures_what_of_div2k_is_at_hand(monkeypatch, tmp_path, up
         (tmp_path / folder).mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / folder / name)
     monkeypatch.setattr(div2k, "blob_id", lambda path: validation_ids()[path.name])
-    monkeypatch.setattr(
-        verify, "audited", lambda _: nullcontext({name: upscalers[name] for name in names}))
+    monkeypatch.setattr(verify, "audited", lambda _: nullcontext({name: upscalers[name] for name in names}))
     monkeypatch.setattr(verify, "sets_at_hand", dict)
     assert main(["verify", "--div2k", str(tmp_path), "--json", str(tmp_path / "audit.json")]) == 0
     result, text = json.loads((tmp_path / "audit.json").read_text()), capsys.readouterr().out
     assert "1 of 100 images" in text
     assert (result["div2k_images"], result["div2k_of"]) == (1, 100)
     (line,), (rounding,) = result["div2k"], result["div2k_int8_against_float"]
-    assert list(line)[:6] == [
-        "name", "psnr_reported", "psnr", "ssim_reported", "ssim_tensorflow", "ssim"]
+    assert list(line)[:6] == ["name", "psnr_reported", "psnr", "ssim_reported", "ssim_tensorflow", "ssim"]
     assert (line["name"], line["verdict"], rounding["name"]) == ("0877", "differs", "0877")
     assert rounding["psnr_reported"] == pytest.approx(46, abs=5)
     assert [row["row"] for row in result["div2k_rows"]] == [
@@ -135,8 +132,7 @@ def test_lr_alone_gives_the_cost_of_rounding_and_hr_alone_gets_its_lr(tmp_path):
     for name, image in (("0801.png", hr), ("0802x3.png", bicubic_downscale(hr))):
         Image.fromarray(image).save(tmp_path / name)
     sources = [Source("0801", tmp_path / "0801.png"), Source("0802", None, tmp_path / "0802x3.png")]
-    upscalers = {"dynamic_int8": Bicubic("torch"), "stage3_weights_fp32": Bicubic("matlab"),
-                 "other": Bicubic()}
+    upscalers = {"dynamic_int8": Bicubic("torch"), "stage3_weights_fp32": Bicubic("matlab"), "other": Bicubic()}
     measured, rounding = verify.measured_div2k(sources, upscalers)
     one, other = (Bicubic(kernel)(bicubic_downscale(hr)) for kernel in ("torch", "matlab"))
     assert rounding == dict.fromkeys(("0801", "0802"), psnr_rgb(one, other))

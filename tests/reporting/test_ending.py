@@ -23,7 +23,8 @@ def run(tmp_path):
 
 def test_the_ladder_has_what_ran_and_what_each_step_gained(run):
     run.record("03_teacher", rows(("stages", "teacher", "fp32", 26.5)))
-    run.record("06_tflite_eval", rows(("export", "tflite_dynamic", "int8", 27.2), ("box", "box_int8", "int8", 28.0)),
+    files = rows(("export", "tflite_dynamic", "int8", 27.2), ("shipped", "shipped_int8", "int8", 28.0))
+    run.record("06_tflite_eval", files,
                parity=[{"file": "a", "equal": 0.9973, "within_1_lsb": 1.0, "max_lsb": 1, "values": 3}])
     steps = ladder(Results(run)).drop(columns="step").to_numpy().tolist()
     assert steps == [["26.00", ""], ["27.00", "+1.00"], ["26.50", ""], ["27.25", "+0.25"],
@@ -35,7 +36,7 @@ def test_one_seed_decides_nothing_the_end_says_where_to_look_and_smokes_is_one_l
     assert len(text.splitlines()) <= 20
     assert "with one, none is decided" in text
     assert str(run.out / "report.html") in text
-    assert "stage1 500 steps for 30,000, stage2 150 steps for 10,000." in text
+    assert "stage1 500 steps instead of 30,000, stage2 150 steps instead of 10,000." in text
     smoke = open_run("smoke", tmp_path / "smoke")
     smoke.record("01_data", rows(("B", "bicubic", "fp32", 26.0)))
     assert len(ending_text(smoke).splitlines()) == 1

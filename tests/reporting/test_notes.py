@@ -49,5 +49,6 @@ def test_a_table_is_whole_with_fixed_decimals_or_says_why_not():
     assert notes.shown(pd.DataFrame(), "Nothing measured.").data == "*Nothing measured.*"
 
 
-def test_the_committed_audit_shows_the_papers_number_beside_the_authors_own():
+def test_the_committed_audit_and_claims_show_the_papers_number_beside_others():
+    assert "Table C: MobileOne beats RepConv, FP32 | +0.045 | +" in notes.committed_claims().data
     assert all(f"<td>{value}</td>" in notes.committed_audit().data for value in ("28.260", "28.411"))

@@ -112,7 +112,7 @@ def test_a_missing_or_damaged_spread_is_said_and_costs_nothing(clone, tmp_path, 
     ("B", "bicubic", "fp32", "untrained"), ("B", "bicubic_antialiased", "fp32", "untrained"),
     ("stages", "stage1", "fp32", "trained"), ("C", "mobileone_float", "fp32", "trained"),
     ("C", "mobileone", "fp32", "rounded"), ("stages", "fakequant", "fake-quant", "rounded"),
-    ("D", "qat_teacher", "int8", "rounded"), ("box", "box_int8", "int8", "trained")])
+    ("D", "qat_teacher", "int8", "rounded"), ("shipped", "shipped_int8", "int8", "trained")])
 def test_what_is_rounded_to_grids_is_a_kind_of_its_own(table, name, precision, kind):
     assert kind_of(table, name, precision) == kind
 

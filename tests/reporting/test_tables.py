@@ -84,9 +84,9 @@ def test_committed_tables_are_what_the_committed_records_give(name):
 def test_reported_and_measured_stand_in_one_line_a_row(tmp_path):
     shown = tables.reported_vs_measured(open_with(tmp_path, BOTH), ["B"]).set_index("model")
     assert list(shown.index) == ["bicubic", "FSRCNN", "ABPN", "student after stage 2", "student after stage 3"]
-    assert shown.loc["bicubic"].tolist() == ["fp32", "28.26 / 0.828", "26.123 / 0.8000", "+2.020", "+0.877", "one seed"]
-    assert shown.loc["student after stage 2", "paper"] == "30.28 / 0.863 *"
-    assert shown.loc["FSRCNN", ["here", "verdict"]].tolist() == ["", "not run"]
+    assert shown.loc["bicubic"].tolist() == ["fp32", "28.26 / 0.828", "26.123 / 0.8000"]
+    assert shown.loc["student after stage 2", "paper: PSNR / SSIM"] == "30.28 / 0.863 *"
+    assert shown.loc["FSRCNN", "here: PSNR / SSIM"] == "not run"
     run = open_with(tmp_path, {("C", "mobileone", "fp32", "psnr"): 27.0})
     assert len(tables.reported_vs_measured(run, ["B", "C", "D", "abstract"])) == 15
 
@@ -106,14 +106,15 @@ def test_rows_of_two_tables_or_records_with_one_name_stay_two_lines(tmp_path):
         "stage 3 without a teacher, fixed size", "no DCT term + skip as ADD", "MobileOne, fake-quantised"]
 
 
-def test_the_audit_says_another_kernel_and_not_recomputed(tmp_path):
+def test_the_audit_says_another_kernel(tmp_path):
     run = open_run("demo", tmp_path)
     audit = [{"row": f"{name} (Table B)", "precision": "fp32", "metric": "psnr", "reported": 28.26,
               "reproduced": 28.4115, "verdict": "recomputed", "evidence": "their log"}
              for name in ("bicubic", "student_stage2")]
     run.record("06_tflite_eval", [], audit=audit)
-    assert tables.by_row(Results(run).tables["audit"])["verdict"].tolist() == ["another kernel", "recomputed"]
-    assert tables.audit_table(run)["their own files"].tolist() == ["28.4115", "28.4115"]
+    shown = tables.audit_table(run)
+    assert ["another kernel" in words for words in shown["evidence"]] == [True, False]
+    assert shown["their own files"].tolist() == ["28.4115", "28.4115"]
 
 
 def test_claims_for_the_eye(tmp_path):
