@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -358,9 +359,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _catch_signals() -> None:
     """A closed window or `kill` cleans up as Ctrl-C does, unless somebody wants otherwise."""
+    again = [0.0]
+
     def interrupt(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # cleaning up is not interrupted
-        raise KeyboardInterrupt
+        if time.monotonic() > again[0]:  # cleaning up is not interrupted
+            again[0] = time.monotonic() + 5
+            raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL and current_thread() is main_thread():
@@ -371,7 +375,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. PAPERLIB_DEBUG=1 shows where an error comes from."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow would bury the one line
     _catch_signals()
-    absolutise_env()
     for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -379,7 +382,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = os.environ.get("PAPERLIB_DEBUG") == "1"
     try:
         args = build_parser().parse_args(argv)
+        absolutise_env()
         if getattr(args, "json", None):
+            if args.json.is_dir():
+                raise UserError(f"--json {args.json} is a folder. Name a file in it.")
             check_folder(args.json.parent, "--json")
         code = args.run(args)
         sys.stdout.flush()

@@ -120,8 +120,10 @@ def _home(text: str | Path) -> Path:
 
 def cache_dir() -> Path:
     """Folder for downloads and decoded pixels: `PAPERLIB_CACHE`, else the user's cache folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return _home(os.environ.get("PAPERLIB_CACHE") or usual / "paperlib")
+    if own := os.environ.get("PAPERLIB_CACHE"):
+        return _home(own)
+    usual = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (usual if usual.is_absolute() else _home("~/.cache")) / "paperlib"
 
 
 def _folder_from(variable: str) -> Path | None:

@@ -133,10 +133,12 @@ def _is_old(path: Path) -> bool:
 def remove_stale(folder: str | Path, below: bool = True) -> list[Path]:
     """Delete temporary files that killed processes left in `folder`, and below; return them."""
     pattern = f"{'**/' if below else ''}{TEMPORARY}*"
-    stale = [path for path in Path(folder).glob(pattern)
-             if path.is_file() and not path.is_symlink() and _is_old(path)]
-    for path in stale:
-        path.unlink(missing_ok=True)
+    stale = []
+    for path in Path(folder).glob(pattern):
+        with suppress(FileNotFoundError):  # another process has just renamed it
+            if path.is_file() and not path.is_symlink() and _is_old(path):
+                path.unlink()
+                stale.append(path)
     return stale
 
 
@@ -173,8 +175,9 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     folder = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     folder.mkdir()
     try:
-        with (folder / ".lock").open("wb") as lock:
+        with (folder / ".new").open("wb") as lock:
             _lock(lock)
+            (folder / ".new").rename(folder / ".lock")  # nobody sees a lock that is free
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

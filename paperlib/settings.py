@@ -228,9 +228,9 @@ class QuantSettings(_Section):
 class ExportSettings(_Section):
     """The exported files (paper section 5)."""
 
-    height: int = Field(720, ge=3)
+    height: int = Field(720, ge=3, le=16384)
     """LR rows of the fixed file."""
-    width: int = Field(1280, ge=3)
+    width: int = Field(1280, ge=3, le=16384)
     """LR columns of the fixed file."""
     overlap: int = Field(24, ge=0)
     """LR pixels shared by neighbouring tiles of the fixed file; exact from 20 on."""
@@ -264,8 +264,8 @@ class AblationSettings(_Section):
     @field_validator("seeds")
     @classmethod
     def _are_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError("at least one seed is needed, none negative, none twice")
+        if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
+            raise ValueError("at least one seed is needed, from 0 to 2⁶³ − 1, none twice")
         return seeds
 
 
@@ -276,7 +276,7 @@ class Settings(_Section):
     """Data and schedule; chosen by `--profile`."""
     method: Literal["paper", "released", "ours"] = "paper"
     """Whose way of training and quantising; single settings may differ from it."""
-    seed: int = Field(1234, ge=0)
+    seed: int = Field(1234, ge=0, lt=2**63)
     """Start of the weights, patches, turns and the noise of the small teacher are drawn from it."""
     data: DataSettings
     student: StudentSettings = StudentSettings()

@@ -8,7 +8,7 @@ import glob
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -148,10 +148,12 @@ def _pictures(folder: Path) -> list[Path]:
     return []
 
 
-def _source(file: Path) -> Path | None:
-    """The picture whose result is called as this file is."""
+def _is_result(file: Path, files: Container[Path]) -> bool:
+    """Whether it is called as the result of one of the files is; GIF and AVIF become PNG."""
     stem = file.stem.removesuffix(MARK)
-    return file.with_stem(stem) if stem and stem != file.stem else None
+    suffixes = (file.suffix, ".gif", ".avif") if file.suffix == ".png" else (file.suffix,)
+    return stem not in ("", file.stem) and any(
+        file.with_name(stem + suffix) in files for suffix in suffixes)
 
 
 def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> dict[Path, Path]:
@@ -171,7 +173,7 @@ def _in_folder(folder: Path, out: Path, recursive: bool, notes: list[str]) -> di
     if not found:
         images.find_images(folder)  # says so
     notes += [f"{error.filename} is left out: {error.strerror}" for error in unreadable]
-    return {file: place for file, place in found.items() if _source(file) not in found}
+    return {file: place for file, place in found.items() if not _is_result(file, found)}
 
 
 def find_inputs(
@@ -224,7 +226,7 @@ def upscale_files(
     """
     named, failed, notes = find_inputs(inputs, out, recursive)
     # named one by one, as the shell does with *: in a second run the results are among them
-    files = {file: place for file, place in named.items() if _source(file) not in named}
+    files = {file: place for file, place in named.items() if not _is_result(file, named)}
     sources, left = ({Path(os.path.realpath(file)) for file in group}
                      for group in (files, named.keys() - files))
     targets, done, kept = set(), [], 0

@@ -71,5 +71,9 @@ def scheduler():
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _alike(monkeypatch) -> None:
+    """The same seed and, whatever the shell has set, the same variables for every test."""
     torch.manual_seed(0)
+    for name in ("DEBUG", "PROFILE", "PROGRESS", "DASK", "OFFLINE", "DIV2K_URL", "WIDGETS"):
+        monkeypatch.delenv(f"PAPERLIB_{name}", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")

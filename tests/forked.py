@@ -1,8 +1,5 @@
 """Workloads in processes forked from a server that has imported everything and computed nothing.
-
-A process that has computed has threads (OpenMP's, TensorFlow's) and locks that a fork takes over
-for ever, so the test's own process is never forked.
-"""
+A process that has computed has threads and locks that a fork takes over for ever, so the test's own is never forked."""
 
 import importlib.util
 import multiprocessing

@@ -90,21 +90,21 @@ def test_reproduce_passes_on_what_it_was_given(monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ("reprodce", "invalid choice: 'reprodce'"), ("reproduce --profil demo", "--profil"),
-    ("reproduce --profile demmo", "invalid choice: 'demmo'"), ("upscale --out here", "INPUT"),
-    ("evaluate bicubic --hr . --max-images 0", "whole number from 1 up"), ("data clean", "invalid choice: 'clean'"),
-    ("reproduce --set stage1.stepz=5", "unknown setting 'stage1.stepz'.*Nearest: stage1.steps"),
-    ("reproduce --set stage1.steps=many", "stage1.steps = 'many'"), ("reproduce --set stage1.steps", "field=value"),
-    ("evaluate bicubik --hr {hr}", "unknown model 'bicubik'"), ("evaluate bicubic --hr {tmp}/none", "no folder at"),
-    ("evaluate bicubic --hr {empty}", "holds no image"), ("evaluate bicubic --hr {hr} --lr {empty}", "holds no image"),
+    ("reprodce", "invalid choice: 'reprodce'"), ("reproduce --profil demo", "--profil"), ("reproduce --profile demmo",
+    "invalid choice: 'demmo'"), ("upscale --out here", "INPUT"), ("evaluate bicubic --hr . --max-images 0",
+    "whole number from 1 up"), ("data clean", "invalid choice: 'clean'"), ("reproduce --set stage1.stepz=5",
+    "unknown setting 'stage1.stepz'.*Nearest: stage1.steps"), ("reproduce --set stage1.steps=many",
+    "stage1.steps = 'many'"), ("reproduce --set stage1.steps", "field=value"), ("evaluate bicubik --hr {hr}",
+    "unknown model 'bicubik'"), ("evaluate bicubic --hr {tmp}/none", "no folder at"), ("evaluate bicubic --hr {empty}",
+    "holds no image"), ("evaluate bicubic --hr {hr} --lr {empty}", "holds no image"),
     ("upscale {empty} --out {tmp}/out --model bicubic", "holds no image"),
-    ("upscale {hr} --out {hr}/a.png --model bicubic", "cannot write"),
-    ("upscale {hr} --out /proc/none --model bicubic", "cannot write"),
-    ("evaluate bicubic --hr {hr} --json {hr}/a.png/x.json", "cannot write"),
+    ("upscale {hr} --out {hr}/a.png --model bicubic", "cannot write"), ("upscale {hr} --out /proc/none --model bicubic",
+    "cannot write"), ("evaluate bicubic --hr {hr} --json {hr}/a.png/x.json", "cannot write"),
+    ("evaluate bicubic --hr {hr} --json {empty}", "is a folder"),
+    ("export pretrained --out {tmp} --height 9999999", "export.height"),
     ("export {tmp}/none.safetensors --out {tmp}", "no file at"),
-    ("export {tmp}/none.safetensors --out {tmp} --height 0", "export.height = 0"),
-    ("export {hr}/a.png --out {tmp}", "is no checkpoint.*nothing can be exported from .png"),
-    ("table --out {empty}", "no table")])
+    ("export {tmp}/none.safetensors --out {tmp} --height 0", "export.height = 0"), ("export {hr}/a.png --out {tmp}",
+    "is no checkpoint.*nothing can be exported from .png"), ("table --out {empty}", "no table")])
 def test_bad_input_is_one_line_and_exit_code_2(photographs, tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -34,7 +34,7 @@ def test_what_a_killed_process_left_half_written_is_removed_later(tmp_path, left
     assert all((tmp_path / name).is_file() for name in OTHERS)
 
 
-def test_building_beside_a_users_hidden_folders_leaves_them_alone(tmp_path):
+def test_building_beside_a_users_hidden_folders_leaves_them_alone(tmp_path, monkeypatch):
     """Names that end in a number of no living process, or of none that can be."""
     others = [tmp_path / name for name in (".backup.4194304", ".snapshot.20261101120000", ".git")]
     for folder in others:
@@ -44,9 +44,12 @@ def test_building_beside_a_users_hidden_folders_leaves_them_alone(tmp_path):
     left = tmp_path / ".paperlib-0123456789abcdef"
     left.mkdir()
     (left / ".lock").touch()  # that nobody holds
+    at_lock = []
+    monkeypatch.setattr(files, "_lock", lambda file: at_lock.append((Path(file.name).parent / ".lock").exists()))
     with building_folder(tmp_path / "DIV2K_train_HR") as building:
         (building / "0001.png").touch()
         assert not left.exists()
+    assert at_lock == [False]  # under its name a lock is held from the first moment
     assert all((folder / "photograph.png").is_file() for folder in others)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in others} | {"DIV2K_train_HR"}
     assert [path.name for path in Path(tmp_path / "DIV2K_train_HR").iterdir()] == ["0001.png"]
@@ -83,7 +86,7 @@ def test_no_folder_is_called_tilde(tmp_path, monkeypatch, capsys):
     assert main(["evaluate", "bicubic", "--hr=~/none"]) == 2
     assert f"no folder at {tmp_path}/home/none" in capsys.readouterr().err
     assert main(["upscale", "", "--out", "o"]) == main(["upscale", "a.png", "--out", ""]) == 2
-    for value, folder in (("", "home/.cache"), (str(tmp_path / "xdg"), "xdg")):
+    for value, folder in (("", "home/.cache"), ("relative", "home/.cache"), (str(tmp_path / "xdg"), "xdg")):
         monkeypatch.delenv("PAPERLIB_CACHE", raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert cache_dir() == tmp_path / folder / "paperlib"

@@ -20,7 +20,7 @@ from paperlib.data.sources import embedded_path
 from paperlib.errors import UserError
 from paperlib.files import sha256_file, write_json
 from paperlib.reporting.results import Results
-from paperlib.run import ROW_COLUMNS, measured_row, open_run
+from paperlib.run import ROW_COLUMNS, measured_row, open_run, run_folder
 from paperlib.settings import parse_assignments
 
 
@@ -32,7 +32,7 @@ def run(tmp_path):
 def test_results_lie_in_the_clone_of_the_package_or_around_the_notebook(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert environment.root() == Path(environment.__file__).parents[1]
-    assert open_run("smoke").out == environment.root() / "results" / "smoke"
+    assert run_folder(None, "smoke") == environment.root() / "results" / "smoke"
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "site-packages" / "paperlib" / "environment.py"))
     clone = tmp_path / "clone"
     (clone / "notebooks").mkdir(parents=True)

@@ -258,9 +258,9 @@ def test_a_file_system_without_modes_is_written_to_and_an_unwritable_place_told(
 
 
 def test_a_second_run_in_place_enlarges_nothing_twice(tmp_path, capsys):
-    for i in range(2):
-        save(coffee()[:6, :6 + i], tmp_path / f"{i}.png")
-    run = lambda *more: main(["upscale", *map(str, sorted(tmp_path.glob("*.png"))), "--out", str(tmp_path),
+    for name in ("0.png", "1.gif"):
+        save(coffee()[:6, :6], tmp_path / name)
+    run = lambda *more: main(["upscale", *map(str, sorted(tmp_path.glob("*.??[gf]"))), "--out", str(tmp_path),
                               "--model", "bicubic", *more])
     assert run() == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

@@ -73,8 +73,7 @@ def test_every_form_of_it(tmp_path):
     assert main(["export", "pretrained", "--out", str(tmp_path), "--height", "24", "--width", "32"]) == 0
     report = json.loads((tmp_path / "export.json").read_text())
     twins = {f"student_{form}_{kind}.tflite" for form in ("dynamic", "fixed") for kind in ("int8", "uint8")}
-    assert set(report["files"]) == {*twins, "student_float.tflite"} == {
-        file.name for file in tmp_path.glob("*.tflite")}
+    assert set(report["files"]) == {*twins, "student_float.tflite"} == {file.name for file in tmp_path.glob("*.tflite")}
     for name in twins:
         kind = "uint8" if "uint8" in name else "int8"
         for port in (*report["files"][name]["inputs"], *report["files"][name]["outputs"]):

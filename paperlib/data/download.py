@@ -190,7 +190,7 @@ def fetch_photographs(
 ) -> list[str]:
     """Bring photographs into a folder, where what is there is kept; gives a line for each that
     could not be had. Originals that are reduced are deleted afterwards."""
-    check_folder(folder)
+    check_folder(folder, "--to")
     counts = Counter(photograph.licence for photograph in photographs)
     licences = ", ".join(f"{count} × {name}" for name, count in counts.items())
     tell(f"{len(photographs)} photographs into {folder}: {licences}")

@@ -34,7 +34,7 @@ FOREIGN = {name: re.compile(beginning, re.DOTALL) for name, beginning in {
     "Photoshop": rb"8BPS", "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg", "PDF": rb"%PDF"}.items()}
 """Kinds that are refused by their names, and how their files begin."""
 DECODED = 18  # bytes of memory a pixel while it is read: Pillow's 4, those converted, the array
-SCORED = 100  # the same of a picture that is scored, with its enlargement and metrics
+SCORED = 110  # the same of a picture that is scored, with its enlargement and metrics
 SAVE_OPTIONS = {
     ".png": {"format": "PNG", "compress_level": 1},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},

@@ -8,7 +8,7 @@ photograph that is a part of a test image without its centre is not found.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 
 import numpy as np
@@ -119,7 +119,7 @@ def overlaps(photographs: Iterable[tuple[str, np.ndarray]],
 
 def _key(sets: Mapping[str, Pairs]) -> str:
     """Changes with the files of the sets, and with how is searched."""
-    files = [[name, source.name, sha256_file(source.hr)]
+    files = [[name, pairs.crop, source.name, sha256_file(source.hr), source.lr and sha256_file(source.lr)]
              for name, pairs in sets.items() for source in pairs.sources]
     how = [CENTRE, SIDE, FINE, ZOOM, STEP, PROMISING, SAME, files]
     return sha256(json.dumps(how).encode()).hexdigest()[:16]
@@ -136,11 +136,13 @@ def check_overlaps(store: PixelStore, sets: Mapping[str, Pairs],
     if path.is_file():
         return [Overlap(**entry) for entry in read_json(path)]
     pairs = {f"{name}/{pair.name}": pair for name, images in sets.items() for pair in images}
-    photographs = ((name, store.lr(index)) for index, name in enumerate(store.names))
+    photographs = ((str(index), store.lr(index)) for index in range(len(store)))  # names may recur
     found = overlaps(photographs, {name: pair.lr for name, pair in pairs.items()})
-    for overlap in found:
-        hr = store.hr(store.names.index(overlap.photograph))
-        if overlap.image.split("/")[0] in tests and np.array_equal(hr, pairs[overlap.image].hr):
+    for place, overlap in enumerate(found):
+        index = int(overlap.photograph)
+        found[place] = overlap = replace(overlap, photograph=store.names[index])
+        same = np.array_equal(store.hr(index), pairs[overlap.image].hr)
+        if overlap.image.split("/")[0] in tests and same:
             raise UserError(f"the training photograph {overlap.photograph} is the test image "
                             f"{overlap.image}. Leave it out of the folders that data.train names, "
                             "or the set out of data.tests.")

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -107,6 +108,8 @@ def open_store(settings: DataSettings, progress: Progress | None = None) -> Pixe
     """
     sources, crop = split_sources(settings, "train"), settings.train_crop
     folder = cache_dir() / "photographs"
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # 2 or 3 a photograph stay open
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(lambda source: sha256_file(source.hr) + (
             sha256_file(source.lr) if source.lr else ""), sources))

@@ -84,5 +84,8 @@ def validation_pairs(settings: DataSettings) -> list[Pair]:
 def load_test_sets(settings: DataSettings) -> dict[str, Pairs]:
     """The test sets by name, each a folder with HR/ and LR_bicubic/X3/, decoded when used."""
     folders = [named_folder(name) for name in settings.tests]
+    if len({folder.name for folder in folders}) < len(folders):
+        raise UserError(f"two folders of data.tests have one name ({', '.join(settings.tests)}), by "
+                        "which results are told apart. Rename one.")
     return {folder.name: read_pairs(folder / "HR", folder / "LR_bicubic" / f"X{SCALE}")
             for folder in folders}

@@ -1,7 +1,7 @@
 """The authors' published files, and what their own log and report say beside the paper (section 7).
 
 Their files are found under PAPERLIB_ASSETS or in the cache, in a folder `aio_mai/`, or fetched from
-their repository at one commit, each checked against its pinned SHA-256.
+their repository at one commit, where each is checked against its pinned SHA-256.
 """
 
 import json
@@ -14,6 +14,7 @@ import pandas as pd
 from paperlib.data.download import download
 from paperlib.environment import assets_dir, cache_dir
 from paperlib.evaluation.paper_numbers import reported
+from paperlib.files import reading
 
 URL = ("https://raw.githubusercontent.com/NguyenPhamPhuongNam/AIO_MAI/"
        "d6c2cc23886aa2607cdb4693ded60121e2813e16/student")
@@ -59,7 +60,8 @@ def report_of(name: str) -> pd.DataFrame:
     keys = {metric: key.format(REPORTED_AS[name]) for metric, key in REPORT_KEYS.items()}
     if (folder := authors_folder()) is None:
         return pd.DataFrame(columns=list(keys))
-    images = json.loads((folder / REPORT).read_text(encoding="utf-8"))["per_image"]
+    with reading(folder / REPORT, "the authors' report"):
+        images = json.loads((folder / REPORT).read_text(encoding="utf-8"))["per_image"]
     return pd.DataFrame(
         [{metric: image["metrics"][key] for metric, key in keys.items()} for image in images],
         index=[Path(image["hr_file"]).stem for image in images])
@@ -69,7 +71,8 @@ def _log() -> pd.DataFrame:
     """The authors' log, an epoch a line; no lines where it is not at hand."""
     if (folder := authors_folder()) is None:
         return pd.DataFrame(columns=["stage", "epoch", "psnr_sr_rgb_sh0"])
-    return pd.read_csv(folder / LOG, engine="python")  # which reads numbers to the last bit
+    with reading(folder / LOG, "the authors' log"):
+        return pd.read_csv(folder / LOG, engine="python")  # which reads numbers to the last bit
 
 
 def authors_report() -> list[dict[str, Any]]:

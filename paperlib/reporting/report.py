@@ -80,7 +80,7 @@ def _records(results: Results) -> pd.DataFrame:
         lines.append({
             "notebook": Markup(f"[{name}]({page})") if page else name,
             "record": Markup(f"[{Path(path := run.record_path(name)).name}]({path})"),
-            "commit": (record["commit"] or "none")[:10] + " with changes" * record["dirty"],
+            "commit": (record["commit"] or "none")[:10] + " with changes" * bool(record["dirty"]),
             "seed": record["seed"], "seconds": f"{cost['seconds']:.0f}",
             "memory": f"{cost['peak_bytes'] / 1e9:.1f} GB" if name in parts else "",
             "torch": record["versions"].get("torch"), "device": record["device"],
@@ -120,7 +120,8 @@ def _asked(run: Run) -> dict[str, str]:
     for folder in list(run.out.parents)[:2]:
         if (folder / "questions.json").is_file():
             asked = read_json(folder / "questions.json")
-            return asked.get(run.out.relative_to(folder).as_posix(), {})
+            found = isinstance(asked, dict) and asked.get(run.out.relative_to(folder).as_posix())
+            return found if isinstance(found, dict) else {}  # or somebody else's file
     return {}
 
 

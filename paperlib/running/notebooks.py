@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ def find_notebooks(folder: Path) -> list[Path]:
     if not paths:
         raise UserError(f"no numbered notebooks in {folder}. Run from a clone of the repository.")
     for path in paths:
-        if (names := tuple(papermill.inspect_notebook(str(path)))) != PARAMETERS:
+        with reading(path, "a notebook"):
+            names = tuple(papermill.inspect_notebook(str(path)))
+        if names != PARAMETERS:
             raise UserError(f"{path} must have one cell tagged 'parameters' that sets "
                             f"{', '.join(PARAMETERS)}; it sets {', '.join(names) or 'nothing'}. "
                             "Restore the notebook.")
@@ -114,7 +116,7 @@ def execute(path: Path, target: Path, parameters: dict[str, Any], log: Path) -> 
         copy = folder / target.name
 
         def keep() -> None:
-            if copy.is_file():
+            with suppress(FileNotFoundError, ValueError):  # not yet there, or half written
                 notebook = plain(json.loads(copy.read_text(encoding="utf-8")), out)
                 write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 

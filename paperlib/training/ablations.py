@@ -93,8 +93,12 @@ FLOAT_CLAIMS = ("stage1_longer", "dct_off", "confidence_off", "kd_off")
 
 def check_switches(settings: Settings) -> None:
     """Refuse unknown `ablation.switches` before anything is trained."""
-    for part in "+".join(settings.ablation.switches).split("+"):
-        if part and part not in SWITCHES:
+    for name in settings.ablation.switches:
+        if "post_training+" in f"{name}+" and name != "post_training":
+            raise UserError(f"ablation.switches {name!r}: post_training trains no stage 3 that another "
+                            "switch could change. Name it alone.")
+    for part in [part for name in settings.ablation.switches for part in name.split("+")]:
+        if part not in SWITCHES:
             raise UserError(f"unknown ablation.switches {part!r}. Nearest: "
                             f"{nearest(part, list(SWITCHES))}. Known: {', '.join(SWITCHES)}.")
 
@@ -274,8 +278,8 @@ def shared_by_all(run: Run, data: Data, names: Sequence[str]) -> dict[str, Any]:
 def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int) -> None:
     """One training of 07, measured, with its record records/07/<name>-<seed>.json.
 
-    One whose record has the same identity (settings but for the seed, images, start, teacher) is
-    not repeated.
+    One whose record is of this run and has the same identity (settings but for the seed, images,
+    start, teacher) is not repeated.
 
     Args:
         name: of a network, a condition, switches joined by "+", or "claim_" and a claim.
@@ -287,9 +291,10 @@ def train_one(run: Run, data: Data, shared: dict[str, Any], name: str, seed: int
     tree = settings.model_dump(mode="json", exclude={"seed", "ablation"})
     identity = settings_hash(json.dumps([tree, inputs, shared["teacher"]], sort_keys=True))
     stem = f"07/{name}-{seed}"
-    if (run.out / "records" / f"{stem}.json").is_file() and run.read_record(stem).get(
-            "training", {}).get("identity") == identity:
-        return
+    if (run.out / "records" / f"{stem}.json").is_file():
+        there = run.read_record(stem)
+        if there.get("run") == run.id and there.get("training", {}).get("identity") == identity:
+            return
     run = Run(run.settings, run.out)  # its clock is this training's
     extra: dict[str, Any] = {}
     if claim:

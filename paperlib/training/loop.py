@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,10 @@ def fit(
     keep_freed_memory()
     finished = any(folder.glob(f"state-{stage.steps:06d}-*"))
     # under torchrun the first process holds the lock and writes; all of them read the state
-    writes = not finished and os.environ.get("RANK", "0") == "0"
-    with file_lock(folder / "lock") if writes else nullcontext():
+    first_process = os.environ.get("RANK", "0") == "0"
+    with ExitStack() as held:
+        if first_process and not finished:
+            held.enter_context(file_lock(folder / "lock"))
         processes()
         accelerator = Accelerator()
         schedule = stage.model_dump(mode="json", exclude={"expect", "checkpoint_every", "keep"})
@@ -147,6 +149,8 @@ def fit(
         state = TrainingState.begin(model, stage)
         if saved := load_state(folder, identity):
             state.restore(saved, saved["path"])
+        if first_process and finished and state.step < stage.steps:  # the last state is damaged
+            held.enter_context(file_lock(folder / "lock"))
         first, spent, began = state.step, state.seconds, time.monotonic()
         # the faster layout on CPU and GPU; to be set before DDP wraps the model
         state.live = state.live.to(accelerator.device, memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,8 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     """
     settings = settings or run.settings
     stage, quant, folder = settings.stage3, settings.quant, run.stage_folder(name)
-    start = models.save_student(fused, folder / "fused.safetensors", stage=name)
+    with TemporaryDirectory() as place:  # the folder may hold another training, which is refused
+        start = sha256_file(models.save_student(fused, Path(place, "start.safetensors"), stage=name))
     images = calibration(data, settings)
     rounds = quant.rounding == "data" and quant.quantiser == "tflite"
     log_stderr(f"{name}: {len(images)} calibration images: "
@@ -179,7 +181,8 @@ def stage3(run: Run, data: Data, fused: nn.Module, targets: Targets | None, name
     model = prepare_qat(fused, quant, images)
     events = {round(quant.observe_until * stage.steps): freeze_observers}
     result = train(run, data, name, model, stage, settings, stream="stage3", targets=targets,
-                   events=events, start=f"{sha256_file(start)[:16]} {settings_hash(quant)}")
+                   events=events, start=f"{start[:16]} {settings_hash(quant)}")
+    models.save_student(fused, folder / "fused.safetensors", stage=name)
     path = save_qat(result.model, folder / "qat.safetensors", stage=name,
                     settings=settings_hash(settings), step=result.kept_step)
     return Trained(result.model, path, result)

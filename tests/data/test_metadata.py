@@ -168,8 +168,7 @@ def test_what_cannot_be_written_costs_the_metadata_alone(tmp_path, metadata):
     with Image.open(tmp_path / "a.jpg") as written:
         assert written.size == (30, 21)
         kept = written.info.get("comment") == metadata.get("comment", 0)
-    assert picture.notes == [] if kept else picture.notes == [
-        "its metadata cannot be written and are left out"]
+    assert picture.notes == [] if kept else picture.notes == ["its metadata cannot be written and are left out"]
     assert kept == (metadata.get("comment", b"") == b"\xe9" * 65_500)
 
 

@@ -64,6 +64,13 @@ def test_set5s_woman_is_told_when_the_data_are_opened(data_root, tmp_path, cache
     with monkeypatch.context() as patch:
         patch.setattr(overlap, "overlaps", lambda *_: pytest.fail("searched again"))
         assert len(open_data(settings).overlaps) == 3
+        with pytest.raises(pytest.fail.Exception, match="again"):  # other parts of the images
+            open_data(settings.model_copy(update={"valid_crop": 60}))
     Image.open(hr).convert("RGB").save(train / "copy.png")
-    with pytest.raises(UserError, match=r"photographs/copy is the test image Set5/.*Leave it out"):
-        open_data(settings)
+    (tmp_path / "more" / "photographs").mkdir(parents=True)
+    Image.fromarray(read_rgb(embedded_path("rocket.jpg"))).save(tmp_path / "more" / "photographs" / "copy.png")
+    for more in ((), (str(tmp_path / "more" / "photographs"),)):  # two photographs of one name
+        with pytest.raises(UserError, match=r"photographs/copy is the test image Set5/.*Leave it out"):
+            open_data(settings.model_copy(update={"train": (*more, str(train))}))
+    with pytest.raises(UserError, match="have one name"):
+        open_data(settings.model_copy(update={"tests": ("benchmark/Set5", str(data_root / "benchmark" / "Set5"))}))

@@ -1,6 +1,7 @@
 """Photographs, pairs, the pixel store against damage and full disks, patches as a function of seed and step."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -218,7 +219,10 @@ def test_damaged_pixels_are_named_and_decoded_again(photographs, capsys, decoded
 
 
 def test_a_photograph_is_decoded_once(photographs, decoded):
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most // 2, most))
     first = open_store(folders(photographs))
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)  # each keeps two files open
     assert sorted(decoded) == ["photographs/a", "photographs/b", "photographs/c"]
     for index, name in enumerate("abc"):
         pair = make_pair(name, read_rgb(photographs / f"{name}.png"))

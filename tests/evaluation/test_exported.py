@@ -53,7 +53,6 @@ def test_every_row_is_measured_on_its_own_file(tmp_path):
         ("export", "float_in_8_bits"): TorchUpscaler(fused, "", rounded=True),
         ("export", "float_after_qat"): TFLiteUpscaler(files.paths["float"]),
         ("export", "fakequant"): QuantisedUpscaler(files.qgraph)}
-    assert found == {key: pytest.approx(mean_psnr(data.valid, upscaler), abs=1e-5)
-                     for key, upscaler in wanted.items()}
+    assert found == {key: pytest.approx(mean_psnr(data.valid, upscaler), abs=1e-5) for key, upscaler in wanted.items()}
     assert len(set(found.values())) >= 7  # the same network thrice, and what was trained
     assert {row["steps"] for row in rows if row["table"] in ("B", "abstract")} == {6 + 4 + 5}

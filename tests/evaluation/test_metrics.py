@@ -63,8 +63,7 @@ def test_luma_is_bt601_studio_range():
 def test_they_are_scikit_images_of_the_whole_picture(height):
     hr = astronaut()[:height, 50:170]
     sr = noisy(hr).clip(0, 255)
-    ssim = partial(structural_similarity, data_range=255, gaussian_weights=True, sigma=1.5,
-                   use_sample_covariance=False)
+    ssim = partial(structural_similarity, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
     whole = ssim(sr.astype(float), hr.astype(float), channel_axis=2)
     assert ssim_rgb(sr, hr) == pytest.approx(whole, abs=1e-12)
     luma = [luma_255(image)[3:-3, 3:-3] for image in (np.rint(sr), hr)]

@@ -25,9 +25,8 @@ from paperlib.weights import pretrained
 
 MEASURED = {
     "bicubic": ("bicubic", 0.001), "stage2_fp32": ("stage 2, fused float", 0.001),
-    "stage3_weights_fp32": ("stage 3, fused float", 0.001),
-    "stage3_fakequant": ("fake-quant", 0.001), "dynamic_int8": ("dynamic INT8", 0.001),
-    "re_exported_int8": ("re-exported", 0.001)}
+    "stage3_weights_fp32": ("stage 3, fused float", 0.001), "stage3_fakequant": ("fake-quant", 0.001),
+    "dynamic_int8": ("dynamic INT8", 0.001), "re_exported_int8": ("re-exported", 0.001)}
 """Entries of expected.json by a part of their names; dB that another machine may be off."""
 
 
@@ -91,8 +90,7 @@ def test_the_command_measures_what_of_div2k_is_at_hand(monkeypatch, tmp_path, up
     assert list(line)[:6] == ["name", "psnr_reported", "psnr", "ssim_reported", "ssim_tensorflow", "ssim"]
     assert (line["name"], line["verdict"], rounding["name"]) == ("0877", "differs", "0877")
     assert rounding["psnr_reported"] == pytest.approx(46, abs=5)
-    assert [row["row"] for row in result["div2k_rows"]] == [
-        *names, "bundled_int8", "bicubic_torch", "bicubic_matlab"]
+    assert [row["row"] for row in result["div2k_rows"]] == [*names, "bundled_int8", "bicubic_torch", "bicubic_matlab"]
     released = result["released_run"]
     assert (released["epoch"], released["kd_w"], released["kd_res_w"]) == (109, 0.02, 0.01)
     assert released["steps"] == 110 * 800  # so batch 1
@@ -107,8 +105,7 @@ def test_without_div2k_a_line_says_how_to_get_it(monkeypatch, tmp_path, assets, 
 
 
 @pytest.mark.parametrize(("psnr", "ssim", "word"), [
-    (30.00009, 0.900009, "reproduced (evaluation)"), (30.0002, 0.9, "differs"),
-    (30.0, 0.90002, "differs")])
+    (30.00009, 0.900009, "reproduced (evaluation)"), (30.0002, 0.9, "differs"), (30.0, 0.90002, "differs")])
 def test_a_part_is_compared_with_the_reports_mean_over_the_same_part(monkeypatch, psnr, ssim, word):
     report = pd.DataFrame({"0801": (30.0, 0.9, 33.0), "0802": (31.0, 0.9, 33.0),
                            "0803": (35.0, 0.9, 33.0), "0804": (38.0, 0.9, 33.0)},

@@ -105,11 +105,10 @@ def test_the_longest_way_counts(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
-    *(("cut.tflite", length, "not a TFLite file") for length in (0, 9, 40, 1000, 50_000, 100_000)),
-    ("a.tflite", b"hello", "not a TFLite file"),
-    ("c.safetensors", b"hello", "not a .safetensors file"),
-    ("d.safetensors", b"\x05" + bytes(7) + b"hello", "not a .safetensors file"),
-    ("e.pt", b"hello", "authors'"), ("f.txt", b"hello", "no model file")])
+    *(("cut.tflite", length, "not a TFLite file") for length in (0, 9, 40, 1000, 50_000, 100_000)), ("a.tflite",
+    b"hello", "not a TFLite file"), ("c.safetensors", b"hello", "not a .safetensors file"), ("d.safetensors",
+    b"\x05" + bytes(7) + b"hello", "not a .safetensors file"), ("e.pt", b"hello", "authors'"), ("f.txt", b"hello",
+    "no model file")])
 def test_what_is_no_model_gets_a_sentence(tmp_path, name, content, says):
     if isinstance(content, int):
         content = pretrained().read_bytes()[:content]

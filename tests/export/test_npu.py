@@ -11,8 +11,7 @@ from paperlib.export.convert import export_tflite, parity_images
 from paperlib.export.npu import estimate_npu
 
 U65 = ("ethos-u65-512",)
-needs_vela = pytest.mark.skipif(
-    find_spec("ethosu") is None, reason="ethos-u-vela (extra npu) is not installed")
+needs_vela = pytest.mark.skipif(find_spec("ethosu") is None, reason="ethos-u-vela (extra npu) is not installed")
 
 
 def test_without_vela_there_is_no_estimate(monkeypatch, tmp_path):

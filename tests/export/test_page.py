@@ -125,9 +125,8 @@ def test_transparency_is_laid_on_white(page, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    (b"\x89PNG hello", "no picture that this browser can read, or it is broken"), (b"", "no picture"),
-    ((4000, 10), "4000 × 10 pixels. The page takes up to 3000 a side"),
-    ((2100, 2000), "and 4 megapixels")])
+    (b"\x89PNG hello", "no picture that this browser can read, or it is broken"), (b"", "no picture"), ((4000, 10),
+    "4000 × 10 pixels. The page takes up to 3000 a side"), ((2100, 2000), "and 4 megapixels")])
 def test_what_it_cannot_do_it_says(page, tmp_path, content, says):
     if isinstance(content, bytes):
         (tmp_path / "a.png").write_bytes(content)

@@ -201,8 +201,7 @@ def test_saved_model_is_the_same_model(tmp_path, quantiser, arch):
     expected = quantised_graph(model)
     loaded = read_quantised(save_qat(model, tmp_path / "qat.safetensors", stage="stage3"))
     assert (loaded.grids, loaded.quantiser) == (expected.grids, quantiser)
-    assert all(torch.equal(loaded.weight_scales[name], scale)
-               for name, scale in expected.weight_scales.items())
+    assert all(torch.equal(loaded.weight_scales[name], scale) for name, scale in expected.weight_scales.items())
     x = image_batch(IMAGES[0])
     found = run_quantised(loaded, x, int32_bias=quantiser == "tflite")
     assert torch.equal(found, run_quantised(expected, x, int32_bias=quantiser == "tflite"))
@@ -337,10 +336,8 @@ def test_published_fake_quant_is_reproduced(assets, golden):
 def published_state(model) -> dict[str, torch.Tensor]:
     """A `paper` model's state as the authors number and name theirs: one operator for the clamp, grids in a row."""
     state = {name.removeprefix("fx."): value.clone() for name, value in model.state_dict().items()}
-    last = max(int(name.split(".")[0].rsplit("_", 1)[1]) for name in state
-               if name.startswith("activation_post"))
-    state = {name: value for name, value in state.items()
-             if not name.startswith(f"activation_post_process_{last}.")}
+    last = max(int(name.split(".")[0].rsplit("_", 1)[1]) for name in state if name.startswith("activation_post"))
+    state = {name: value for name, value in state.items() if not name.startswith(f"activation_post_process_{last}.")}
     renames = (("stem.", "conv_in."), ("body.", "rep."), (".conv.", ".reparam."), ("head.", "conv_out."))
     for ours, theirs in renames:
         state = {name.replace(ours, theirs): value for name, value in state.items()}

@@ -59,9 +59,8 @@ def test_tables_print_in_three_formats(tmp_path, fmt, mark):
 
 
 @pytest.mark.parametrize("damage", [
-    lambda text: b"", lambda text: b"\xff\xfe" + text, lambda text: b"\0" * len(text),
-    lambda text: text + b"a," * 40, lambda text: text.replace(b"verdict", b"verdicts"),
-    lambda text: text.replace(b"28.26", b"many")])
+    lambda text: b"", lambda text: b"\xff\xfe" + text, lambda text: b"\0" * len(text), lambda text: text + b"a," * 40,
+    lambda text: text.replace(b"verdict", b"verdicts"), lambda text: text.replace(b"28.26", b"many")])
 def test_a_damaged_table_is_named_in_one_line(tmp_path, damage):
     run = open_with(tmp_path, BOTH)
     path = tables.write_tables(run) / "B.csv"
@@ -148,9 +147,8 @@ def test_every_choice_of_stage_3_is_compared_with_its_own_base(tmp_path):
 
 def test_a_larger_weight_of_the_teacher_is_held_against_none(tmp_path):
     run = open_run("demo", tmp_path)
-    values = {"qat_teacher": 27.0, "qat_direct": 26.9, "kd_10": 26.95, "kd_100": 27.3,
-              "qat_teacher_learnt": 28.0, "qat_direct_learnt": 27.8, "kd_100_learnt": 28.1,
-              "ortho_kd_1": 27.5, "ortho_kd_0": 27.4}
+    values = {"qat_teacher": 27.0, "qat_direct": 26.9, "kd_10": 26.95, "kd_100": 27.3, "qat_teacher_learnt": 28.0,
+              "qat_direct_learnt": 27.8, "kd_100_learnt": 28.1, "ortho_kd_1": 27.5, "ortho_kd_0": 27.4}
     run.record("07_ablations", [stage3(name, [value, value]) for name, value in values.items()])
     found = {line[0]: (line[2], line[3][:6]) for line in tables.changes(run).to_numpy().tolist()}
     direct = tables.name("qat_direct")

@@ -1,12 +1,8 @@
 """Notebooks in a real JupyterLab, in headless Chromium driven over the DevTools protocol.
-
-By default 01 and the widgets of 06 on bicubic upscalers. PAPERLIB_LAB=all runs the seven notebooks
-in order (minutes).
-"""
+By default 01 and the widgets of 06 on bicubic upscalers. PAPERLIB_LAB=all runs the seven in order (minutes)."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -60,12 +56,12 @@ class Lab(Page):
 
 
 def _until(answer, process: subprocess.Popen, log: Path, seconds: float = 90):
-    """The first result of `answer` that is not an OSError's."""
+    """The first result of `answer` that is not an error: not there, or half written."""
     end = time.monotonic() + seconds
     while True:
         try:
             return answer()
-        except OSError:
+        except (OSError, ValueError):
             if process.poll() is not None or time.monotonic() > end:
                 pytest.fail(log.read_text(errors="replace")[-3000:])
             time.sleep(0.2)
@@ -91,9 +87,6 @@ def workspace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(workspace):
     """Address of a JupyterLab on that folder, with its own settings, and its token."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     places = {name: str(workspace / name.lower()) for name in (
         "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
         "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
@@ -106,12 +99,13 @@ def lab(workspace):
     environment.pop("PAPERLIB_WIDGETS", None)
     log = workspace / "lab.log"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-               f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=secret",
+               "--ServerApp.port=0", "--IdentityProvider.token=secret",
                f"--ServerApp.root_dir={workspace / 'notebooks'}", "--LabApp.expose_app_in_browser=True"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment, cwd=workspace, stdout=file, stderr=file)
     try:
-        address = f"http://127.0.0.1:{port}"
+        about = Path(places["JUPYTER_RUNTIME_DIR"], f"jpserver-{process.pid}.json")
+        address = _until(lambda: json.loads(about.read_text())["url"].rstrip("/"), process, log)
         _until(lambda: urlopen(f"{address}/api/status?token=secret", timeout=5).close(), process, log)
         yield address
     finally:
@@ -159,13 +153,11 @@ def check(page: Lab, cells: list[dict]) -> None:
     drawn = sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
     shown = ("[...panel.node.querySelectorAll('.jp-RenderedImage img')]"
              ".filter(image => !image.closest('.widget-output'))")
-    widths = page.run(f"{shown}.map(image => image.naturalWidth)")
-    assert len(widths) == drawn
-    assert all(width > 0 for width in widths)
-    inside = page.run("[...panel.node.querySelectorAll('.jp-RenderedMarkdown img')].map(image => image.naturalWidth)")
+    inside = "[...panel.node.querySelectorAll('.jp-RenderedMarkdown img')]"
     told = page.run("JSON.stringify(panel.content.model.toJSON().cells.map(cell => cell.attachments || {}))")
-    assert len(inside) == sum(map(len, json.loads(told)))  # pictures in the text
-    assert all(width > 0 for width in inside)
+    for pictures, count in ((shown, drawn), (inside, sum(map(len, json.loads(told))))):  # in results, and in the text
+        page.wait(f"{pictures}.every(image => image.complete && image.naturalWidth > 0)", 60)
+        assert page.run(f"{pictures}.length") == count
     assert page.errors == []
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -167,6 +168,8 @@ def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd, 
     ({"overrides": {"stage1.stepz": 5}}, "stage1.stepz"),
     ({"overrides": {"stage1.steps": -5}}, "stage1.steps"),
     ({"overrides": {"ablation.switches": ["teacher_non"]}}, "Nearest: teacher_none"),
+    *[({"overrides": {"ablation.switches": [name]}}, words)
+      for name, words in (("dct_off+", "unknown ablation.switches ''"), ("post_training+dct_off", "Name it alone"))],
     ({"last": "09"}, "no notebook '09'. There are 01, 02"),
     ({"first": "02", "last": "01"}, "Exchange"),
 ])
@@ -193,8 +196,7 @@ def test_fingerprints_depend_on_settings_files_and_earlier_notebooks(folder, tmp
     monkeypatch.setenv("PAPERLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PAPERLIB_ASSETS", str(weights.parent))
     weights.write_bytes(b"one")
-    names = {path.relative_to(Path(reproduce.__file__).parents[1]).as_posix()
-             for path in reproduce.package_files()}
+    names = {path.relative_to(Path(reproduce.__file__).parents[1]).as_posix() for path in reproduce.package_files()}
     assert {"settings.py", "training/loop.py", "evaluation/reported.csv", "reporting/report.html",
             "paper.mplstyle", "weights/student_dynamic_int8.tflite"} <= names
     changes, files = {"quant.start": str(start)}, [*reproduce.package_files(), weights]
@@ -282,7 +284,9 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(folder, tmp_path):
     assert not psutil.pid_exists(int(mark.read_text()))
 
 
-def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed(monkeypatch):
+def test_a_kernel_folder_is_locked_while_in_use_and_swept_when_its_process_was_killed(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the other tests' kernels sweep the usual one
+    monkeypatch.setattr(tempfile, "tempdir", None)
     script = ("import os, signal\nfrom paperlib.running.notebooks import kernel_environment\n"
               "with kernel_environment():\n    print(os.environ['JUPYTER_PATH'].split(os.pathsep)[0], flush=True)\n"
               "    os.kill(os.getpid(), signal.SIGKILL)\n")

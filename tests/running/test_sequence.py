@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def start(folder: Path) -> subprocess.Popen:
         return subprocess.Popen(command(folder), env=clean(folder), stdout=log, stderr=log)
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: subprocess.Popen, folder: Path) -> None:
     """SIGKILL to the command and to its kernels, which have process groups of their own."""
     members = [psutil.Process(process.pid)]
     members += members[0].children(recursive=True)
@@ -102,12 +103,19 @@ def kill(process: subprocess.Popen) -> None:
             member.kill()
     process.wait(30)
     psutil.wait_procs(members, timeout=30)
+    for _ in range(100):  # what one of them started meanwhile
+        if not (born := strays(folder)):
+            break
+        for member in born:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        time.sleep(0.3)
 
 
-def strays(folder: Path) -> list[list[str]]:
-    """Command lines of processes that have this folder's cache in their environment."""
+def strays(folder: Path) -> list[psutil.Process]:
+    """Processes that have this folder's cache in their environment."""
     cache = str(folder / "cache")
-    return [process.info["cmdline"] for process in psutil.process_iter(["cmdline", "environ"])
+    return [process for process in psutil.process_iter(["cmdline", "environ"])
             if (process.info["environ"] or {}).get("PAPERLIB_CACHE") == cache]
 
 
@@ -156,7 +164,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(results, tmp_pa
             assert ending(out) == whole
             shutil.rmtree(out)
         except subprocess.TimeoutExpired:
-            kill(process)
+            kill(process, tmp_path)
             kills += 1
             check_none_is_half(out)
         assert strays(tmp_path) == []
@@ -165,7 +173,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(results, tmp_pa
         assert last.wait(900) == 0, (tmp_path / "log").read_text()
     finally:
         if last.poll() is None:
-            kill(last)
+            kill(last, tmp_path)
     found = ending(out)
     assert "checkpoints/teacher/teacher.pth" in found
     assert found.keys() == whole.keys()

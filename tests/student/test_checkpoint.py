@@ -33,11 +33,10 @@ def architecture(**changes):
 
 
 @pytest.mark.parametrize("metadata", [
-    *({name: value for name, value in GOOD.items() if name != gone} for gone in GOOD), "no JSON",
-    "[1, 2]", "[" * 100_000, GOOD | {"form": "other"}, architecture(channels=10**9),
-    architecture(blocks=0), architecture(channels=8), GOOD | {"form": "qat"},
-    GOOD | {"form": "qat", "quantiser": "paper", "nodes": [], "grids": {"stem": [0, 0]}},
-    GOOD | {"form": "qat", "quantiser": "tflite", "grids": {}}])
+    *({name: value for name, value in GOOD.items() if name != gone} for gone in GOOD), "no JSON", "[1, 2]",
+    "[" * 100_000, GOOD | {"form": "other"}, architecture(channels=10**9), architecture(blocks=0),
+    architecture(channels=8), GOOD | {"form": "qat"}, GOOD | {"form": "qat", "quantiser": "paper", "nodes": [],
+    "grids": {"stem": [0, 0]}}, GOOD | {"form": "qat", "quantiser": "tflite", "grids": {}}])
 def test_metadata_that_name_no_network_of_the_weights_are_told(tmp_path, metadata):
     path = write(tmp_path / "x.safetensors", metadata)
     for read in (load_model, load_upscaler, read_quantised):
@@ -57,9 +56,8 @@ def test_headers_of_any_kind_are_told_in_one_line(tmp_path, capsys, header):
 
 
 @pytest.mark.parametrize("content", [
-    [1, 2], {}, {"model": {1: WEIGHT}, "cfg": {"channels": 4, "n_rep": 1}},
-    {"model": {"a": WEIGHT}, "cfg": {"channels": 0, "n_rep": 1}},
-    {"model_ema": {"conv_in.weight": WEIGHT}},
+    [1, 2], {}, {"model": {1: WEIGHT}, "cfg": {"channels": 4, "n_rep": 1}}, {"model": {"a": WEIGHT},
+    "cfg": {"channels": 0, "n_rep": 1}}, {"model_ema": {"conv_in.weight": WEIGHT}},
     {"model_ema": {"conv_in.weight": torch.zeros(100_000, 1), "rep.0.reparam.weight": WEIGHT}}])
 def test_foreign_pickles_are_told(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")

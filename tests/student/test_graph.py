@@ -135,8 +135,7 @@ def test_exact_skip_is_for_the_student():
 def test_rescaling_channels_is_exact(arch):
     graph = deployment_graph(deployed(arch))
     x = torch.rand(1, 3, 6, 5) * 255
-    factors = {name: torch.exp(torch.randn_like(factor))
-               for name, factor in channel_factors(graph, [x]).items()}
+    factors = {name: torch.exp(torch.randn_like(factor)) for name, factor in channel_factors(graph, [x]).items()}
     scaled = rescale(graph, factors)
     assert any(not torch.equal(a.weight, b.weight) for a, b in zip(graph.nodes, scaled.nodes, strict=True)
                if a.op == "conv")

@@ -66,8 +66,7 @@ def reference():
     if importlib.util.find_spec("selective_scan_cuda") is None:
         stand_ins["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
     with mock.patch.dict(sys.modules, stand_ins):
-        return pytest.importorskip(
-            "mamba_ssm.ops.selective_scan_interface", exc_type=ImportError).selective_scan_ref
+        return pytest.importorskip("mamba_ssm.ops.selective_scan_interface", exc_type=ImportError).selective_scan_ref
 
 
 @pytest.mark.parametrize("backend", ["numba", "loop"])

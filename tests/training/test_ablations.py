@@ -131,6 +131,9 @@ def test_other_images_or_another_teacher_are_another_training(tmp_path, monkeypa
         shared |= changes
         ablations.train_one(run, data, shared, "kd_0", 1)
     assert len(trained) == 3
+    other, _ = open_after_stage2(tmp_path, [], seed=5)  # its records are read by themselves
+    ablations.train_one(other, data, shared, "kd_0", 1)
+    assert len(trained) == 4
 
 
 def test_records_without_an_identity_are_read_as_a_committed_run(tmp_path):
@@ -405,6 +408,7 @@ def hang(path):
 def test_workers_end_with_the_process_that_they_work_for(tmp_path):
     script = ("import sys; from pathlib import Path; from tests.training.test_ablations import hang\n"
               "from paperlib.training import ablations\nablations.joblib.cpu_count = lambda: 2\n"
+              "ablations.free_memory = lambda: 10**12\n"
               "ablations.run_jobs(hang, [(Path(name),) for name in sys.argv[1:]])")
     files = [tmp_path / "a", tmp_path / "b"]
     with subprocess.Popen([sys.executable, "-c", script, *map(str, files)]) as process:

@@ -6,7 +6,6 @@ gradients of a whole batch, two add up halves and then the two sums.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,10 +50,7 @@ def train(folder: Path):
 
 def torchrun(*words: str, **environment: str) -> subprocess.CompletedProcess:
     """Two processes of a script, or of `-m module`, with its arguments."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", *words]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *words]
     # two processes cannot share a GPU; without one there is nothing to ask for
     cpu = {"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {}
     return subprocess.run(command, capture_output=True, text=True, timeout=240,

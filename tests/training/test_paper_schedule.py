@@ -22,8 +22,7 @@ STAGES = {
     # 150 epochs (section 4)
     "stage3": EVERY_STAGE | CLIPPED | {"steps": 150 * 50, "patch": 144, "lr": 2e-6, "warmup": 0.0, "decay": "halve"}}
 LOSSES = {
-    "stage1": EVERY_LOSS | {"l1": 1.0},
-    "stage2": EVERY_LOSS | {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03},
+    "stage1": EVERY_LOSS | {"l1": 1.0}, "stage2": EVERY_LOSS | {"charbonnier": 1.0, "dct": 0.02, "kd": 0.03},
     "stage3": EVERY_LOSS | {"charbonnier": 1.0, "dct": 0.015, "kd": 0.010, "kd_mid": 0.005, "kd_low": 0.01}}
 PAPER = {
     "student.arch": "mobileone", "student.channels": 32, "student.blocks": 8, "student.branches": 5,  # section 1

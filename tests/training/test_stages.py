@@ -145,6 +145,11 @@ def test_grids_are_learnt_until_the_observers_stop_and_then_stay(tmp_path, monke
 
     monkeypatch.setattr(stages, "psnr_scorer", scorer)
     stages.stage3(run, data, fuse_model(Student(run.settings.student)), None)
+    start = run.stage_folder("stage3") / "fused.safetensors"
+    before = start.read_bytes()
+    with pytest.raises(UserError, match="start: "):
+        stages.stage3(run, data, fuse_model(Student(run.settings.student)), None)
+    assert start.read_bytes() == before  # what is refused leaves the finished one whole
     moved = [one != other for one, other in pairwise(seen)]
     assert len(seen[0]) >= 4
     assert moved == [True] * 3 + [False] * 6  # steps 1 to 4 observe
