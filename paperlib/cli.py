@@ -209,6 +209,8 @@ def _fetch(args: argparse.Namespace) -> int:
     if not args.what:
         names = ", ".join(f"`paperlib data fetch {name}`" for name in FETCHED)
         raise UserError(f"data fetch: what? There is {names}.")
+    if args.assignments:
+        raise UserError("data fetch takes no --set. Name the folder with --to.")
     if args.what == "div2k-valid":
         from paperlib.settings import DataSettings
 

@@ -101,7 +101,7 @@ def test_reproduce_passes_on_what_it_was_given(monkeypatch):
     ("upscale {hr} --out {hr}/a.png --model bicubic", "cannot write"), ("upscale {hr} --out /proc/none --model bicubic",
     "cannot write"), ("evaluate bicubic --hr {hr} --json {hr}/a.png/x.json", "cannot write"),
     ("evaluate bicubic --hr {hr} --json {empty}", "is a folder"),
-    ("export pretrained --out {tmp} --height 9999999", "export.height"),
+    ("export pretrained --out {tmp} --height 9999999", "export.height"), ("data fetch open --set seed=5", "no --set"),
     ("export {tmp}/none.safetensors --out {tmp}", "no file at"),
     ("export {tmp}/none.safetensors --out {tmp} --height 0", "export.height = 0"), ("export {hr}/a.png --out {tmp}",
     "is no checkpoint.*nothing can be exported from .png"), ("table --out {empty}", "no table")])

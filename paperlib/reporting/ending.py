@@ -61,7 +61,7 @@ def about(results: Results) -> tuple[str, str, str]:
     mine, paper = _settings(results)
     method = {"paper": "The paper's method", "released": "The released run's method",
               "ours": "Our method"}.get(mine.get("method"), "")  # older records do not say
-    steps = [f"{stage} {mine[field]:,} steps instead of {paper[field]:,}"
+    steps = [f"stage {stage[-1]} in {mine[field]:,} steps instead of {paper[field]:,}"
              for stage, name in TRAINED_BY.items() if name in results.records
              and mine[field := f"{stage}.steps"] != paper[field]]
     if settings_table(results).empty:

@@ -36,7 +36,7 @@ def test_one_seed_decides_nothing_the_end_says_where_to_look_and_smokes_is_one_l
     assert len(text.splitlines()) <= 20
     assert "with one, none is decided" in text
     assert str(run.out / "report.html") in text
-    assert "stage1 500 steps instead of 30,000, stage2 150 steps instead of 10,000." in text
+    assert "stage 1 in 500 steps instead of 30,000, stage 2 in 150 steps instead of 10,000." in text
     smoke = open_run("smoke", tmp_path / "smoke")
     smoke.record("01_data", rows(("B", "bicubic", "fp32", 26.0)))
     assert len(ending_text(smoke).splitlines()) == 1

@@ -139,7 +139,7 @@ def test_what_the_paper_has_otherwise_is_listed_and_another_runs_records_are_not
     changed = open_run("demo", run.out, {"stage2.steps": 7})
     changed.record("04_stage2", [])
     text = write_summary(changed).read_text()
-    assert "The paper's method: stage2 7 steps instead of 10,000" in text
+    assert "The paper's method: stage 2 in 7 steps instead of 10,000" in text
     assert "| stage2.steps | 7 | 10000 |" in text
     assert "Nothing was run." in write_summary(run).read_text()  # of the profile's own settings
 
