@@ -1,7 +1,7 @@
 # Two commands matter: `make reproduce` and `make test`. Both create .venv when it is missing.
 VENV ?= .venv
-PROFILE ?= demo
-# The newest Python this kit is tested on that this machine has.
+PROFILE ?= $(or $(PAPERLIB_PROFILE),demo)
+# The first of the Pythons this kit is tested on that this machine has.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) >/dev/null 2>&1 && python$(v) -c '' 2>/dev/null && echo python$(v))) python3)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -16,7 +16,7 @@ help:
 	@echo "make test        unit and integration tests, then nbval on the notebooks"
 	@echo "make lab         open the notebooks in JupyterLab (PROFILE=…; default demo)"
 	@echo "make lint        ruff on code, nbstripout on notebooks"
-	@echo "ARGS='…' adds options to reproduce, for instance ARGS='--from 05 --set stage3.steps=100'"
+	@echo "ARGS='…' adds options to reproduce, for instance ARGS='--until 05 --set stage3.steps=100'"
 
 # Only an NVIDIA driver needs torch with 4 GB of CUDA libraries; elsewhere its CPU build is asked for first.
 TORCH := $(shell sed -n 's/^ *"\(torch\(vision\)\{0,1\}==[0-9.]*\)",/\1/p' pyproject.toml)
@@ -50,9 +50,9 @@ SHOWN := results/committed/$(PROFILE)
 SEEN = $(if $(wildcard results/$(PROFILE)),,$(wildcard $(COMMITTED)/notebooks/01_data.ipynb))
 lab: $(STAMP)
 	@echo "$(if $(SEEN),A copy of the committed run; notebooks/ has them without results$(comma) to run them yourself.)"
-	$(if $(SEEN),@test -d $(SHOWN) || { mkdir -p $(dir $(SHOWN)) && cp -r $(COMMITTED) $(SHOWN); })
-	PAPERLIB_PROFILE=$${PAPERLIB_PROFILE:-$(PROFILE)} $(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(if $(SEEN),$(SHOWN)/)notebooks/01_data.ipynb
+	$(if $(SEEN),@test -d $(SHOWN) && test ! $(COMMITTED)/summary.md -nt $(SHOWN)/summary.md || { rm -rf $(SHOWN) && mkdir -p $(dir $(SHOWN)) && cp -r $(COMMITTED) $(SHOWN); })
+	PAPERLIB_PROFILE=$(PROFILE) $(BIN)/jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/$(if $(SEEN),$(SHOWN)/)notebooks/01_data.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check paperlib tests notebooks
-	$(BIN)/nbstripout --verify --keep-count notebooks/*.ipynb
+	$(BIN)/nbstripout --verify --keep-count --keep-id notebooks/*.ipynb

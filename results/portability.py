@@ -1,4 +1,4 @@
-"""The README's table of runtimes: the bundled INT8 student in each, same pixels? how fast?
+"""The runtimes in paperlib/weights/README.md: the shipped INT8 student in each, same pixels? how fast?
 
     python results/portability.py [JSON]
 

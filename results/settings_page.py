@@ -108,6 +108,7 @@ def settings_text() -> str:
         "## What `method` switches\n\n`method=paper` or `method=ours` sets these together; single "
         "settings lie on top. `method=released`, for profile `paper` alone, is the run that made the "
         "reported numbers, as far as this kit has its terms: another rate and smaller patches in stage "
-        "2, batch 1 and the stage-2 student as teacher in stage 3.\n\n"
+        "2; in stage 3 batch 1, 120,000 steps, its own weight λ(t) of the teacher, and the stage-2 "
+        "student as that.\n\n"
         f"| setting | paper | ours |\n| --- | --- | --- |\n{rows}")
     return "\n\n".join(parts) + "\n"

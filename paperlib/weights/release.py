@@ -33,6 +33,7 @@ SOURCES = {
     "t91": "T91 (for research)", "cid22": "CID22 (CC BY-SA 4.0)",
     "open": "51 photographs of open licences (each named, with licence and source, in "
             "paperlib/data/open.csv)",
+    "open_wallpapers": "385 photographs of open licences (paperlib/data/open_wallpapers.csv)",
     "embedded": "those in scikit-image and scikit-learn",
     "div2k": "DIV2K (for academic research)"}
 """Training photographs by the name of their folder, or `data.source`, and their terms."""
@@ -78,6 +79,8 @@ def release(run: Run, folder: Path = FOLDER) -> Path:
     sources = {"pretrained": run.stage_folder("export") / "student_dynamic_int8.tflite",
                "pretrained-qat": run.stage_folder("stage3") / "qat.safetensors",
                "pretrained-float": run.stage_folder("stage3") / "fused.safetensors"}
+    if not records:
+        raise UserError(f"{run.out} holds no record with the settings of {run.settings.profile}.")
     last, digest = records.get("06_tflite_eval", {"inputs": {}}), sha256_file(sources["pretrained"])
     if digest not in {file["sha256"] for file in last["inputs"].values()}:
         raise UserError(f"06_tflite_eval has not measured {sources['pretrained']}. Run 06 again.")
