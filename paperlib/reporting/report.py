@@ -142,9 +142,8 @@ class _Page(mistune.HTMLRenderer):
             return f"<th>{text}</th>"
         name = self._heads[self._place % len(self._heads)]
         self._place += 1
-        word = text.partition(" (SSIM")[0]
-        if word in set(Verdict):
-            text = f'<span class="badge {word.split(" (")[0].replace(" ", "-")}">{text}</span>'
+        if text in set(Verdict):
+            text = f'<span class="badge {text.split(" (")[0].replace(" ", "-")}">{text}</span>'
         return f'<td data-label="{html.escape(name)}">{text}</td>'
 
 

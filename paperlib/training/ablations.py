@@ -94,13 +94,14 @@ FLOAT_CLAIMS = ("stage1_longer", "dct_off", "confidence_off", "kd_off")
 def check_switches(settings: Settings) -> None:
     """Refuse unknown `ablation.switches` before anything is trained."""
     for name in settings.ablation.switches:
-        if "post_training+" in f"{name}+" and name != "post_training":
+        parts = name.split("+")
+        if "post_training" in parts and len(parts) > 1:
             raise UserError(f"ablation.switches {name!r}: post_training trains no stage 3 that another "
                             "switch could change. Name it alone.")
-    for part in [part for name in settings.ablation.switches for part in name.split("+")]:
-        if part not in SWITCHES:
-            raise UserError(f"unknown ablation.switches {part!r}. Nearest: "
-                            f"{nearest(part, list(SWITCHES))}. Known: {', '.join(SWITCHES)}.")
+        for part in parts:
+            if part not in SWITCHES:
+                raise UserError(f"unknown ablation.switches {part!r}. Nearest: "
+                                f"{nearest(part, list(SWITCHES))}. Known: {', '.join(SWITCHES)}.")
 
 
 def sizes(archs: Sequence[str]) -> pd.DataFrame:
