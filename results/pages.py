@@ -88,16 +88,16 @@ def claims_text(runs: Mapping[str, Results]) -> str:
             "claim": claim["claim"], "paper": f"{claim['reported']:+.3f}",
             "here": effect_text(found).removesuffix(" (5 seeds, 14 images)"),
             "verdict": found["verdict"].value, "inside": found["reported_inside"],
-            "run": Markup(f"[{name.rpartition('/')[2]}](reference/{name}/summary.md)"
+            "run": Markup(f"[{name}](reference/{name}/summary.md)"
                           if found["seeds"] else "")})
     words = [word for word in Verdict if word.value in {line["verdict"] for line in lines}]
     last = max(record["started"] for run in runs.values() for record in run.records.values())[:10]
     return "\n\n".join([
         f"{CLAIMS} The last was measured on {last}.", markdown(pd.DataFrame(lines)),
         "\n".join(f"- *{word.value}*: {word.meaning}" for word in words),
-        "What would decide or strengthen them: more images for ABPN, more seeds for the undecided one "
-        "of Table C, DIV2K and the published schedule for the others. The last line's files are "
-        "those of Table D with the teacher, by post-training quantisation, the fixed one with the "
+        "What would decide or strengthen them: more seeds for the undecided one of Table C, "
+        "DIV2K and the published schedule for the others. The last line's files are those "
+        "of Table D with the teacher, by post-training quantisation, the fixed one with the "
         "authors' padding and tiles; the shipped student's fixed file gives the pixels of its "
         "dynamic one.",
         "Table A: one formula gives all five published scores from PSNR and time (*recomputed*). "
