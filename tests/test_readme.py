@@ -19,7 +19,7 @@ from paperlib.weights import pretrained
 from paperlib.weights.release import seeds_table
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, PAGE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "results/README.md"))
 TEXT = " ".join(README.split())
 REFERENCE = ROOT / "results" / "reference"
 STAGE3 = "stage3_from_published"
@@ -189,14 +189,18 @@ assert len(CLAIMS) >= 10, "the paper's comparisons"
 def test_claims_say_what_the_records_say(line):
     """Paper's difference, effect, interval, verdict, as the same code judges the committed records."""
     shown = [cell.strip() for cell in line.replace("−", "-").strip("|").split("|")]
-    on_the_36 = {"Table D": f"{STAGE3}/div2k", "Table B: ABPN": "blocks/div2k"}
-    folder, images = next(((name, "DIV2K_36") for start, name in on_the_36.items()
-                           if shown[0].startswith(start)), ("blocks", "validation"))
+    (folder,) = re.findall(rf"^\| {re.escape(shown[0])} .*\(reference/(.+)/summary.md\)", PAGE, re.M)
+    images = read("questions.json")[folder].get("images", "validation")
     results = Results(Run(load_settings("benchmark"), REFERENCE / folder, every_record=True), images)
     (found,) = [claim for claim in results.claims if claim["claim"] == shown[0]]
     assert found["seeds"] == 5
     assert shown[1:] == [f"{found['reported']:+.3f}", effect_text(found).partition(" (")[0],
                          found["verdict"].value, found["reported_inside"]]
+
+
+def test_decided_claims_are_counted():
+    them = re.findall(r"\| ([\w ]+) \| (?:yes|no) \| \[", PAGE)
+    assert f"{sum('trend' in word for word in them)} of [{len(them)} comparisons](results/README.md) are decided" in TEXT
 
 
 def test_damaged_files_are_counted_as_recorded():
