@@ -200,7 +200,7 @@ def test_claims_say_what_the_records_say(line):
 
 def test_decided_claims_are_counted():
     them = re.findall(r"\| ([\w ]+) \| (?:yes|no) \| \[", PAGE)
-    assert f"{sum('trend' in word for word in them)} of [{len(them)} comparisons](results/README.md) are decided" in TEXT
+    assert f"{sum('trend' in w for w in them)} of [{len(them)} comparisons](results/README.md) are decided" in TEXT
 
 
 def test_damaged_files_are_counted_as_recorded():
