@@ -401,7 +401,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         message = (f"this needs the Python package {error.name}, which the light installation "
                    "leaves out. Install the whole kit, in a clone: pip install '.[kit]'")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not isinstance(error.__cause__ or error, KeyboardInterrupt):  # 3.11 may wrap it
+            raise
         eval("0")  # CPython notes an interrupt inside eval or exec, and would end by SIGINT
         print("\npaperlib: interrupted; what was finished is kept.", file=sys.stderr)
         return 130

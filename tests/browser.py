@@ -91,9 +91,8 @@ def stop(process: subprocess.Popen) -> None:
 
 
 @contextmanager
-def open_page(
-    width: int = 1200, height: int = 1000, patience: float = 600, kind: type[Page] = Page,
-) -> Iterator[Page]:
+def open_page(width: int = 1200, height: int = 1000, patience: float = 600,
+              kind: type[Page] = Page) -> Iterator[Page]:
     """An empty page, of `kind`, in a Chromium of its own."""
     command = chromium()
     if command is None:

@@ -206,9 +206,13 @@ def test_data_says_what_is_there_and_fills_the_cache(tmp_path, monkeypatch, caps
     assert "train: missing: DIV2K" in capsys.readouterr().out
 
 
-def test_interrupting_says_that_work_is_kept(tmp_path):
-    (tmp_path / "interrupted.py").write_text("""import paperlib.cli
-paperlib.cli.build_parser = lambda: exec("raise KeyboardInterrupt")  # CPython notes one inside an exec
+@pytest.mark.parametrize("how", ['exec("raise KeyboardInterrupt")', 'type("", (), {"name": Interrupting()})'])
+def test_interrupting_says_that_work_is_kept(tmp_path, how):  # CPython notes one in exec, wraps one in __set_name__
+    (tmp_path / "interrupted.py").write_text(f"""import paperlib.cli, paperlib.data.images
+assert not paperlib.data.images.Image.init(), "an interrupted import would look like a fault of the picture"
+class Interrupting:
+    def __set_name__(self, *names): raise KeyboardInterrupt
+paperlib.cli.build_parser = lambda: {how}
 raise SystemExit(paperlib.cli.main())""")
     done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, b"what was finished is kept" in done.stderr) == (130, True)

@@ -49,6 +49,7 @@ OPAQUE = ("JPEG", "BMP")  # formats without transparency
 # What Pillow remarks on sizes and metadata is not the user's: what matters raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None  # the free memory decides
+Image.init()  # imports the formats here: interrupted later, that would look like a fault of a file
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 _stderr = threading.Lock()
 

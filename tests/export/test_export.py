@@ -67,8 +67,7 @@ def test_learnt_grids_are_in_the_file(files, qgraph):
     np.testing.assert_allclose(kernels, learnt, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(20, 28), (45, 33), (20, 60), (8, 8), (9, 40), (30, 11),
-                                  (1, 1), (8, 3)])
+@pytest.mark.parametrize("size", [(20, 28), (45, 33), (20, 60), (8, 8), (9, 40), (30, 11), (1, 1), (8, 3)])
 def test_fixed_file_gives_what_the_dynamic_one_gives(files, size):
     """Borders included, for images of any size from twice the reach on: four 3×3 convolutions, so
     8 pixels. Smaller ones come out too."""

@@ -171,8 +171,7 @@ def test_training_lines_reach_the_terminal_and_nothing_else_does(folder, capfd, 
     *[({"overrides": {"ablation.switches": [name]}}, words)
       for name, words in (("dct_off+", "unknown ablation.switches ''"), ("post_training+dct_off", "Name it alone"))],
     ({"last": "09"}, "no notebook '09'. There are 01, 02"),
-    ({"first": "02", "last": "01"}, "Exchange"),
-])
+    ({"first": "02", "last": "01"}, "Exchange")])
 def test_what_is_unknown_is_refused_before_anything_runs(folder, more, words):
     with pytest.raises(UserError, match=words):
         go(folder, **more)

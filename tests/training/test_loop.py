@@ -209,8 +209,7 @@ def by_hand(model: nn.Module, settings: StageSettings) -> dict[str, torch.Tensor
 CASES = {
     "plain": {}, "λ(t)": {"loss": DISTILS}, "gradient clip": {"clip_grad": 1e-7, "lr": 0.02},
     "weight clip": {"clip_body": 0.05, "clip_ends": 0.03, "lr": 0.01}, "slow average": {"ema": 0.9, "lr": 0.01},
-    "average that begins fast": {"ema": 0.9, "ema_warmup": True, "lr": 0.01},
-}
+    "average that begins fast": {"ema": 0.9, "ema_warmup": True, "lr": 0.01}}
 
 
 @pytest.mark.parametrize("name", CASES)
