@@ -20,8 +20,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "--hr", "{folder}", "--json", "{folder}/scores.json"],
     "bicubic": ["evaluate", "bicubic-matlab", "--hr", "{folder}"],
     "inspect": ["inspect", "{folder}/student.tflite", "--json", "{folder}/about.json"],
-    "status": ["data", "status", "--profile", "paper"],
-}
+    "status": ["data", "status", "--profile", "paper"]}
 
 
 @pytest.fixture

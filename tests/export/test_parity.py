@@ -32,8 +32,9 @@ def pictures(height: int, width: int, seed: int) -> list[np.ndarray]:
 @given(arch=NETWORKS, quantiser=st.sampled_from(["paper", "tflite"]), channels=st.integers(4, 9),
        blocks=st.integers(1, 3), height=st.integers(1, 17), width=st.integers(1, 17), seed=st.integers(0, 99),
        xnnpack=st.booleans(), skip=st.sampled_from(["add", "exact"]))
-def test_tflite_equals_fake_quant(tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack,
-                                  skip):
+def test_tflite_equals_fake_quant(
+    tmp_path_factory, arch, quantiser, channels, blocks, height, width, seed, xnnpack, skip,
+):
     torch.manual_seed(seed)
     if quantiser == "paper" or arch not in ("mobileone", "repconv"):
         skip = "add"
